@@ -1,0 +1,169 @@
+"""Weight centring (MimicNorm's "weight mean"), its gain, and the projection of whole parameter trees.
+
+A kernel follows Flax's layout: the last axis is the output channel, every other axis is fan-in,
+`(n_in, n_out)` for dense layers and `(*window, n_in / groups, n_out)` for convolutions.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Shape = Sequence[int]
+Rule = Callable[[Shape, int], bool]
+"""Whether to centre the kernel of this shape in a layer with this many groups."""
+Select = Callable[[tuple[str, ...], jax.Array], bool]
+"""Whether to centre the leaf at this path of a parameter tree."""
+
+PUBLISHED_GAIN = 1.2
+"""The published code's rounding of `gain`, used as a learnable scalar."""
+PUBLISHED_VARIANCE = 2.8
+"""The published code's rounding of `2 gain**2`, used as the numerator of a kernel's variance."""
+
+
+def fan_in(shape: Shape) -> int:
+    """Number of inputs to one output of a kernel of this shape: the product of all axes but the last.
+
+    Example:
+      >>> fan_in((3, 3, 64, 128))
+      576
+    """
+    if len(shape) < 2:
+        raise ValueError(f"a kernel has a fan-in and an output axis; got shape {tuple(shape)}")
+    return math.prod(shape[:-1])
+
+
+def centre(kernel: jax.Array) -> jax.Array:
+    r"""Subtracts from each output channel its mean over the fan-in (section 3.1, "weight mean").
+
+    $\bar W_{ij} = W_{ij} - \frac1n \sum_k W_{kj}$, computed in at least float32.
+
+    Args:
+      kernel: `(..., n_out)`, of any rank from 2 on; grouped kernels hold `n_in / groups` inputs.
+
+    Returns:
+      The centred kernel, in the shape and dtype of `kernel`. Its sum over the fan-in is zero for
+      every output channel, and so is that of its gradient: centring is an orthogonal projection.
+
+    Raises:
+      ValueError: if the fan-in is below 2, where centring would leave nothing.
+
+    Example:
+      >>> centre(jnp.array([[1.0, 5.0], [3.0, 5.0]])).tolist()
+      [[-1.0, 0.0], [1.0, 0.0]]
+    """
+    if fan_in(kernel.shape) < 2:
+        raise ValueError(f"centring a kernel of fan-in 1 leaves only zeros; got shape {kernel.shape}")
+    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    mean = wide.mean(axis=tuple(range(kernel.ndim - 1)), keepdims=True)
+    return (wide - mean).astype(kernel.dtype)
+
+
+def gain(n: int) -> float:
+    r"""The factor on He's standard deviation that keeps the energy of a centred ReLU layer (Theorem 3).
+
+    $\sqrt{n / ((n-1)(1-1/\pi))}$; it tends to 1.2112 for large fan-in `n`.
+
+    Raises:
+      ValueError: if `n < 2`.
+
+    Example:
+      >>> round(gain(10**9), 4)
+      1.2112
+    """
+    if n < 2:
+        raise ValueError(f"the gain of a centred kernel needs a fan-in of at least 2; got {n}")
+    return math.sqrt(n / ((n - 1) * (1 - 1 / math.pi)))
+
+
+def fan_in_above(threshold: int) -> Rule:
+    """Centre kernels whose fan-in exceeds `threshold`; the published CIFAR code's rule with 50."""
+
+    def rule(shape: Shape, groups: int) -> bool:
+        del groups
+        return fan_in(shape) > threshold
+
+    return rule
+
+
+def ungrouped(shape: Shape, groups: int) -> bool:
+    """Centre every kernel of a layer without groups; the published ImageNet code's rule."""
+    del shape
+    return groups == 1
+
+
+def always(shape: Shape, groups: int) -> bool:
+    """Centre every kernel."""
+    del shape, groups
+    return True
+
+
+def never(shape: Shape, groups: int) -> bool:
+    """Centre no kernel."""
+    del shape, groups
+    return False
+
+
+PUBLISHED_CIFAR_RULE: Rule = fan_in_above(50)
+"""Neither a 3-channel 3x3 stem, nor depthwise kernels, nor pointwise kernels of few channels."""
+
+
+def conv_kernels(rule: Rule = PUBLISHED_CIFAR_RULE) -> Select:
+    """Selects the leaves named `kernel` with a window (rank 3 or more) that `rule` takes.
+
+    A tree does not tell a layer's groups, so `rule` is asked with `groups=1`; a rule about the
+    fan-in, which Flax's shapes do show, leaves depthwise kernels out all the same.
+    """
+
+    def select(path: tuple[str, ...], leaf: jax.Array) -> bool:
+        return path[-1] == "kernel" and leaf.ndim >= 3 and rule(leaf.shape, 1)
+
+    return select
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+
+
+def project(params: optax.Params, select: Select | None = None) -> optax.Params:
+    """Centres the selected leaves of a parameter tree.
+
+    Args:
+      params: any tree of arrays.
+      select: which leaves, by default `conv_kernels()`.
+
+    Returns:
+      A tree of the same structure; leaves that are not selected are passed through.
+    """
+    select = select or conv_kernels()
+
+    def leaf(path: tuple[Any, ...], value: jax.Array) -> jax.Array:
+        return centre(value) if select(_names(path), value) else value
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def centre_after_step(select: Select | None = None) -> optax.GradientTransformation:
+    """Keeps the selected kernels centred after every optimiser step, as the published code does.
+
+    Put it last in an `optax.chain`. For SGD with momentum, Nesterov and coupled weight decay the
+    trajectory is that of centring inside the layer; for Adam, AdamW and clipped gradients it is a
+    different algorithm, because those see the gradient before it is projected.
+
+    Args:
+      select: which leaves, by default `conv_kernels()`.
+
+    Returns:
+      A transformation whose `update` needs `params`; it raises ValueError without them.
+    """
+
+    def update(updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None):
+        if params is None:
+            raise ValueError("centre_after_step needs the parameters: call update(grads, state, params)")
+        centred = project(optax.apply_updates(params, updates), select)
+        return jax.tree.map(jnp.subtract, centred, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

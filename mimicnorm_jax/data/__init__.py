@@ -1,0 +1,1 @@
+"""Datasets in memory, batches as index arrays, augmentation on the device."""

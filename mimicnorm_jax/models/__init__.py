@@ -1,0 +1,166 @@
+"""The networks by name: `create` builds any of them under any method that makes sense for it."""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mimicnorm_jax.initialisation import SCHEMES, Published
+from mimicnorm_jax.methods import METHODS, Method
+from mimicnorm_jax.models.factory import LayerFactory
+from mimicnorm_jax.models.mobilenet import MobileNetV2
+from mimicnorm_jax.models.resnet import BasicBlock, Bottleneck, ResNet
+from mimicnorm_jax.models.shufflenet import CHANNELS, ShuffleNetV2
+from mimicnorm_jax.models.squeezenet import SqueezeNet
+from mimicnorm_jax.models.vgg import STAGES, VGG
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What `create` knows of one network.
+
+    Attributes:
+      build: its module, but for the factory, the number of classes and the width.
+      published: the constants of its published initialisation.
+      stride: by how much it shrinks an image in all, so the least height and width it takes.
+      residual_branches: whether it has residual branches that end in one convolution.
+      fixup: whether Fixup's rules are written for its branches.
+    """
+
+    build: Callable[..., nn.Module]
+    published: Published
+    stride: int
+    residual_branches: bool = False
+    fixup: bool = False
+
+
+def _resnet(block: Any, *stages: int, channels: int = 64) -> Architecture:
+    build = partial(ResNet, block=block, stages=stages, channels=channels)
+    return Architecture(build, Published(2.0), 2 ** (len(stages) - 1), residual_branches=True, fixup=True)
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    **{
+        f"vgg{depth}": Architecture(partial(VGG, stages=stages), Published(2.8, idle_bias=True), 32)
+        for depth, stages in STAGES.items()
+    },
+    "resnet8": _resnet(BasicBlock, 1, 1, 1, channels=16),
+    "resnet18": _resnet(BasicBlock, 2, 2, 2, 2),
+    "resnet34": _resnet(BasicBlock, 3, 4, 6, 3),
+    "resnet50": _resnet(Bottleneck, 3, 4, 6, 3),
+    "resnet101": _resnet(Bottleneck, 3, 4, 23, 3),
+    "resnet152": _resnet(Bottleneck, 3, 8, 36, 3),
+    "squeezenet": Architecture(SqueezeNet, Published(2.8, min_channels=4, idle_bias=True), 8),
+    **{
+        f"shufflenetv2_{width}": Architecture(
+            partial(ShuffleNetV2, channels=channels), Published(2.0, min_channels=4, idle_bias=True), 8
+        )
+        for width, channels in CHANNELS.items()
+    },
+    "mobilenetv2": Architecture(
+        MobileNetV2, Published(2.0, min_channels=2, idle_bias=True), 8, residual_branches=True
+    ),
+}
+"""Every network by name. `resnet8` is the small one of the digits default; it is in no paper's table."""
+
+
+def _choose(field: str, value: str, choices: Iterable[str]) -> None:
+    names = list(choices)
+    if value not in names:
+        near = difflib.get_close_matches(str(value), names)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise ValueError(f"unknown {field} {value!r}: {hint}it is one of {', '.join(names)}")
+
+
+def methods_of(name: str) -> list[str]:
+    """Names of the methods that make sense for the network `name`."""
+    _choose("model", name, ARCHITECTURES)
+    return [method.name for method in METHODS.values() if not _objection(name, method)]
+
+
+def _objection(name: str, method: Method) -> str:
+    architecture = ARCHITECTURES[name]
+    if method.needs_residual_branches and not architecture.residual_branches:
+        return f"{method.name} is about residual branches that end in a convolution, and {name} has none"
+    if method.fixup and not architecture.fixup:
+        return f"{method.name}'s rules are written for the branches of ResNets, not for those of {name}"
+    return ""
+
+
+def check_image(name: str, shape: Sequence[int]) -> None:
+    """Raises ValueError if the network `name` cannot take images of `shape`, `(H, W, C)`."""
+    _choose("model", name, ARCHITECTURES)
+    stride = ARCHITECTURES[name].stride
+    if min(shape[:2]) < stride:
+        raise ValueError(
+            f"{name} shrinks images by {stride} and needs at least {stride} x {stride} pixels; "
+            f"these have {shape[0]} x {shape[1]}. Use a net with a smaller stride, such as resnet8"
+        )
+
+
+def create(
+    name: str,
+    *,
+    method: str = "mimicnorm",
+    num_classes: int = 100,
+    init: str = "published",
+    width: float = 1.0,
+    dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    centre_in_call: bool = True,
+    running_variance: Literal["biased", "unbiased"] = "biased",
+) -> nn.Module:
+    """Builds a network for small images (CIFAR form) under a method.
+
+    The same seed gives every method the same raw kernels, up to the scale that its initialisation
+    asks for and Fixup's zeros.
+
+    Args:
+      name: one of `ARCHITECTURES`.
+      method: one of `METHODS`, see `methods_of`.
+      num_classes: number of logits.
+      init: one of `initialisation.SCHEMES`.
+      width: factor on all channels; the published networks have 1.
+      dtype: of activations.
+      param_dtype: of parameters.
+      axis_name: mapped axis over which every BatchNorm, or the last, is synchronised.
+      centre_in_call: False leaves centring to `centring.centre_after_step` in the optimiser.
+      running_variance: convention of the last BatchNorm's running variance, see `LastBatchNorm`.
+
+    Returns:
+      A module with `init(key, images)` and `apply(variables, images, train=...)`, images
+      `(B, H, W, C)`, logits `(B, num_classes)`. Training needs `mutable=["batch_stats"]` and VGG
+      a `dropout` key.
+
+    Raises:
+      ValueError: for an unknown name, or a method that makes no sense for the network.
+
+    Example:
+      >>> model = create("resnet18", method="mimicnorm", num_classes=10)
+    """
+    _choose("model", name, ARCHITECTURES)
+    _choose("method", method, METHODS)
+    _choose("init", init, SCHEMES)
+    if objection := _objection(name, METHODS[method]):
+        raise ValueError(f"{objection}. Methods for {name}: {', '.join(methods_of(name))}")
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}: classification needs at least 2")
+    if width <= 0:
+        raise ValueError(f"width is {width}: it is a positive factor on the channels")
+    architecture = ARCHITECTURES[name]
+    factory = LayerFactory(
+        METHODS[method],
+        SCHEMES[init],
+        architecture.published,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        axis_name=axis_name,
+        centre_in_call=centre_in_call,
+        running_variance=running_variance,
+    )
+    return architecture.build(factory=factory, num_classes=num_classes, width=width)

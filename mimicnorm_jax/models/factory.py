@@ -1,0 +1,293 @@
+"""Turns a method's record into layers: an architecture asks for a layer in a role, never for a method."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn import initializers
+
+from mimicnorm_jax import activations, centring
+from mimicnorm_jax.initialisation import Kernel, Published, Scheme
+from mimicnorm_jax.layers import CentredConv, LastBatchNorm
+from mimicnorm_jax.methods import Method
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def scale_width(channels: int, width: float) -> int:
+    """`channels` times `width`, rounded to an even number of at least 2."""
+    return max(2, 2 * round(channels * width / 2))
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch, for the initialisation of its convolutions.
+
+    Attributes:
+      block: the running index of its block over the whole net, from 1.
+      blocks: how many blocks the net has.
+      kernels: `(shape, groups)` of the branch's convolutions whose gain its scalar makes up for.
+      length: how many convolutions it has.
+    """
+
+    block: int
+    blocks: int
+    kernels: tuple[tuple[tuple[int, ...], int], ...]
+    length: int
+
+    @property
+    def fixup_shrink(self) -> float:
+        """Fixup's factor L^(-1/(2m-2)) on the standard deviation of all kernels but the last."""
+        return self.blocks ** (-1 / (2 * self.length - 2))
+
+
+class ScalarBias(nn.Module):
+    """Adds one learnable scalar to the whole tensor."""
+
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + self.param("bias", initializers.zeros, (), self.param_dtype).astype(x.dtype)
+
+
+class ScaleAndShift(nn.Module):
+    """Multiplies by one learnable scalar and adds another."""
+
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", initializers.ones, (), self.param_dtype)
+        bias = self.param("bias", initializers.zeros, (), self.param_dtype)
+        return x * scale.astype(x.dtype) + bias.astype(x.dtype)
+
+
+class ConvUnit(nn.Module):
+    """A convolution and what its method puts behind it: BatchNorm, a scalar bias, or nothing.
+
+    Pads explicitly by half the window, as the published code does; at stride 2 this is not 'SAME'.
+    """
+
+    factory: "LayerFactory"
+    features: int
+    window: int
+    strides: int
+    padding: int
+    groups: int
+    use_bias: bool
+    scalar_bias: bool
+    batch_norm: bool
+    scale: float | None
+    kernel_init: initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        make = self.factory
+        x = CentredConv(
+            self.features,
+            (self.window, self.window),
+            strides=self.strides,
+            padding=self.padding,
+            feature_group_count=self.groups,
+            use_bias=self.use_bias,
+            dtype=make.dtype,
+            param_dtype=make.param_dtype,
+            kernel_init=self.kernel_init,
+            rule=make.rule if make.method.centres and make.centre_in_call else centring.never,
+            scale_init=None if self.scale is None else initializers.constant(self.scale),
+            name="conv",
+        )(x)
+        if self.scalar_bias:
+            x = ScalarBias(make.param_dtype, name="shift")(x)
+        if self.batch_norm:
+            x = nn.BatchNorm(
+                use_running_average=not train,
+                momentum=0.9,
+                epsilon=1e-5,
+                dtype=make.dtype,
+                param_dtype=make.param_dtype,
+                axis_name=make.axis_name,
+                name="bn",
+            )(x)
+        return x
+
+
+@dataclass(frozen=True)
+class LayerFactory:
+    """Makes an architecture's layers for one method. Layer names do not depend on the method.
+
+    Attributes:
+      method, scheme, published: what to build, how it starts, and the architecture's constants.
+      rule: which kernels a centring method centres.
+      dtype: of activations.
+      param_dtype: of parameters.
+      axis_name: mapped axis over which BatchNorms are synchronised, or None.
+      centre_in_call: False leaves centring to `centring.centre_after_step`.
+      running_variance: as in `LastBatchNorm`.
+    """
+
+    method: Method
+    scheme: Scheme
+    published: Published
+    rule: centring.Rule = centring.PUBLISHED_CIFAR_RULE
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    axis_name: str | None = None
+    centre_in_call: bool = True
+    running_variance: Literal["biased", "unbiased"] = "biased"
+
+    def conv(
+        self,
+        features: int,
+        window: int,
+        *,
+        name: str,
+        strides: int = 1,
+        padding: int | None = None,
+        groups: int = 1,
+        bias: bool = True,
+        norm: bool = True,
+        covers: Sequence[tuple[tuple[int, ...], int]] | None = None,
+        branch: Branch | None = None,
+    ) -> ConvUnit:
+        """A convolution with a square window.
+
+        Args:
+          features: output channels.
+          window: side of the window.
+          name: of the unit.
+          strides: in both directions.
+          padding: on each side; by default half the window.
+          groups: of the convolution.
+          bias: whether it has a bias, where the method has biases.
+          norm: False where even BatchNorm nets have none (a classifier).
+          covers: kernels `(shape, groups)` whose gain a learnable scalar of this unit makes up
+            for, in methods with such scalars; None for no scalar.
+          branch: the residual branch that it belongs to, unless it ends it.
+        """
+        scale = None
+        if covers is not None and self.method.gain_scalars:
+            scale = self.scheme.scalar([self._kernel(*kernel) for kernel in covers])
+        return self._unit(
+            features,
+            window,
+            name=name,
+            strides=strides,
+            padding=window // 2 if padding is None else padding,
+            groups=groups,
+            bias=bias,
+            norm=norm,
+            scale=scale,
+            fixup_shrink=branch.fixup_shrink if branch else 1.0,
+            fixup_bias=True,
+        )
+
+    def branch_end(self, features: int, window: int, *, name: str, branch: Branch, bias: bool = True) -> ConvUnit:
+        """The last convolution of a residual branch, with the scalar of the branch."""
+        scale = None
+        if self.method.gain_scalars:
+            scale = self.scheme.scalar([self._kernel(*kernel) for kernel in branch.kernels], branch.block)
+        elif self.method.zero_scalars:
+            scale = 0.0
+        elif self.method.fixup:
+            scale = 1.0
+        return self._unit(
+            features,
+            window,
+            name=name,
+            padding=window // 2,
+            bias=bias,
+            scale=scale,
+            fixup_shrink=0.0,
+            fixup_bias=True,
+        )
+
+    def shortcut(self, features: int, *, name: str, strides: int, bias: bool = True) -> ConvUnit:
+        """The pointwise convolution on a residual block's shortcut."""
+        return self._unit(features, 1, name=name, strides=strides, bias=bias)
+
+    def shift(self, name: str) -> Callable[[jax.Array], jax.Array]:
+        """What stands before a branch's convolutions and the classifier: Fixup's scalar bias."""
+        return ScalarBias(self.param_dtype, name=name) if self.method.fixup else lambda x: x
+
+    def scale_and_shift(self, name: str) -> Callable[[jax.Array], jax.Array]:
+        """ShuffleNetV2's scale and bias behind a residual branch's last ReLU, where scalars are."""
+        return ScaleAndShift(self.param_dtype, name=name) if self.method.gain_scalars else lambda x: x
+
+    @property
+    def relu6(self) -> Activation:
+        """ReLU6 where BatchNorm keeps activations in its range, ReLU elsewhere."""
+        return activations.relu6 if self.method.batch_norm else activations.relu
+
+    def dense(self, features: int, *, name: str) -> nn.Dense:
+        """A hidden dense layer: He initialisation, never centred."""
+        return self._dense(features, name, initializers.variance_scaling(2.0, "fan_in", "normal"))
+
+    def classifier(self, num_classes: int) -> nn.Dense:
+        """The dense layer of the logits: as `dense`; Fixup starts it at zero."""
+        if self.method.fixup:
+            return self._dense(num_classes, "classifier", initializers.zeros)
+        return self.dense(num_classes, name="classifier")
+
+    def logits(self, x: jax.Array, train: bool) -> jax.Array:
+        """The last BatchNorm, where the method has one; logits are at least float32."""
+        if self.method.last_batch_norm:
+            norm = LastBatchNorm(not train, self.axis_name, running_variance=self.running_variance, name="last_bn")
+            return norm(x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def centres(self, shape: Sequence[int], groups: int = 1) -> bool:
+        """Whether the architecture's rule takes the kernel, whatever the method does with it."""
+        return self.rule(shape, groups)
+
+    def _kernel(self, shape: Sequence[int], groups: int) -> Kernel:
+        return Kernel(tuple(shape), self.method.centres and self.centres(shape, groups))
+
+    def _dense(self, features: int, name: str, kernel_init: initializers.Initializer) -> nn.Dense:
+        return nn.Dense(
+            features, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=kernel_init, name=name
+        )
+
+    def _unit(
+        self,
+        features: int,
+        window: int,
+        *,
+        name: str,
+        bias: bool,
+        strides: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        norm: bool = True,
+        scale: float | None = None,
+        fixup_shrink: float = 1.0,
+        fixup_bias: bool = False,
+    ) -> ConvUnit:
+        def stddev(shape: Sequence[int]) -> float:
+            if self.method.fixup:
+                return fixup_shrink * math.sqrt(2 / (math.prod(shape[:-2]) * shape[-1]))
+            return self.scheme.kernel_stddev(self.published, self._kernel(shape, groups))
+
+        def kernel_init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+            return stddev(shape) * jax.random.normal(key, shape, dtype)
+
+        normalised = norm and self.method.batch_norm
+        return ConvUnit(
+            factory=self,
+            features=features,
+            window=window,
+            strides=strides,
+            padding=padding,
+            groups=groups,
+            use_bias=(self.published.idle_bias if normalised else bias) and not self.method.fixup,
+            scalar_bias=fixup_bias and self.method.fixup,
+            batch_norm=normalised,
+            scale=scale,
+            kernel_init=kernel_init,
+            name=name,
+        )

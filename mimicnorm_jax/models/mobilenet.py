@@ -1,0 +1,74 @@
+"""MobileNetV2 (Sandler et al. 2018), in the CIFAR form of the paper's code."""
+
+import jax
+from flax import linen as nn
+
+from mimicnorm_jax.models.factory import Branch, LayerFactory, scale_width
+
+# (expansion, channels, repeats, stride of the first)
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 1), (6, 320, 1, 1))
+BLOCKS = sum(repeats for _, _, repeats, _ in STAGES)
+
+
+class InvertedResidual(nn.Module):
+    """Pointwise expansion, depthwise 3x3, linear pointwise; a sum where the shape stays."""
+
+    factory: LayerFactory
+    features: int
+    expansion: int
+    strides: int
+    block: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        make, channels = self.factory, x.shape[-1]
+        wide = channels * self.expansion
+        expand, project = ((1, 1, channels, wide), 1), ((1, 1, wide, self.features), 1)
+        relu, bias = make.relu6, make.centres
+        y = relu(make.conv(wide, 1, bias=bias(*expand), name="conv1")(x, train))
+        y = make.conv(wide, 3, strides=self.strides, groups=wide, bias=bias((3, 3, 1, wide)), name="conv2")(y, train)
+        y = relu(y)
+        if self.strides != 1 or channels != self.features:
+            return make.conv(self.features, 1, bias=bias(*project), covers=[expand, project], name="conv3")(y, train)
+        branch = Branch(self.block, BLOCKS, (expand, project), 3)
+        return x + make.branch_end(self.features, 1, branch=branch, bias=bias(*project), name="conv3")(y, train)
+
+
+class MobileNetV2(nn.Module):
+    """A pointwise stem padded by 1, inverted residual blocks, a convolutional classifier.
+
+    Convolutions that the centring rule leaves out have no bias, unless BatchNorm follows them.
+
+    Attributes:
+      factory: makes the layers.
+      num_classes: number of logits.
+      width: factor on all channels.
+    """
+
+    factory: LayerFactory
+    num_classes: int
+    width: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps images `(B, H, W, C)`, H and W at least 8, to logits `(B, num_classes)`."""
+        make = self.factory
+        relu = make.relu6
+        stem = scale_width(32, self.width)
+        x = relu(make.conv(stem, 1, padding=1, bias=make.centres((1, 1, x.shape[-1], stem)), name="stem")(x, train))
+        block = 0
+        for stage, (expansion, features, repeats, strides) in enumerate(STAGES, 1):
+            for i in range(repeats):
+                block += 1
+                x = InvertedResidual(
+                    make,
+                    scale_width(features, self.width),
+                    expansion,
+                    strides=1 if i else strides,
+                    block=block,
+                    name=f"stage{stage}_block{i + 1}",
+                )(x, train)
+        x = relu(make.conv(scale_width(1280, self.width), 1, name="last_conv")(x, train))
+        x = x.mean((1, 2), keepdims=True)
+        x = make.conv(self.num_classes, 1, norm=False, name="classifier")(x, train)
+        return make.logits(x.reshape(x.shape[0], -1), train)

@@ -1,0 +1,97 @@
+"""ResNets for small images (He et al. 2016), in the CIFAR form of the paper: 3x3 stem, no max-pool."""
+
+import jax
+from flax import linen as nn
+
+from mimicnorm_jax.activations import relu
+from mimicnorm_jax.models.factory import Branch, LayerFactory, scale_width
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions; the ReLU comes after the sum."""
+
+    factory: LayerFactory
+    channels: int
+    strides: int
+    block: int
+    blocks: int
+    expansion = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        make, c = self.factory, self.channels
+        kernels = [((3, 3, x.shape[-1], c), 1), ((3, 3, c, c), 1)]
+        branch = Branch(self.block, self.blocks, tuple(k for k in kernels if make.centres(*k)), 2)
+        entry = make.shift("shift1")(x)
+        y = relu(make.conv(c, 3, strides=self.strides, branch=branch, name="conv1")(entry, train))
+        y = make.shift("shift2")(y)
+        y = make.branch_end(c, 3, branch=branch, name="conv2")(y, train)
+        if x.shape != y.shape:
+            x = make.shortcut(c, strides=self.strides, name="shortcut")(entry, train)
+        return relu(x + y)
+
+
+class Bottleneck(nn.Module):
+    """Pointwise, 3x3 with the stride, pointwise to four times the channels; ReLU after the sum."""
+
+    factory: LayerFactory
+    channels: int
+    strides: int
+    block: int
+    blocks: int
+    expansion = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        make, c, wide = self.factory, self.channels, self.channels * self.expansion
+        kernels = [((1, 1, x.shape[-1], c), 1), ((3, 3, c, c), 1), ((1, 1, c, wide), 1)]
+        branch = Branch(self.block, self.blocks, tuple(k for k in kernels if make.centres(*k)), 3)
+        entry = make.shift("shift1")(x)
+        y = relu(make.conv(c, 1, branch=branch, name="conv1")(entry, train))
+        y = make.shift("shift2")(y)
+        y = relu(make.conv(c, 3, strides=self.strides, branch=branch, name="conv2")(y, train))
+        y = make.shift("shift3")(y)
+        y = make.branch_end(wide, 1, branch=branch, name="conv3")(y, train)
+        if x.shape != y.shape:
+            x = make.shortcut(wide, strides=self.strides, bias=False, name="shortcut")(entry, train)
+        return relu(x + y)
+
+
+class ResNet(nn.Module):
+    """A stem, stages of residual blocks, the first of each but the first with stride 2, a classifier.
+
+    Attributes:
+      factory: makes the layers.
+      num_classes: number of logits.
+      width: factor on all channels.
+      block: `BasicBlock` or `Bottleneck`.
+      stages: blocks in each stage.
+      channels: of the stem and the first stage; doubled at each further stage.
+    """
+
+    factory: LayerFactory
+    num_classes: int
+    width: float
+    block: type[BasicBlock] | type[Bottleneck]
+    stages: tuple[int, ...]
+    channels: int = 64
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps images `(B, H, W, C)` to logits `(B, num_classes)`."""
+        make = self.factory
+        x = relu(make.conv(scale_width(self.channels, self.width), 3, name="stem")(x, train))
+        block = 0
+        for stage, repeats in enumerate(self.stages):
+            for i in range(repeats):
+                block += 1
+                x = self.block(
+                    make,
+                    scale_width(self.channels * 2**stage, self.width),
+                    strides=2 if stage > 0 and i == 0 else 1,
+                    block=block,
+                    blocks=sum(self.stages),
+                    name=f"stage{stage + 1}_block{i + 1}",
+                )(x, train)
+        x = make.shift("classifier_shift")(x.mean((1, 2)))
+        return make.logits(make.classifier(self.num_classes)(x), train)

@@ -1,0 +1,85 @@
+"""ShuffleNetV2 (Ma et al. 2018), in the CIFAR form of the paper: 3x3 stem of stride 1, no max-pool."""
+
+import jax
+from flax import linen as nn
+from jax import numpy as jnp
+
+from mimicnorm_jax.activations import relu
+from mimicnorm_jax.models.factory import LayerFactory, scale_width
+
+CHANNELS: dict[str, tuple[int, int, int, int]] = {
+    "x0.5": (48, 96, 192, 1024),
+    "x1": (116, 232, 464, 1024),
+    "x1.5": (176, 352, 704, 1024),
+    "x2": (244, 488, 976, 2048),
+}
+"""Channels of the three stages and of the last convolution, by published width."""
+REPEATS = (4, 8, 4)
+
+
+def shuffle(x: jax.Array, groups: int = 2) -> jax.Array:
+    """Interleaves `groups` equal blocks of channels of `(..., C)`.
+
+    Example:
+      >>> shuffle(jnp.arange(6)).tolist()
+      [0, 3, 1, 4, 2, 5]
+    """
+    return x.reshape(*x.shape[:-1], groups, -1).swapaxes(-1, -2).reshape(x.shape)
+
+
+class Unit(nn.Module):
+    """A residual branch beside a shortcut, concatenated and shuffled."""
+
+    factory: LayerFactory
+    features: int
+    strides: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        make, half = self.factory, self.features // 2
+        if self.strides == 1:
+            shortcut, y = jnp.split(x, 2, axis=-1)
+        else:
+            shortcut, y = self._shortcut(x, half, train), x
+        channels = y.shape[-1]
+        pointwise = [((1, 1, channels, channels), 1), ((1, 1, channels, half), 1)]
+        y = relu(make.conv(channels, 1, name="conv1")(y, train))
+        y = make.conv(channels, 3, strides=self.strides, groups=channels, name="conv2")(y, train)
+        y = relu(make.conv(half, 1, covers=pointwise, name="conv3")(y, train))
+        y = make.scale_and_shift("after")(y)
+        return shuffle(jnp.concatenate([shortcut, y], axis=-1))
+
+    def _shortcut(self, x: jax.Array, half: int, train: bool) -> jax.Array:
+        make, channels = self.factory, x.shape[-1]
+        x = make.conv(channels, 3, strides=self.strides, groups=channels, name="shortcut1")(x, train)
+        covers = [((1, 1, channels, half), 1)]
+        return relu(make.conv(half, 1, covers=covers, name="shortcut2")(x, train))
+
+
+class ShuffleNetV2(nn.Module):
+    """A stem without ReLU, three stages of units, the first of each with stride 2, a classifier.
+
+    Attributes:
+      factory: makes the layers.
+      num_classes: number of logits.
+      width: factor on all channels, on top of the published widths.
+      channels: of the three stages and the last convolution.
+    """
+
+    factory: LayerFactory
+    num_classes: int
+    width: float
+    channels: tuple[int, int, int, int]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps images `(B, H, W, C)`, H and W at least 8, to logits `(B, num_classes)`."""
+        make = self.factory
+        *stages, last = (scale_width(c, self.width) for c in self.channels)
+        x = make.conv(scale_width(24, self.width), 3, name="stem")(x, train)
+        for stage, (repeats, features) in enumerate(zip(REPEATS, stages, strict=True), 1):
+            for i in range(repeats):
+                x = Unit(make, features, strides=1 if i else 2, name=f"stage{stage}_unit{i + 1}")(x, train)
+        covers = [((1, 1, x.shape[-1], last), 1)]
+        x = relu(make.conv(last, 1, covers=covers, name="last_conv")(x, train))
+        return make.logits(make.classifier(self.num_classes)(x.mean((1, 2))), train)

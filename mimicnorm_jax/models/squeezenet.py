@@ -1,0 +1,65 @@
+"""SqueezeNet with simple bypass (Iandola et al. 2016), in the CIFAR form of the paper."""
+
+import jax
+from flax import linen as nn
+from jax import numpy as jnp
+
+from mimicnorm_jax.activations import relu
+from mimicnorm_jax.models.factory import LayerFactory, scale_width
+
+# (out, squeeze, bypass sum, max-pool after)
+FIRES = (
+    (128, 16, False, False),
+    (128, 16, True, False),
+    (256, 32, False, True),
+    (256, 32, True, False),
+    (384, 48, False, False),
+    (384, 48, True, False),
+    (512, 64, False, True),
+    (512, 64, True, False),
+)
+
+
+class Fire(nn.Module):
+    """A pointwise squeeze, then pointwise and 3x3 expansions side by side."""
+
+    factory: LayerFactory
+    features: int
+    squeeze: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        make, half = self.factory, self.features // 2
+        x = relu(make.conv(self.squeeze, 1, name="squeeze")(x, train))
+        return jnp.concatenate(
+            [relu(make.conv(half, window, name=f"expand{window}")(x, train)) for window in (1, 3)], axis=-1
+        )
+
+
+class SqueezeNet(nn.Module):
+    """Eight fire modules, identity sums around every second, a convolutional classifier.
+
+    Attributes:
+      factory: makes the layers.
+      num_classes: number of logits.
+      width: factor on all channels.
+    """
+
+    factory: LayerFactory
+    num_classes: int
+    width: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps images `(B, H, W, C)`, H and W at least 8, to logits `(B, num_classes)`."""
+        make = self.factory
+        x = relu(make.conv(scale_width(96, self.width), 3, name="stem")(x, train))
+        x = nn.max_pool(x, (2, 2), (2, 2))
+        for number, (features, squeeze, bypass, pool) in enumerate(FIRES, 2):
+            half = scale_width(features // 2, self.width)
+            y = Fire(make, 2 * half, scale_width(squeeze, self.width), name=f"fire{number}")(x, train)
+            x = x + y if bypass else y
+            if pool:
+                x = nn.max_pool(x, (2, 2), (2, 2))
+        x = make.conv(self.num_classes, 1, norm=False, name="classifier")(x, train)
+        return make.logits(x.mean((1, 2)), train)

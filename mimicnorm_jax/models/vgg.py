@@ -1,0 +1,46 @@
+"""VGG for small images (Simonyan & Zisserman 2015), in the CIFAR form of the paper."""
+
+import jax
+from flax import linen as nn
+
+from mimicnorm_jax.activations import relu
+from mimicnorm_jax.models.factory import LayerFactory, scale_width
+
+STAGES: dict[int, tuple[int, ...]] = {
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+"""Convolutions between max-pools, by depth."""
+CHANNELS = (64, 128, 256, 512, 512)
+
+
+class VGG(nn.Module):
+    """3x3 convolutions, five max-pools, and a head of three dense layers with dropout 0.5.
+
+    Attributes:
+      factory: makes the layers.
+      num_classes: number of logits.
+      width: factor on all channels and hidden units.
+      stages: convolutions before each max-pool.
+    """
+
+    factory: LayerFactory
+    num_classes: int
+    width: float
+    stages: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Maps images `(B, H, W, C)`, H and W at least 32, to logits `(B, num_classes)`."""
+        make = self.factory
+        for stage, (repeats, channels) in enumerate(zip(self.stages, CHANNELS, strict=True), 1):
+            for i in range(1, repeats + 1):
+                x = relu(make.conv(scale_width(channels, self.width), 3, name=f"stage{stage}_conv{i}")(x, train))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        x = x.reshape(x.shape[0], -1)
+        for name in ("dense1", "dense2"):
+            x = relu(make.dense(scale_width(4096, self.width), name=name)(x))
+            x = nn.Dropout(0.5, deterministic=not train)(x)
+        return make.logits(make.classifier(self.num_classes)(x), train)

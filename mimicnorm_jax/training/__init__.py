@@ -1,0 +1,1 @@
+"""The training loop behind `train.py`: config, state, step, devices, checkpoints, logs."""

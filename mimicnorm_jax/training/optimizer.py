@@ -1,0 +1,41 @@
+"""SGD with momentum and coupled weight decay, and its schedules."""
+
+import optax
+from ml_collections import ConfigDict
+
+from mimicnorm_jax import centring
+
+
+def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate by step: linear warm-up from 0, then steps down or a cosine to 0.
+
+    Args:
+      config: a valid config.
+      steps_per_epoch: steps in an epoch.
+    """
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if config.schedule == "cosine":
+        decay: optax.Schedule = optax.cosine_decay_schedule(
+            config.learning_rate, max(1, config.epochs * steps_per_epoch - warmup)
+        )
+    else:
+        boundaries = {epoch * steps_per_epoch - warmup: config.decay_factor for epoch in config.decay_epochs}
+        decay = optax.piecewise_constant_schedule(config.learning_rate, boundaries)
+    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, max(1, warmup)), decay], [warmup])
+
+
+def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Clipping, coupled weight decay and SGD; centring after the step where the config has it so.
+
+    Args:
+      config: a valid config.
+      schedule: from `make_schedule`.
+    """
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts += [
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),
+    ]
+    if config.centring == "after_step":
+        parts.append(centring.centre_after_step())
+    return optax.chain(*parts)

@@ -1,0 +1,106 @@
+"""One training step and one evaluation step: pure functions that know a mapped axis' name, no devices."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax import lax
+
+from mimicnorm_jax.data.augment import Augmentation, augment, normalise
+from mimicnorm_jax.training.metrics import Metrics
+from mimicnorm_jax.training.state import TrainState
+
+AXIS = "devices"
+"""Name of the mapped axis."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What both steps close over.
+
+    Attributes:
+      model: the network; its BatchNorms are synchronised over `AXIS` or not, as it was created.
+      tx: the optimiser.
+      augmentation: of training images.
+      mean, std: of the training images, per channel in [0, 1].
+      dtype: of the images that the network gets.
+      label_smoothing: probability spread over all classes.
+      ema_decay: of the averaged parameters.
+      seed: of augmentation and dropout.
+    """
+
+    model: nn.Module
+    tx: optax.GradientTransformation
+    augmentation: Augmentation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: Any = jnp.float32
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    seed: int = 0
+
+
+def train_step(
+    task: Task, state: TrainState, data: tuple[jax.Array, jax.Array], index: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """One step of SGD on a batch.
+
+    Args:
+      task: what to train, closed over.
+      state: the same on every device.
+      data: all training images `(N, H, W, C)` uint8 and labels `(N,)`, the same on every device.
+      index: this device's part of the batch, `(b,)`.
+
+    Returns:
+      The next state, the same on every device, and the whole batch's metrics before the update,
+      with dropout and augmentation, without label smoothing.
+    """
+    step_key = jax.random.fold_in(jax.random.key(task.seed), state.step)
+    device, b = lax.axis_index(AXIS), index.shape[0]
+    # One key for each place in the whole batch, so that the number of devices changes nothing.
+    image_keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, device * b + jnp.arange(b))
+    dropout_key = jax.random.fold_in(step_key, -1 - device)
+    images, labels = data[0][index], data[1][index]
+    images = normalise(augment(image_keys, images, task.augmentation), task.mean, task.std, task.dtype)
+
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        logits, updated = task.model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), task.label_smoothing)
+        return optax.softmax_cross_entropy(logits, targets).mean(), (logits, updated.get("batch_stats", {}))
+
+    grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    # Running averages of unsynchronised BatchNorms differ between devices; the state does not.
+    grads, batch_stats = lax.pmean((grads, batch_stats), AXIS)
+    updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params
+    if ema_params is not None:
+        ema_params = optax.incremental_update(params, ema_params, 1 - task.ema_decay)
+    state = TrainState(state.step + 1, params, batch_stats, opt_state, ema_params)
+    return state, Metrics.of_batch(logits, labels).sum_over(AXIS)
+
+
+def eval_step(
+    task: Task, variables: dict[str, Any], data: tuple[jax.Array, jax.Array], index: jax.Array, mask: jax.Array
+) -> Metrics:
+    """Metrics of a batch of test images.
+
+    Args:
+      task: what to evaluate, closed over.
+      variables: `TrainState.eval_variables`, the same on every device.
+      data: all images `(N, H, W, C)` uint8 and labels `(N,)`, the same on every device.
+      index: this device's part of the batch, `(b,)`.
+      mask: `(b,)`, 0 for images that do not count.
+    """
+    images = normalise(data[0][index], task.mean, task.std, task.dtype)
+    logits: Any = task.model.apply(variables, images, train=False)
+    return Metrics.of_batch(logits, data[1][index], mask).sum_over(AXIS)
