@@ -1,0 +1,24 @@
+"""A small MimicNorm ResNet on scikit-learn's bundled digits: trains anywhere, needs no network.
+
+  python train.py
+"""
+
+from ml_collections import ConfigDict
+
+from mimicnorm_jax.training import config
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """The config for `--config=configs/digits.py[:MODEL[,METHOD]]`."""
+    fields = config.base(
+        dataset="digits",
+        model="resnet8",
+        batch_size=64,
+        epochs=30,
+        learning_rate=0.1,
+        warmup_epochs=2.0,
+        schedule="cosine",
+        crop_padding=1,
+        rotation=10.0,
+    )
+    return config.with_model(fields, argument)

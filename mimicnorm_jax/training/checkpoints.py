@@ -1,0 +1,146 @@
+"""Checkpoints: orbax underneath, a digest and the tree's description beside every state."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from mimicnorm_jax.errors import WorkdirError
+from mimicnorm_jax.training.state import TrainState
+
+
+@dataclass(frozen=True)
+class Record:
+    """What stands beside a state.
+
+    Attributes:
+      epoch: epochs done.
+      accuracy: on the test images, in [0, 1].
+    """
+
+    epoch: int
+    accuracy: float
+
+
+class Checkpoints:
+    """The checkpoints in a folder: the newest `keep` and the most accurate one.
+
+    Saves copy the state to the host first, so that the next step may overwrite its buffers, and
+    write in the background; a folder appears under its final name only when it is complete.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self._folder = folder.absolute()
+
+        def accuracy(metrics: Any) -> float:
+            return metrics["accuracy"]
+
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=accuracy,
+                preservation_policy=AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=accuracy, n=1)]),
+            ),
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """Step of the most accurate checkpoint, None if there is none."""
+        return self._manager.best_step()
+
+    def save(self, state: TrainState, record: Record) -> None:
+        """Saves a state under its step, in the background."""
+        leaves = _leaves(state)
+        about = {
+            "epoch": record.epoch,
+            "accuracy": record.accuracy,
+            "tree": _describe(leaves),
+            "digest": _digest(leaves),
+        }
+        self._manager.save(
+            int(leaves[".step"]),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), about=ocp.args.JsonSave(about)),
+            metrics={"accuracy": record.accuracy},
+        )
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, Record]:
+        """Reads a checkpoint back, bit for bit.
+
+        Args:
+          step: of the checkpoint.
+          like: a state of the same network and optimiser.
+
+        Returns:
+          The state, with numpy leaves, and its record.
+
+        Raises:
+          WorkdirError: if the checkpoint is damaged or belongs to another network or optimiser.
+        """
+        folder = self._folder / str(step)
+        wanted = _leaves(like)
+        try:
+            about: Any = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+            tree, record = about["tree"], Record(int(about["epoch"]), float(about["accuracy"]))
+        except Exception as error:  # orbax raises bare Exceptions on damaged files
+            raise _damaged(folder, error) from error
+        if difference := _difference(tree, _describe(wanted)):
+            raise WorkdirError(
+                f"the checkpoint {folder} belongs to another network or optimiser: {difference}. Choose another "
+                f"--workdir, or the config that it was made with"
+            )
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
+            leaves = restored["state"]
+        except Exception as error:
+            raise _damaged(folder, error) from error
+        if _digest(leaves) != about["digest"]:
+            raise _damaged(folder, "its digest does not match its contents")
+        return jax.tree.unflatten(jax.tree.structure(like), list(leaves.values())), record
+
+    def close(self) -> None:
+        """Waits for the saves under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _damaged(folder: Path, reason: object) -> WorkdirError:
+    return WorkdirError(
+        f"the checkpoint {folder} is damaged: {str(reason).strip() or type(reason).__name__}. Delete that folder to "
+        f"go on from the checkpoint before it, or choose another --workdir to start afresh"
+    )
+
+
+def _leaves(state: TrainState) -> dict[str, np.ndarray]:
+    """Copies on the host, by path; views would change when the state's buffers are donated."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(state))
+    return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in paths}
+
+
+def _describe(leaves: dict[str, np.ndarray]) -> dict[str, str]:
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
+
+
+def _digest(leaves: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(leaves):
+        leaf = np.asarray(leaves[path])
+        digest.update(f"{path} {leaf.dtype}{list(leaf.shape)}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _difference(there: dict[str, str], here: dict[str, str]) -> str:
+    for path in [*here, *there]:
+        if there.get(path) != here.get(path):
+            return f"{path} is {there.get(path, 'missing')} there and {here.get(path, 'missing')} here"
+    return ""

@@ -1,0 +1,87 @@
+"""What a run tells: a progress bar or plain lines, metrics.jsonl, TensorBoard events, the summary table."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from mimicnorm_jax.training.workdir import write_text
+
+Item = TypeVar("Item")
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, one dict an epoch; a last line that a crash cut short is left out."""
+    path = workdir / METRICS
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class Logs:
+    """Writes one line an epoch to everything that listens.
+
+    Lines after the step that a run resumes from are dropped, so none is ever doubled.
+
+    Attributes:
+      rows: every line so far, those before a resume included.
+    """
+
+    def __init__(self, workdir: Path, resumed_step: int) -> None:
+        self._path = workdir / METRICS
+        self.rows = [row for row in read_metrics(workdir) if row["step"] <= resumed_step]
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._events: Any = None
+        if importlib.util.find_spec("tensorboardX"):
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
+        else:
+            say("no TensorBoard events: pip install tensorboardX to get them")
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """Writes and prints the line of an epoch."""
+        self.rows.append(row)
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._events:
+            for name, value in row.items():
+                if name not in ("step", "epoch"):
+                    self._events.add_scalar(name, value, row["step"])
+            self._events.flush()
+        say(
+            f"epoch {row['epoch']:3d}  step {row['step']:6d}  lr {row['learning_rate']:.4f}  "
+            f"train loss {row['train_loss']:.4f} acc {row['train_accuracy']:6.2%}  "
+            f"test loss {row['test_loss']:.4f} acc {row['test_accuracy']:6.2%}  {row['seconds']:.1f} s"
+        )
+
+    def close(self) -> None:
+        """Closes the event file."""
+        if self._events:
+            self._events.close()
+
+
+def say(text: str) -> None:
+    """Prints a line, above a progress bar if there is one."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def progress(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
+    """Passes items through, with a progress bar on a terminal and nothing elsewhere."""
+    yield from tqdm(items, title, total, leave=False, disable=not sys.stderr.isatty(), unit="step")
+
+
+def table(rows: dict[str, Any]) -> str:
+    """Two columns, names and values."""
+    width = max(map(len, rows))
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())

@@ -1,0 +1,83 @@
+"""A run's folder: which config it belongs to, and files that are never half-written."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mimicnorm_jax.errors import WorkdirError
+from mimicnorm_jax.training import config as config_lib
+
+CONFIG = "config.json"
+MAY_CHANGE = ("data_dir", "keep_checkpoints", "checkpoint_epochs")
+"""Fields that do not change a run's numbers, so a resumed run may change them."""
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file in one step: readers see the old file or the whole new one."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in one step."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
+    """The config as JSON's types."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def prepare(workdir: Path, config: ConfigDict) -> None:
+    """Creates the folder for a run, or checks that it holds this very run.
+
+    Raises:
+      WorkdirError: if it cannot be written, or holds a run with another config.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if (workdir / CONFIG).exists():
+            _compare(workdir, config)
+        write_json(workdir / CONFIG, as_json(config))
+    except OSError as error:
+        raise WorkdirError(f"cannot write to the workdir {workdir}: {error}. Choose another with --workdir") from error
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config of the run in a folder, as data.
+
+    Raises:
+      WorkdirError: if there is none or it is damaged.
+      ConfigError: if it is not a valid config.
+    """
+    path = workdir / CONFIG
+    try:
+        saved = json.loads(path.read_text())
+        if not isinstance(saved, dict):
+            raise ValueError("it does not hold a JSON object")
+    except OSError as error:
+        raise WorkdirError(f"{workdir} holds no run: cannot read {path}: {error}") from error
+    except ValueError as error:
+        raise WorkdirError(f"{path} is damaged: {error}. Restore it or use another --workdir") from error
+    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    config = ConfigDict(tuples)
+    config_lib.validate(config)
+    return config
+
+
+def _compare(workdir: Path, config: ConfigDict) -> None:
+    saved, new = as_json(read_config(workdir)), as_json(config)
+    differing = [
+        f"{name} is {saved.get(name)!r} there and {new.get(name)!r} here"
+        for name in config_lib.FIELDS
+        if name not in MAY_CHANGE and saved.get(name) != new.get(name)
+    ]
+    if differing:
+        raise WorkdirError(
+            f"{workdir} holds a run with another config: {'; '.join(differing)}. Choose another --workdir, or give "
+            f"the config that it was started with"
+        )

@@ -1,0 +1,37 @@
+"""Strict switches for every test: several devices, no silent broadcasting, a cache of compiled programs."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Double precision in one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def cifar100_dir() -> str:
+    """A folder with CIFAR-100 prepared by TFDS, the small subset if there is one."""
+    candidates = [
+        os.environ.get("MIMICNORM_TEST_DATA", ""),
+        str(ROOT.parent / "shared" / "tensorflow_datasets_small"),
+    ]
+    for folder in candidates:
+        if folder and list(Path(folder).glob("cifar100/*/dataset_info.json")):
+            return folder
+    pytest.skip("no CIFAR-100: set MIMICNORM_TEST_DATA to a folder of TFDS datasets")

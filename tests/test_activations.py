@@ -1,0 +1,41 @@
+"""Derivatives of the lean activations, and what they keep."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.ad_checkpoint import print_saved_residuals
+
+from mimicnorm_jax.activations import relu, relu6
+
+POINTS = jnp.array([-3.0, -0.5, 0.0, 0.5, 5.9, 6.0, 7.0])
+
+
+@pytest.mark.parametrize(("lean", "reference"), [(relu, jax.nn.relu), (relu6, jax.nn.relu6)])
+def test_agrees_with_jax_nn_in_value_and_every_kind_of_derivative(lean, reference):
+    direction = jnp.arange(1.0, 8.0)
+    for transform in (
+        lambda f: f(POINTS),
+        lambda f: jax.jvp(f, (POINTS,), (direction,)),
+        lambda f: jax.vjp(f, POINTS)[1](direction),
+        lambda f: jax.vmap(jax.grad(f))(POINTS),
+        lambda f: jax.hessian(lambda x: (f(x) ** 2 * direction).sum())(POINTS),
+        lambda f: jax.jit(jax.grad(lambda x: (f(f(x)) ** 2).sum()))(POINTS),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, transform(lean), transform(reference))
+
+
+def test_backward_pass_keeps_outputs_only(capsys):
+    """Two layers keep two outputs, besides the arguments; jax.nn.relu keeps masks as well."""
+
+    def kept(activation):
+        def f(w, x):
+            return (activation(activation(x @ w) @ w) @ w).sum()
+
+        print_saved_residuals(f, jnp.ones((16, 16)), jnp.ones((8, 16)))
+        return [line for line in capsys.readouterr().out.splitlines() if "from the argument" not in line]
+
+    lean = kept(relu)
+    assert len(lean) == 2
+    assert all(line.startswith("f32[8,16]") for line in lean)
+    assert len(kept(jax.nn.relu)) > 2

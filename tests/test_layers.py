@@ -1,0 +1,172 @@
+"""Centred layers are drop-ins for Flax's; the last BatchNorm against its definition and across devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from mimicnorm_jax import centring
+from mimicnorm_jax.layers import CentredConv, CentredDense, LastBatchNorm
+
+CONVS = {
+    "strided": {"kernel_size": (3, 3), "strides": 2, "padding": ((1, 1), (0, 2))},
+    "dilated": {"kernel_size": (3, 3), "kernel_dilation": 2, "use_bias": False},
+    "grouped": {"kernel_size": (3, 3), "feature_group_count": 2},
+    "depthwise": {"kernel_size": (3, 3), "feature_group_count": 8, "features": 8},
+    "transposed": {"kernel_size": (3, 3), "input_dilation": 2, "padding": 1},
+    "bfloat16": {"kernel_size": (3, 3), "dtype": jnp.bfloat16, "precision": "highest"},
+    "masked": {"kernel_size": (3, 3), "mask": jnp.ones((3, 3, 8, 6)).at[0].set(0)},
+}
+
+
+def _pair(options, rule, key=jax.random.key(0)):
+    options = {"features": 6, **options}
+    x = jax.random.normal(jax.random.key(1), (2, 9, 9, 8))
+    plain, centred = nn.Conv(**options), CentredConv(**options, rule=rule)
+    params = plain.init(key, x)["params"]
+    jax.tree.map(np.testing.assert_array_equal, params, centred.init(key, x)["params"])
+    return plain, centred, params, x
+
+
+@pytest.mark.parametrize("name", CONVS)
+def test_conv_is_bit_for_bit_the_plain_conv_of_the_centred_kernel(name):
+    plain, centred, params, x = _pair(CONVS[name], centring.always)
+    expected = plain.apply({"params": {**params, "kernel": centring.centre(params["kernel"])}}, x)
+    np.testing.assert_array_equal(centred.apply({"params": params}, x), expected)
+
+
+def test_conv_ranks_one_and_three():
+    for rank in (1, 3):
+        x = jax.random.normal(jax.random.key(1), (2, *(5,) * rank, 8))
+        layer = CentredConv(4, (3,) * rank, rule=centring.always)
+        params = layer.init(jax.random.key(0), x)["params"]
+        centred = {**params, "kernel": centring.centre(params["kernel"])}
+        np.testing.assert_array_equal(layer.apply({"params": params}, x), nn.Conv(4, (3,) * rank).apply({"params": centred}, x))
+
+
+@pytest.mark.parametrize("name", ["strided", "grouped", "depthwise"])
+def test_conv_that_the_rule_leaves_out_is_the_plain_conv(name):
+    plain, centred, params, x = _pair(CONVS[name], centring.never)
+    np.testing.assert_array_equal(centred.apply({"params": params}, x), plain.apply({"params": params}, x))
+
+
+def test_rule_is_asked_with_the_shape_and_the_groups():
+    asked = []
+    x = jnp.ones((1, 5, 5, 8))
+    CentredConv(6, (3, 3), feature_group_count=2, rule=lambda *a: asked.append(a) or False).init(jax.random.key(0), x)
+    assert asked == [((3, 3, 4, 6), 2)]
+
+
+def test_folded_scalar_multiplies_output_and_bias(x64):
+    x = jax.random.normal(jax.random.key(1), (2, 9, 9, 8))
+    options = {"kernel_size": (3, 3), "param_dtype": jnp.float64, "bias_init": nn.initializers.normal(1)}
+    scaled = CentredConv(6, **options, scale_init=nn.initializers.constant(1.7))
+    bare = CentredConv(6, **options)
+    params = scaled.init(jax.random.key(0), x)["params"]
+    rest = ("kernel", "bias")
+    np.testing.assert_array_equal(params["kernel"], bare.init(jax.random.key(0), x)["params"]["kernel"])
+
+    def loss(params, fold):
+        if fold:
+            return (scaled.apply({"params": params}, x) ** 2).sum()
+        return ((params["scale"] * bare.apply({"params": {n: params[n] for n in rest}}, x)) ** 2).sum()
+
+    grads = [jax.grad(loss)(params, fold) for fold in (True, False)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), *grads)
+
+
+@pytest.mark.parametrize("layer", [CentredConv(6, (3, 3), param_dtype=float), CentredDense(6, param_dtype=float)])
+def test_gradient_of_the_raw_kernel_sums_to_zero_over_the_fan_in(layer, x64):
+    x = jax.random.normal(jax.random.key(1), (2, 9, 9, 8), float)
+    params = layer.init(jax.random.key(0), x)
+    kernel = jax.grad(lambda p: jnp.sin(layer.apply(p, x)).sum())(params)["params"]["kernel"]
+    sums = kernel.sum(tuple(range(kernel.ndim - 1)))
+    assert abs(sums).max() < 1e-12 * abs(kernel).sum()
+
+
+def test_dense_is_bit_for_bit_the_plain_dense_of_the_centred_kernel():
+    x = jax.random.normal(jax.random.key(1), (2, 8))
+    layer = CentredDense(6)
+    params = layer.init(jax.random.key(0), x)["params"]
+    centred = {**params, "kernel": centring.centre(params["kernel"])}
+    np.testing.assert_array_equal(layer.apply({"params": params}, x), nn.Dense(6).apply({"params": centred}, x))
+
+
+def _normalise(logits, stats=None, train=True, **options):
+    layer = LastBatchNorm(**options)
+    variables = stats or layer.init(jax.random.key(0), logits, use_running_average=False)
+    return layer.apply(variables, logits, use_running_average=not train, mutable=["batch_stats"])
+
+
+def test_last_batch_norm_against_its_definition(x64):
+    z = 3 * jax.random.normal(jax.random.key(0), (16, 5), float) + 7
+    y, stats = _normalise(z)
+    z = np.asarray(z)
+    mean, var = z.sum(0) / 16, ((z - z.sum(0) / 16) ** 2).sum(0) / 16
+    np.testing.assert_allclose(y, (z - mean) / np.sqrt(var + 1e-5), rtol=1e-12)
+    np.testing.assert_allclose(stats["batch_stats"]["mean"], 0.1 * mean, rtol=1e-12)
+    np.testing.assert_allclose(stats["batch_stats"]["var"], 0.9 + 0.1 * var, rtol=1e-12)
+    _, unbiased = _normalise(z, running_variance="unbiased")
+    np.testing.assert_allclose(unbiased["batch_stats"]["var"], 0.9 + 0.1 * np.var(z, 0, ddof=1), rtol=1e-12)
+
+
+def test_last_batch_norm_agrees_with_flax():
+    z = jax.random.normal(jax.random.key(0), (16, 5))
+    flax = nn.BatchNorm(use_running_average=False, momentum=0.9, use_scale=False, use_bias=False)
+    expected, stats = flax.apply(flax.init(jax.random.key(0), z), z, mutable=["batch_stats"])
+    y, ours = _normalise(z)
+    # float32: a few units in the last place of numbers of order 1.
+    np.testing.assert_allclose(y, expected, atol=2e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours, stats)
+
+
+def test_last_batch_norm_in_evaluation_uses_the_averages_and_leaves_them():
+    z = jax.random.normal(jax.random.key(0), (1, 3))
+    stats = {"batch_stats": {"mean": jnp.array([1.0, 2.0, 3.0]), "var": jnp.array([4.0, 1.0, 0.25])}}
+    y, after = _normalise(z, stats, train=False)
+    expected = (np.asarray(z) - [[1, 2, 3]]) / np.sqrt(np.array([[4, 1, 0.25]]) + 1e-5)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, after, stats)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_synchronised_over_devices_equals_one_device(offset):
+    z = jax.random.normal(jax.random.key(0), (4, 8, 5)) + offset
+    layer = LastBatchNorm(use_running_average=False, axis_name="d", running_variance="unbiased")
+    variables = layer.init(jax.random.key(0), z[0])
+
+    def apply(z):
+        return layer.apply(variables, z, mutable=["batch_stats"])
+
+    y, stats = jax.pmap(apply, axis_name="d")(z)
+    expected, whole = _normalise(z.reshape(32, 5), running_variance="unbiased")
+    # The difference of moments loses a relative offset^2 of float32's 6e-8.
+    tolerance = 1e-5 + 6e-7 * offset**2
+    np.testing.assert_allclose(y.reshape(32, 5), expected, atol=tolerance, rtol=tolerance)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=tolerance), stats, whole)
+
+
+def test_synchronisation_is_one_collective_of_two_numbers_a_class():
+    layer = LastBatchNorm(use_running_average=False, axis_name="d")
+    variables = layer.init(jax.random.key(0), jnp.ones((2, 5)))
+    text = str(jax.make_jaxpr(lambda z: layer.apply(variables, z, mutable=["batch_stats"]), axis_env=[("d", 4)])(jnp.ones((8, 5))))
+    assert text.count("psum") == 1
+    assert [line for line in text.splitlines() if "psum" in line][0].strip().split(":")[1].startswith("f32[2,5]")
+
+
+def test_bfloat16_logits_are_normalised_in_float32():
+    z = jax.random.normal(jax.random.key(0), (64, 5)).astype(jnp.bfloat16)
+    y, _ = _normalise(z)
+    expected, _ = _normalise(z.astype(jnp.float32))
+    assert y.dtype == jnp.float32
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_last_batch_norm_refuses_what_it_cannot_normalise():
+    with pytest.raises(ValueError, match="training batch of 1"):
+        _normalise(jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match=r"\(2, 3, 4\)"):
+        _normalise(jnp.ones((2, 3, 4)))
+    with pytest.raises(ValueError, match="'exact'"):
+        _normalise(jnp.ones((2, 3)), running_variance="exact")
