@@ -5,9 +5,10 @@
   python train.py --eval_only --workdir=DIR
 
 The same command on the same workdir goes on where the run stopped. Exit code: 0 when done, 2 for bad
-input, 3 when the loss is not finite."""
+input, 3 when the loss is not finite, 130 when interrupted."""
 
-import os
+import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,22 +16,40 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mimicnorm_jax.errors import NonFiniteLossError, UserError
+from mimicnorm_jax.errors import ConfigError, NonFiniteLossError, UserError, unknown
 from mimicnorm_jax.training import config as config_lib
 
-_DEFAULT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs", "digits.py")
-_CONFIG = config_flags.DEFINE_config_file("config", _DEFAULT, "FILE[:MODEL[,METHOD]], a file of configs/ or your own.")
+_DEFAULT = Path(__file__).resolve().parent / "configs" / "digits.py"
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, f"FILE[:MODEL[,METHOD]], a file of configs/ or your own; default: {_DEFAULT}."
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; default: runs/DATASET-MODEL-METHOD-seedSEED in the current folder."
 )
-_EVAL_ONLY = flags.DEFINE_bool("eval_only", False, "Evaluate the checkpoints in --workdir, with the config saved there.")
+_EVAL_ONLY = flags.DEFINE_bool(
+    "eval_only", False, "Evaluate the checkpoints in --workdir, with the config saved there."
+)
 
-__doc__ += f"\n\nFields of the config, with their defaults before the config file's:\n{config_lib.describe()}\n"
+__doc__ = f"{__doc__}\n\nFields of the config, with their defaults before the config file's:\n{config_lib.describe()}\n"
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    for field in (match[1] for match in map(re.compile(r"--?config\.(\w+)").match, argv) if match):
+        if field not in config_lib.FIELDS:
+            raise ConfigError(unknown("config field", field, config_lib.FIELDS))
+    try:
+        rest = flags.FLAGS(argv)
+        _CONFIG.value.to_dict()  # a file that could not be loaded says so when it is first used
+    except flags.Error as error:
+        raise UserError(f"{error} (see --help)") from error
+    except OSError as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    return rest
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-        raise UserError(f"do not know what to do with {' '.join(argv[1:])!r}; see --help")
+        raise UserError(f"do not know what to do with {' '.join(argv[1:])!r}. See --help")
     # Importing these takes seconds, which --help and a mistyped flag need not wait for.
     from mimicnorm_jax.training import loop, workdir
 
@@ -39,18 +58,23 @@ def main(argv: Sequence[str]) -> None:
             raise UserError("--eval_only needs --workdir=DIR, the folder of the run to evaluate")
         folder = Path(_WORKDIR.value)
         config = workdir.read_config(folder)
-        config.data_dir = _CONFIG.value.data_dir or config.data_dir
-        loop.evaluate_checkpoints(config, folder)
+        data_dir = _CONFIG.value.data_dir or config.data_dir
+        loop.evaluate_checkpoints(dataclasses.replace(config, data_dir=data_dir), folder)
     else:
-        config = _CONFIG.value
+        config = config_lib.validate(_CONFIG.value)
         default = f"runs/{config.dataset}-{config.model}-{config.method}-seed{config.seed}"
         loop.run(config, Path(_WORKDIR.value or default))
 
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.ERROR)  # Orbax reports every file; --verbosity=0 shows it
+    if not any(argument.lstrip("-").split("=")[0] == "config" for argument in sys.argv):
+        sys.argv.insert(1, f"--config={_DEFAULT}")
     try:
-        app.run(main)
+        app.run(main, flags_parser=_parse)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3 if isinstance(error, NonFiniteLossError) else 2)

@@ -35,7 +35,13 @@ ARMS: dict[str, dict[str, str]] = {
     "none": {"method": "none"},
     "none, plain He": {"method": "none", "init": "he"},
 }
-RECIPE: dict[str, Any] = {"dataset": "cifar100", "crop_padding": 4, "flip": True, "rotation": 15.0, "keep_checkpoints": 1}
+RECIPE: dict[str, Any] = {
+    "dataset": "cifar100",
+    "crop_padding": 4,
+    "flip": True,
+    "rotation": 15.0,
+    "keep_checkpoints": 1,
+}
 STUDIES: dict[str, dict[str, Any]] = {
     "ablation_small": {
         "model": "vgg11",
@@ -58,7 +64,8 @@ STUDIES: dict[str, dict[str, Any]] = {
 
 def run(study: str, arm: str, seed: int, data_dir: str) -> dict[str, Any]:
     """Trains one network and returns its line."""
-    fields = config.base(**RECIPE, **STUDIES[study], **ARMS[arm], seed=seed, data_dir=data_dir)
+    overrides = RECIPE | STUDIES[study] | ARMS[arm]
+    fields = config.validate(config.base(**overrides, seed=seed, data_dir=data_dir))
     folder = Path(tempfile.mkdtemp(prefix="ablation"))
     ended = ""
     try:
@@ -90,7 +97,9 @@ def render(study: str) -> None:
         ended = "; ".join(f"seed {r['seed']}: {r['ended']}" for r in runs if r["ended"])
         cells = (arm, len(runs), _spread(best), _spread(final), ended or "no")
         rows.append("| " + " | ".join(map(str, cells)) + " |")
-    setting = ", ".join(f"{name} {value}" for name, value in (RECIPE | STUDIES[study]).items() if name != "keep_checkpoints")
+    setting = ", ".join(
+        f"{name} {value}" for name, value in (RECIPE | STUDIES[study]).items() if name != "keep_checkpoints"
+    )
     where = sorted({json.dumps(line["machine"], sort_keys=True) for line in lines})
     text = [
         f"# {study}",

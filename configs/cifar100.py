@@ -1,6 +1,6 @@
 """The paper's recipe on CIFAR-100 (150 epochs; its ResNet-50 rows use batch_size=128).
 
-  python train.py --config=configs/cifar100.py:resnet18,mimicnorm --config.data_dir=DIR
+python train.py --config=configs/cifar100.py:resnet18,mimicnorm --config.data_dir=DIR
 """
 
 from ml_collections import ConfigDict

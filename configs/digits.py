@@ -1,6 +1,6 @@
 """A small MimicNorm ResNet on scikit-learn's bundled digits: trains anywhere, needs no network.
 
-  python train.py
+python train.py
 """
 
 from ml_collections import ConfigDict

@@ -10,8 +10,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+_Elementwise = Callable[[jax.Array], jax.Array]
 
-def _from_output(function: Callable[[jax.Array], jax.Array], is_linear: Callable[[jax.Array], jax.Array]):
+
+def _from_output(function: _Elementwise, is_linear: _Elementwise) -> _Elementwise:
     @jax.custom_jvp
     def activation(x: jax.Array) -> jax.Array:
         return function(x)

@@ -160,7 +160,9 @@ def centre_after_step(select: Select | None = None) -> optax.GradientTransformat
       A transformation whose `update` needs `params`; it raises ValueError without them.
     """
 
-    def update(updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None):
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError("centre_after_step needs the parameters: call update(grads, state, params)")
         centred = project(optax.apply_updates(params, updates), select)

@@ -1,5 +1,8 @@
 """The errors that a user can mend, which `train.py` prints as one paragraph instead of a traceback."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Something that the user gave is wrong; the message names it, its value and the way out."""
@@ -19,3 +22,16 @@ class WorkdirError(UserError):
 
 class NonFiniteLossError(UserError):
     """The loss became infinite or not a number."""
+
+
+def unknown(what: str, value: object, choices: Iterable[str]) -> str:
+    """The sentence for a name that is not one of `choices`, with the near misses.
+
+    Example:
+      >>> unknown("fruit", "aple", ["apple", "pear"])
+      "unknown fruit 'aple': did you mean apple? It is one of apple, pear"
+    """
+    names = list(choices)
+    near = difflib.get_close_matches(str(value), names)
+    hint = f"did you mean {' or '.join(near)}? It" if near else "it"
+    return f"unknown {what} {value!r}: {hint} is one of {', '.join(names)}"

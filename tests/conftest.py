@@ -26,12 +26,14 @@ def x64() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cifar100_dir() -> str:
-    """A folder with CIFAR-100 prepared by TFDS, the small subset if there is one."""
-    candidates = [
-        os.environ.get("MIMICNORM_TEST_DATA", ""),
-        str(ROOT.parent / "shared" / "tensorflow_datasets_small"),
-    ]
-    for folder in candidates:
-        if folder and list(Path(folder).glob("cifar100/*/dataset_info.json")):
-            return folder
-    pytest.skip("no CIFAR-100: set MIMICNORM_TEST_DATA to a folder of TFDS datasets")
+    """A folder with CIFAR-100 prepared by TFDS; the smallest, if there are several beside the project."""
+    named = os.environ.get("MIMICNORM_TEST_DATA", "")
+    folders = [Path(named)] if named else ROOT.parent.glob("*/tensorflow_datasets*")
+    sizes = {
+        folder: sum(path.stat().st_size for path in folder.glob("cifar100/*/*"))
+        for folder in folders
+        if any(folder.glob("cifar100/*/dataset_info.json"))
+    }
+    if not sizes:
+        pytest.skip("no CIFAR-100: set MIMICNORM_TEST_DATA to a folder of TFDS datasets")
+    return str(min(sizes, key=lambda folder: sizes[folder]))

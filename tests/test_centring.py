@@ -67,7 +67,11 @@ def test_rules():
 
 def test_project_centres_the_selected_leaves_and_no_others():
     kernel = jnp.ones((3, 3, 8, 2)) * jnp.arange(8.0).reshape(1, 1, 8, 1)
-    tree = {"a": {"kernel": kernel, "bias": jnp.ones(2)}, "head": {"kernel": jnp.ones((72, 2))}, "stem": {"kernel": kernel[:, :, :3]}}
+    tree = {
+        "a": {"kernel": kernel, "bias": jnp.ones(2)},
+        "head": {"kernel": jnp.ones((72, 2))},
+        "stem": {"kernel": kernel[:, :, :3]},
+    }
     projected = centring.project(tree)
     assert abs(projected["a"]["kernel"].sum((0, 1, 2))).max() < 1e-4
     for name in ("head", "stem"):

@@ -20,7 +20,8 @@ CONVS = {
 }
 
 
-def _pair(options, rule, key=jax.random.key(0)):
+def _pair(options, rule):
+    key = jax.random.key(0)
     options = {"features": 6, **options}
     x = jax.random.normal(jax.random.key(1), (2, 9, 9, 8))
     plain, centred = nn.Conv(**options), CentredConv(**options, rule=rule)
@@ -42,7 +43,9 @@ def test_conv_ranks_one_and_three():
         layer = CentredConv(4, (3,) * rank, rule=centring.always)
         params = layer.init(jax.random.key(0), x)["params"]
         centred = {**params, "kernel": centring.centre(params["kernel"])}
-        np.testing.assert_array_equal(layer.apply({"params": params}, x), nn.Conv(4, (3,) * rank).apply({"params": centred}, x))
+        np.testing.assert_array_equal(
+            layer.apply({"params": params}, x), nn.Conv(4, (3,) * rank).apply({"params": centred}, x)
+        )
 
 
 @pytest.mark.parametrize("name", ["strided", "grouped", "depthwise"])
@@ -150,9 +153,13 @@ def test_synchronised_over_devices_equals_one_device(offset):
 def test_synchronisation_is_one_collective_of_two_numbers_a_class():
     layer = LastBatchNorm(use_running_average=False, axis_name="d")
     variables = layer.init(jax.random.key(0), jnp.ones((2, 5)))
-    text = str(jax.make_jaxpr(lambda z: layer.apply(variables, z, mutable=["batch_stats"]), axis_env=[("d", 4)])(jnp.ones((8, 5))))
+    text = str(
+        jax.make_jaxpr(lambda z: layer.apply(variables, z, mutable=["batch_stats"]), axis_env=[("d", 4)])(
+            jnp.ones((8, 5))
+        )
+    )
     assert text.count("psum") == 1
-    assert [line for line in text.splitlines() if "psum" in line][0].strip().split(":")[1].startswith("f32[2,5]")
+    assert next(line for line in text.splitlines() if "psum" in line).strip().split(":")[1].startswith("f32[2,5]")
 
 
 def test_bfloat16_logits_are_normalised_in_float32():

@@ -1,6 +1,6 @@
 """Downloads a dataset and prepares it once, in the format that reading without TensorFlow needs.
 
-  python -m mimicnorm_jax.data cifar100 [--data_dir=DIR]
+python -m mimicnorm_jax.data cifar100 [--data_dir=DIR]
 """
 
 import argparse

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mimicnorm_jax.errors import DataError
+from mimicnorm_jax.errors import DataError, unknown
 
 TFDS_NAMES = ("cifar10", "cifar100")
 NAMES = ("digits", *TFDS_NAMES)
@@ -52,7 +52,7 @@ def tfds_dir(data_dir: str = "") -> Path:
 def check(name: str, data_dir: str = "") -> None:
     """Raises DataError at once if the dataset is unknown or not prepared; reads no images."""
     if name not in NAMES:
-        raise DataError(f"unknown dataset {name!r}: it is one of {', '.join(NAMES)}")
+        raise DataError(unknown("dataset", name, NAMES))
     if name in TFDS_NAMES:
         _prepared(name, tfds_dir(data_dir))
 
@@ -113,7 +113,7 @@ def _digits() -> tuple[Split, Split]:
     bunch: Any = load_digits()
     images = (bunch.images * 255 / 16).round().astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int32)
-    parts = train_test_split(images, labels, test_size=0.2, random_state=0, stratify=labels)
+    parts: Any = train_test_split(images, labels, test_size=0.2, random_state=0, stratify=labels)
     return Split(parts[0], parts[2]), Split(parts[1], parts[3])
 
 

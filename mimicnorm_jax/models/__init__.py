@@ -1,6 +1,5 @@
 """The networks by name: `create` builds any of them under any method that makes sense for it."""
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +8,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mimicnorm_jax.errors import unknown
 from mimicnorm_jax.initialisation import SCHEMES, Published
 from mimicnorm_jax.methods import METHODS, Method
 from mimicnorm_jax.models.factory import LayerFactory
@@ -61,9 +61,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         )
         for width, channels in CHANNELS.items()
     },
-    "mobilenetv2": Architecture(
-        MobileNetV2, Published(2.0, min_channels=2, idle_bias=True), 8, residual_branches=True
-    ),
+    "mobilenetv2": Architecture(MobileNetV2, Published(2.0, min_channels=2, idle_bias=True), 8, residual_branches=True),
 }
 """Every network by name. `resnet8` is the small one of the digits default; it is in no paper's table."""
 
@@ -71,9 +69,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 def _choose(field: str, value: str, choices: Iterable[str]) -> None:
     names = list(choices)
     if value not in names:
-        near = difflib.get_close_matches(str(value), names)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"unknown {field} {value!r}: {hint}it is one of {', '.join(names)}")
+        raise ValueError(unknown(field, value, names))
 
 
 def methods_of(name: str) -> list[str]:

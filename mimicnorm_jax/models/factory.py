@@ -83,7 +83,7 @@ class ConvUnit(nn.Module):
     scalar_bias: bool
     batch_norm: bool
     scale: float | None
-    kernel_init: initializers.Initializer
+    kernel_init: Callable[..., jax.Array]
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -249,9 +249,7 @@ class LayerFactory:
         return Kernel(tuple(shape), self.method.centres and self.centres(shape, groups))
 
     def _dense(self, features: int, name: str, kernel_init: initializers.Initializer) -> nn.Dense:
-        return nn.Dense(
-            features, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=kernel_init, name=name
-        )
+        return nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=kernel_init, name=name)
 
     def _unit(
         self,

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -28,25 +28,27 @@ class Record:
 
 
 class Checkpoints:
-    """The checkpoints in a folder: the newest `keep` and the most accurate one.
+    """The checkpoints in a folder: the newest `keep` and the most accurate one. A context manager.
 
     Saves copy the state to the host first, so that the next step may overwrite its buffers, and
     write in the background; a folder appears under its final name only when it is complete.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
+        """Opens or creates the folder; raises WorkdirError if it cannot read what is there."""
         self._folder = folder.absolute()
 
         def accuracy(metrics: Any) -> float:
             return metrics["accuracy"]
 
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            options=ocp.CheckpointManagerOptions(
-                best_fn=accuracy,
-                preservation_policy=AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=accuracy, n=1)]),
-            ),
+        options = ocp.CheckpointManagerOptions(
+            best_fn=accuracy,
+            preservation_policy=AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=accuracy, n=1)]),
         )
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except Exception as error:  # it reads every checkpoint's metrics, and raises whatever it likes
+            raise _damaged("one of the checkpoints in", self._folder, error) from error
 
     @property
     def latest(self) -> int | None:
@@ -92,7 +94,7 @@ class Checkpoints:
             about: Any = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
             tree, record = about["tree"], Record(int(about["epoch"]), float(about["accuracy"]))
         except Exception as error:  # orbax raises bare Exceptions on damaged files
-            raise _damaged(folder, error) from error
+            raise _damaged("the checkpoint", folder, error) from error
         if difference := _difference(tree, _describe(wanted)):
             raise WorkdirError(
                 f"the checkpoint {folder} belongs to another network or optimiser: {difference}. Choose another "
@@ -102,21 +104,24 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
             leaves = restored["state"]
         except Exception as error:
-            raise _damaged(folder, error) from error
+            raise _damaged("the checkpoint", folder, error) from error
         if _digest(leaves) != about["digest"]:
-            raise _damaged(folder, "its digest does not match its contents")
-        return jax.tree.unflatten(jax.tree.structure(like), list(leaves.values())), record
+            raise _damaged("the checkpoint", folder, "its digest does not match its contents")
+        return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in wanted]), record
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Waits for the saves under way."""
         self._manager.wait_until_finished()
         self._manager.close()
 
 
-def _damaged(folder: Path, reason: object) -> WorkdirError:
+def _damaged(which: str, folder: Path, reason: object) -> WorkdirError:
     return WorkdirError(
-        f"the checkpoint {folder} is damaged: {str(reason).strip() or type(reason).__name__}. Delete that folder to "
-        f"go on from the checkpoint before it, or choose another --workdir to start afresh"
+        f"{which} {folder} is damaged: {' '.join(str(reason).split()) or type(reason).__name__}. Delete the folder of "
+        f"that step to go on from the checkpoint before it, or choose another --workdir to start afresh"
     )
 
 

@@ -1,5 +1,7 @@
 """Sums and counts, so that batches, devices and masks add up exactly."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,9 +13,9 @@ from jax import lax
 class Metrics:
     """Sums over images of the loss and of correct answers, and the number of images."""
 
-    loss_sum: jax.Array | float
-    correct: jax.Array | float
-    count: jax.Array | float
+    loss_sum: Any
+    correct: Any
+    count: Any
 
     @classmethod
     def zero(cls) -> "Metrics":

@@ -1,16 +1,16 @@
 """SGD with momentum and coupled weight decay, and its schedules."""
 
 import optax
-from ml_collections import ConfigDict
 
 from mimicnorm_jax import centring
+from mimicnorm_jax.training.config import TrainConfig
 
 
-def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
     """The learning rate by step: linear warm-up from 0, then steps down or a cosine to 0.
 
     Args:
-      config: a valid config.
+      config: of the run.
       steps_per_epoch: steps in an epoch.
     """
     warmup = round(config.warmup_epochs * steps_per_epoch)
@@ -24,11 +24,11 @@ def make_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, max(1, warmup)), decay], [warmup])
 
 
-def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clipping, coupled weight decay and SGD; centring after the step where the config has it so.
 
     Args:
-      config: a valid config.
+      config: of the run.
       schedule: from `make_schedule`.
     """
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []

@@ -13,17 +13,18 @@ from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.state import TrainState
 
 Tree = TypeVar("Tree")
+Device = Any  # jax.Device, which type checkers do not see
 TrainStep = Callable[[TrainState, Any, np.ndarray], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Any, Any, np.ndarray, np.ndarray], Metrics]
 
 
-def replicate(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
+def replicate(tree: Tree, devices: Sequence[Device]) -> Tree:
     """Puts a copy of every leaf on every device, once; steps then take it without a transfer."""
     everywhere = NamedSharding(Mesh(np.array(devices), (step.AXIS,)), PartitionSpec())
     return jax.device_put(tree, everywhere)
 
 
-def make_train_step(task: step.Task, devices: Sequence[jax.Device]) -> TrainStep:
+def make_train_step(task: step.Task, devices: Sequence[Device]) -> TrainStep:
     """`train_step` over devices: `(state, data, index (D, B / D)) -> (state, metrics)`; donates the state."""
     return jax.pmap(
         partial(step.train_step, task),
@@ -35,7 +36,7 @@ def make_train_step(task: step.Task, devices: Sequence[jax.Device]) -> TrainStep
     )
 
 
-def make_eval_step(task: step.Task, devices: Sequence[jax.Device]) -> EvalStep:
+def make_eval_step(task: step.Task, devices: Sequence[Device]) -> EvalStep:
     """`eval_step` over devices: `(variables, data, index (D, B / D), mask (D, B / D)) -> metrics`."""
     return jax.pmap(
         partial(step.eval_step, task),

@@ -74,7 +74,9 @@ def train_step(
             mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
         )
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), task.label_smoothing)
+        targets = optax.smooth_labels(
+            jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), task.label_smoothing
+        )
         return optax.softmax_cross_entropy(logits, targets).mean(), (logits, updated.get("batch_stats", {}))
 
     grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)

@@ -1,5 +1,6 @@
 """A run's folder: which config it belongs to, and files that are never half-written."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 
 from mimicnorm_jax.errors import WorkdirError
 from mimicnorm_jax.training import config as config_lib
+from mimicnorm_jax.training.config import TrainConfig
 
 CONFIG = "config.json"
 MAY_CHANGE = ("data_dir", "keep_checkpoints", "checkpoint_epochs")
@@ -27,12 +29,12 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def as_json(config: ConfigDict) -> dict[str, Any]:
+def as_json(config: TrainConfig) -> dict[str, Any]:
     """The config as JSON's types."""
-    return json.loads(json.dumps(config.to_dict()))
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def prepare(workdir: Path, config: ConfigDict) -> None:
+def prepare(workdir: Path, config: TrainConfig) -> None:
     """Creates the folder for a run, or checks that it holds this very run.
 
     Raises:
@@ -47,7 +49,7 @@ def prepare(workdir: Path, config: ConfigDict) -> None:
         raise WorkdirError(f"cannot write to the workdir {workdir}: {error}. Choose another with --workdir") from error
 
 
-def read_config(workdir: Path) -> ConfigDict:
+def read_config(workdir: Path) -> TrainConfig:
     """The config of the run in a folder, as data.
 
     Raises:
@@ -64,12 +66,10 @@ def read_config(workdir: Path) -> ConfigDict:
     except ValueError as error:
         raise WorkdirError(f"{path} is damaged: {error}. Restore it or use another --workdir") from error
     tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-    config = ConfigDict(tuples)
-    config_lib.validate(config)
-    return config
+    return config_lib.validate(ConfigDict(tuples))
 
 
-def _compare(workdir: Path, config: ConfigDict) -> None:
+def _compare(workdir: Path, config: TrainConfig) -> None:
     saved, new = as_json(read_config(workdir)), as_json(config)
     differing = [
         f"{name} is {saved.get(name)!r} there and {new.get(name)!r} here"

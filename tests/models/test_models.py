@@ -268,13 +268,16 @@ def test_create_names_near_misses_and_says_why_not():
         ({"name": "resnt18"}, "unknown model 'resnt18': did you mean resnet18"),
         ({"name": "resnet18", "method": "mimicnrom"}, "unknown method 'mimicnrom': did you mean mimicnorm"),
         ({"name": "resnet18", "init": "published2"}, "did you mean published"),
-        ({"name": "vgg16", "method": "fixup"}, "fixup is about residual branches .* and vgg16 has none. Methods for vgg16: batchnorm"),
+        (
+            {"name": "vgg16", "method": "fixup"},
+            "fixup is about residual branches .* and vgg16 has none. Methods for vgg16: batchnorm",
+        ),
         ({"name": "mobilenetv2", "method": "fixup"}, "branches of ResNets, not for those of mobilenetv2"),
         ({"name": "resnet18", "num_classes": 1}, "num_classes is 1"),
         ({"name": "resnet18", "width": 0.0}, "width is 0.0"),
     ):
         with pytest.raises(ValueError, match=message):
             models.create(**options)
-    with pytest.raises(ValueError, match="vgg11 shrinks images by 32 .* these have 8 x 8"):
+    with pytest.raises(ValueError, match=r"vgg11 shrinks images by 32 .* these have 8 x 8"):
         models.check_image("vgg11", (8, 8, 1))
     models.check_image("resnet8", (8, 8, 1))

@@ -1,0 +1,75 @@
+"""What a run says at its start and leaves at its end: headline, summary with curves, report of a failure."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mimicnorm_jax import plots
+from mimicnorm_jax.errors import NonFiniteLossError
+from mimicnorm_jax.training import machine, workdir
+from mimicnorm_jax.training.logs import say, table
+from mimicnorm_jax.training.session import Session
+from mimicnorm_jax.training.state import TrainState
+
+FAILURE = "failure.json"
+SUMMARY = "summary.json"
+
+
+def headline(session: Session, state: TrainState, folder: Path) -> str:
+    """One line: what is trained, on what, where to."""
+    config, dataset = session.config, session.dataset
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return (
+        f"{config.model} with {config.method}: {size:,} parameters, {config.dtype}; {config.dataset}: "
+        f"{len(dataset.train):,} training and {len(dataset.test):,} test images; {len(session.devices)} x "
+        f"{session.devices[0].device_kind}; {config.epochs} epochs of {session.steps_per_epoch} steps; into {folder}"
+    )
+
+
+def failure(folder: Path, session: Session, error: NonFiniteLossError, checkpoint: int | None) -> None:
+    """Writes failure.json: what happened, the last good checkpoint's step, the config and the machine."""
+    report = {
+        "error": str(error),
+        "last_checkpoint": checkpoint,
+        "config": workdir.as_json(session.config),
+        "machine": machine.describe(),
+    }
+    workdir.write_json(folder / FAILURE, report)
+
+
+def summarise(session: Session, folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Writes summary.json and curves.png from the lines of metrics.jsonl, prints a table, returns the summary."""
+    config = session.config
+    best = max(rows, key=lambda row: (row["test_accuracy"], row["epoch"]))
+    seconds = sum(row["seconds"] for row in rows)
+    summary = {
+        "best_accuracy": best["test_accuracy"],
+        "best_epoch": best["epoch"],
+        "final_accuracy": rows[-1]["test_accuracy"],
+        "final_test_loss": rows[-1]["test_loss"],
+        "images_per_second": max(row["images_per_second"] for row in rows),
+        "seconds": round(seconds, 1),
+        **machine.peak_memory(),
+        "config": workdir.as_json(config),
+        "machine": machine.describe(),
+    }
+    workdir.write_json(folder / SUMMARY, summary)
+    (folder / FAILURE).unlink(missing_ok=True)
+    shown = {
+        "run": f"{config.dataset}, {config.model}, {config.method}, seed {config.seed}",
+        "best test accuracy": f"{best['test_accuracy']:.2%} (epoch {best['epoch']})",
+        "final test accuracy": f"{rows[-1]['test_accuracy']:.2%} (epoch {rows[-1]['epoch']})",
+        "speed": f"{summary['images_per_second']:,.0f} images/s in the fastest epoch",
+        "time": f"{seconds:.1f} s for {len(rows)} epochs, compilation included",
+        "memory": machine.memory_line(),
+        "files": f"{folder}: checkpoints, metrics.jsonl, summary.json",
+    }
+    if plots.available():
+        title = f"{config.model} with {config.method} on {config.dataset}"
+        plots.curves({config.method: [rows]}, folder / "curves.png", title)
+        shown["files"] += ", curves.png"
+    else:
+        shown["curves"] = "none: pip install matplotlib to get curves.png"
+    say(table(shown))
+    return summary

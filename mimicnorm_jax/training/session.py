@@ -1,0 +1,128 @@
+"""What stays the same during a run: checked before it costs anything, then built once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from mimicnorm_jax import models
+from mimicnorm_jax.data import sources
+from mimicnorm_jax.data.augment import Augmentation
+from mimicnorm_jax.errors import ConfigError
+from mimicnorm_jax.training import parallel
+from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.optimizer import make_optimizer, make_schedule
+from mimicnorm_jax.training.state import TrainState, create_state
+from mimicnorm_jax.training.step import AXIS, Task
+
+
+@dataclass(frozen=True)
+class Session:
+    """What stays the same during a run."""
+
+    config: TrainConfig
+    devices: Sequence[Any]
+    dataset: sources.Dataset
+    task: Task
+    schedule: optax.Schedule
+    train_step: parallel.TrainStep
+    eval_step: parallel.EvalStep
+    train_data: Any
+    test_data: Any
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.dataset.train) // self.config.batch_size
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of the `step`-th step, counted from 1."""
+        rate: Any = self.schedule(step - 1)
+        return float(rate)
+
+
+def check(config: TrainConfig) -> None:
+    """Refuses a config that cannot be trained, before any data is read or anything compiled.
+
+    Raises:
+      ConfigError: names the field.
+      DataError: if the dataset is unknown or not prepared.
+    """
+    sources.check(config.dataset, config.data_dir)
+    try:
+        _model(config)
+        models.check_image(config.model, sources.SHAPES[config.dataset])
+    except ValueError as error:
+        raise ConfigError(f"config.model={config.model!r}, config.method={config.method!r}: {error}") from error
+    devices = jax.local_device_count()
+    if config.batch_size % devices:
+        raise ConfigError(
+            f"config.batch_size is {config.batch_size}, which {devices} devices cannot share equally: "
+            f"choose a multiple of {devices}"
+        )
+    if config.batch_size // devices < 2 and not config.sync_bn:
+        raise ConfigError(
+            f"config.batch_size is {config.batch_size}, one image for each of {devices} devices, which a BatchNorm "
+            f"cannot normalise by itself: choose at least {2 * devices}, or --config.sync_bn"
+        )
+
+
+def _model(config: TrainConfig) -> Any:
+    return models.create(
+        config.model,
+        method=config.method,
+        num_classes=sources.NUM_CLASSES[config.dataset],
+        init=config.init,
+        width=config.width,
+        dtype=config.dtype,
+        axis_name=AXIS if config.sync_bn else None,
+        centre_in_call=config.centring == "in_call",
+        running_variance=config.running_variance,
+    )
+
+
+def start(config: TrainConfig) -> Session:
+    """Reads the data, puts it on the devices and builds the steps.
+
+    Raises:
+      ConfigError: if the training images do not fill one batch.
+      DataError: if the data is damaged.
+    """
+    devices = jax.local_devices()
+    dataset = sources.load(config.dataset, config.data_dir)
+    if config.batch_size > len(dataset.train):
+        raise ConfigError(
+            f"config.batch_size is {config.batch_size}, more than the {len(dataset.train)} training images of "
+            f"{config.dataset}"
+        )
+    schedule = make_schedule(config, len(dataset.train) // config.batch_size)
+    task = Task(
+        model=_model(config),
+        tx=make_optimizer(config, schedule),
+        augmentation=Augmentation(config.crop_padding, config.flip, config.rotation),
+        mean=dataset.mean,
+        std=dataset.std,
+        dtype=config.dtype,
+        label_smoothing=config.label_smoothing,
+        ema_decay=config.ema_decay,
+        seed=config.seed,
+    )
+    data = [parallel.replicate((split.images, split.labels), devices) for split in (dataset.train, dataset.test)]
+    return Session(
+        config,
+        devices,
+        dataset,
+        task,
+        schedule,
+        parallel.make_train_step(task, devices),
+        parallel.make_eval_step(task, devices),
+        *data,
+    )
+
+
+def initial_state(session: Session) -> TrainState:
+    """A fresh state from the config's seed, on the host's first device."""
+    config = session.config
+    shape = sources.SHAPES[config.dataset]
+    return create_state(session.task.model, session.task.tx, shape, config.seed, config.ema_decay > 0)

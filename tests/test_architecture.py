@@ -1,0 +1,78 @@
+"""Imports point downwards only, wings do not know each other, files stay small, names stay in their place."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from mimicnorm_jax.methods import METHODS
+from tests.conftest import ROOT
+
+PACKAGE = "mimicnorm_jax"
+FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
+GROUND = {"errors", "centring", "activations"}
+FIRST = GROUND | {"initialisation", "layers", "methods", "models"}
+MAY_IMPORT = {
+    "errors": set(),
+    "centring": set(),
+    "activations": set(),
+    "initialisation": GROUND,
+    "layers": GROUND,
+    "methods": GROUND,
+    "models": FIRST,
+    "data": {"data", "errors"},
+    "training": FIRST | {"data", "training", "plots"},
+    "plots": {"errors"},
+    "__init__": FIRST,
+}
+
+
+def _imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+    return names
+
+
+def _noun(path: Path) -> str:
+    return path.relative_to(ROOT / PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_downwards(path):
+    ours = {name.split(".")[1] for name in _imports(path) if name.startswith(PACKAGE + ".")}
+    assert ours <= MAY_IMPORT[_noun(path)] | {_noun(path)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_heavy_packages_stay_in_their_place(path):
+    outside = {name.split(".")[0] for name in _imports(path)}
+    assert "neural_tangents" not in outside
+    assert "tensorflow" not in outside
+    assert "matplotlib" not in outside or _noun(path) == "plots"
+    if _noun(path) in ("centring", "activations"):
+        assert outside <= {"jax", "optax", "math", "functools", "collections", "typing"}
+    if path.name == "config.py":
+        assert "jax" not in outside
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / PACKAGE / "models").glob("*.py")), ids=lambda path: path.name)
+def test_networks_know_no_method_by_name(path):
+    code = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+    defaults = ["mimicnorm"] if path.name == "__init__.py" else []
+    named = [value for value in code if value in METHODS and value not in defaults]
+    assert named == []
+
+
+def test_files_and_functions_stay_small():
+    for path in FILES:
+        assert len(path.read_text().splitlines()) <= 300, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                body = [part for part in node.body if not isinstance(part, ast.Expr)] or node.body
+                last = body[-1].end_lineno
+                assert last is not None
+                assert last - body[0].lineno < 60, f"{path}: {node.name}"

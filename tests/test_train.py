@@ -1,0 +1,59 @@
+"""The command as a user calls it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mimicnorm_jax.training.config import FIELDS
+from tests.conftest import ROOT
+
+
+def _call(*arguments, cwd=ROOT):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TFDS_DATA_DIR": "/nowhere"}
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=300, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.batchsize=3"], "unknown config field 'batchsize': did you mean batch_size"),
+        (["--config.batch_size=many"], "--config.batch_size=many"),
+        (["--workdri=x"], "'workdri'. Did you mean: workdir"),
+        (["--config=configs/nowhere.py"], "configs/nowhere.py"),
+        (["--config=configs/cifar100.py:resnt18"], "cifar100 is not prepared under /nowhere"),
+        (["--config.model=resnt8"], "did you mean resnet8"),
+        (["--eval_only"], "--eval_only needs --workdir"),
+        (["resnet18"], "do not know what to do with 'resnet18'"),
+    ],
+)
+def test_bad_input_is_one_paragraph_and_exit_code_2(arguments, message):
+    result = _call(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_help_names_every_field():
+    shown = _call("--help").stdout
+    assert all(f"--config.{name}=" in shown for name in FIELDS)
+
+
+def test_train_then_eval_only_from_another_folder(tmp_path):
+    result = _call("--config.epochs=1", "--config.width=0.5", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert "best test accuracy" in result.stdout
+    folder = tmp_path / "runs" / "digits-resnet8-mimicnorm-seed0"
+    result = _call("--eval_only", f"--workdir={folder}", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "best checkpoint" in result.stdout
+    result = _call(
+        "--config.epochs=1", "--config.width=0.5", "--config.learning_rate=1e30", "--workdir=bad", cwd=tmp_path
+    )
+    assert result.returncode == 3
+    assert "the loss is" in result.stderr

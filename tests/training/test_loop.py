@@ -1,0 +1,165 @@
+"""Whole runs on digits: interrupted and resumed, failing, evaluated; on all four (fake) devices."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
+from mimicnorm_jax.training import config, loop, session, step
+from mimicnorm_jax.training.checkpoints import Checkpoints
+from mimicnorm_jax.training.logs import read_metrics
+
+
+def _config(**fields):
+    defaults = {"width": 0.5, "epochs": 3, "warmup_epochs": 1.0, "crop_padding": 1, "rotation": 10.0, "ema_decay": 0.9}
+    return config.validate(config.base(**defaults | fields))
+
+
+def _final(folder, fields):
+    run = loop.start(fields)
+    with Checkpoints(folder / "checkpoints", 1) as checkpoints:
+        assert checkpoints.latest is not None
+        return checkpoints.restore(checkpoints.latest, loop.initial_state(run))
+
+
+def _timeless(rows):
+    return [{name: value for name, value in row.items() if "second" not in name} for row in rows]
+
+
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit_and_compiles_once(tmp_path, monkeypatch):
+    traced = {"train_step": 0, "eval_step": 0}
+
+    def counting(name, original):
+        def counted(*args):
+            traced[name] += 1
+            return original(*args)
+
+        return counted
+
+    for name in traced:
+        monkeypatch.setattr(step, name, counting(name, getattr(step, name)))
+    fields = _config()
+    loop.run(fields, tmp_path / "whole")
+    assert traced == {"train_step": 1, "eval_step": 1}
+
+    evaluate, calls = loop.evaluate, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr(loop, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(fields, tmp_path / "parts")
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    # A line that was written for an epoch whose checkpoint was not.
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"epoch": 2, "step": 44}) + '\n{"epoch": 3, "st')
+    loop.run(fields, tmp_path / "parts")
+
+    (whole, record), (parts, other) = (_final(tmp_path / name, fields) for name in ("whole", "parts"))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert record == other
+    assert _timeless(read_metrics(tmp_path / "whole")) == _timeless(read_metrics(tmp_path / "parts"))
+
+
+def test_a_finished_run_trains_no_further_and_another_config_is_refused(tmp_path, capsys):
+    fields = _config(epochs=1)
+    first = loop.run(fields, tmp_path)
+    again = loop.run(fields, tmp_path)
+    assert "this run is complete" in capsys.readouterr().out
+    assert again["final_accuracy"] == first["final_accuracy"]
+    assert len(read_metrics(tmp_path)) == 1
+    with pytest.raises(WorkdirError, match=r"learning_rate is 0.1 there and 0.2 here.*Choose another --workdir"):
+        loop.run(_config(epochs=1, learning_rate=0.2), tmp_path)
+    loop.run(_config(epochs=1, keep_checkpoints=3), tmp_path)  # changes no number of the run
+    (tmp_path / "config.json").write_text('{"seed": ')
+    with pytest.raises(WorkdirError, match=r"config.json is damaged"):
+        loop.run(fields, tmp_path)
+
+
+def test_eval_only_gives_the_logged_accuracy_and_that_of_plain_code(tmp_path):
+    fields = _config(epochs=2, ema_decay=0.0)
+    loop.run(fields, tmp_path)
+    results = loop.evaluate_checkpoints(fields, tmp_path)
+    rows = read_metrics(tmp_path)
+    assert results["latest"]["test_accuracy"] == rows[-1]["test_accuracy"]
+    assert results["best"]["test_accuracy"] == max(row["test_accuracy"] for row in rows)
+    state, _ = _final(tmp_path, fields)
+    run = loop.start(fields)
+    test, mean, std = run.dataset.test, run.dataset.mean[0], run.dataset.std[0]
+    images = np.float32((test.images / 255 - mean) / std)
+    logits = run.task.model.apply(state.eval_variables, images, train=False)
+    accuracy = float((np.asarray(logits).argmax(1) == test.labels).mean())
+    # 360 images fill no whole number of batches of 64; one answer on the edge may turn in float32.
+    assert abs(accuracy - rows[-1]["test_accuracy"]) < 1.5 / 360
+
+
+def test_default_config_learns_digits(tmp_path):
+    """A third of the default's epochs; 97 % is far below what any seed gave, far above what a fault leaves."""
+    from configs import digits
+
+    fields = digits.get_config()
+    fields.epochs = 10
+    summary = loop.run(config.validate(fields), tmp_path)
+    assert summary["best_accuracy"] > 0.97
+    assert {path.name for path in tmp_path.iterdir()} >= {"summary.json", "metrics.jsonl", "config.json", "checkpoints"}
+
+
+def test_a_non_finite_loss_stops_with_a_message_and_a_report(tmp_path):
+    fields = _config(learning_rate=1e30, warmup_epochs=0.0, method="none")
+    with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) at step \d+ \(epoch 1\).*learning_rate"):
+        loop.run(fields, tmp_path)
+    report = json.loads((tmp_path / "failure.json").read_text())
+    assert report["config"]["learning_rate"] == 1e30
+    assert "at step" in report["error"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"batch_size": 66}, ConfigError, "batch_size is 66, which 4 devices cannot share"),
+        ({"batch_size": 4, "sync_bn": False}, ConfigError, "one image for each of 4 devices"),
+        ({"batch_size": 2000}, ConfigError, "more than the 1437 training images"),
+        ({"model": "vgg16"}, ConfigError, "config.model='vgg16'.* needs at least 32 x 32"),
+        ({"model": "resnt18"}, ConfigError, "did you mean resnet18"),
+        ({"method": "batchnrm"}, ConfigError, "did you mean batchnorm"),
+        ({"model": "squeezenet", "method": "fixup"}, ConfigError, "fixup is about residual branches"),
+        ({"init": "xavier"}, ConfigError, "unknown init 'xavier'"),
+        ({"dataset": "digit"}, DataError, "did you mean digits"),
+        ({"dataset": "cifar100", "data_dir": "/nowhere"}, DataError, "not prepared under /nowhere"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(fields, error, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "create_state", lambda *a: pytest.fail("compiled something"))
+    with pytest.raises(error, match=message):
+        loop.run(_config(**fields), tmp_path / "new")
+    if "2000" not in message:
+        assert not (tmp_path / "new" / "checkpoints").exists()
+
+
+def test_an_unwritable_workdir_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkdirError, match="cannot write to the workdir"):
+        loop.run(_config(), tmp_path / "file" / "run")
+
+
+def test_eval_only_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(WorkdirError, match="no checkpoint"):
+        loop.evaluate_checkpoints(_config(), tmp_path)
+
+
+@pytest.mark.cifar100
+def test_a_run_on_real_cifar100(tmp_path, cifar100_dir):
+    """Two epochs of 2,000 images lower the loss below that of guessing by frequency, log 100."""
+    fields = config.base(
+        dataset="cifar100", data_dir=cifar100_dir, epochs=4, batch_size=64, learning_rate=0.05, warmup_epochs=0.5
+    )
+    loop.run(config.validate(fields), tmp_path)
+    rows = read_metrics(tmp_path)
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert rows[-1]["train_loss"] < np.log(100)
