@@ -9,8 +9,7 @@ from flax import struct
 from jax import lax
 
 
-@struct.dataclass
-class Metrics:
+class Metrics(struct.PyTreeNode):
     """Sums over images of the loss and of correct answers, and the number of images."""
 
     loss_sum: Any

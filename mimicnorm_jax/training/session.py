@@ -8,9 +8,11 @@ import jax
 import optax
 
 from mimicnorm_jax import models
+from mimicnorm_jax.centring import project
 from mimicnorm_jax.data import sources
 from mimicnorm_jax.data.augment import Augmentation
 from mimicnorm_jax.errors import ConfigError
+from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.optimizer import make_optimizer, make_schedule
@@ -55,6 +57,8 @@ def check(config: TrainConfig) -> None:
         models.check_image(config.model, sources.SHAPES[config.dataset])
     except ValueError as error:
         raise ConfigError(f"config.model={config.model!r}, config.method={config.method!r}: {error}") from error
+    if config.centring == "after_step" and not METHODS[config.method].centres:
+        raise ConfigError(f"config.centring is 'after_step', but config.method={config.method!r} centres no kernel")
     devices = jax.local_device_count()
     if config.batch_size % devices:
         raise ConfigError(
@@ -122,7 +126,10 @@ def start(config: TrainConfig) -> Session:
 
 
 def initial_state(session: Session) -> TrainState:
-    """A fresh state from the config's seed, on the host's first device."""
+    """A fresh state from the config's seed, on the host's first device; centred where steps keep it centred."""
     config = session.config
     shape = sources.SHAPES[config.dataset]
-    return create_state(session.task.model, session.task.tx, shape, config.seed, config.ema_decay > 0)
+    state = create_state(session.task.model, session.task.tx, shape, config.seed, config.ema_decay > 0)
+    if config.centring == "after_step":
+        state = state.replace(params=project(state.params), ema_params=project(state.ema_params))
+    return state

@@ -9,8 +9,7 @@ from flax import linen as nn
 from flax import struct
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that a step reads and writes; with the seed it determines the rest of the run.
 
     Attributes:

@@ -110,6 +110,15 @@ def test_default_config_learns_digits(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} >= {"summary.json", "metrics.jsonl", "config.json", "checkpoints"}
 
 
+def test_centring_after_the_step_trains_like_centring_in_the_call_from_the_first_step_on(tmp_path):
+    losses = {}
+    for centring in ("in_call", "after_step"):
+        loop.run(_config(epochs=2, centring=centring), tmp_path / centring)
+        losses[centring] = [row["train_loss"] for row in read_metrics(tmp_path / centring)]
+    # The same algorithm for SGD, in float32: trajectories part slowly.
+    np.testing.assert_allclose(losses["in_call"], losses["after_step"], rtol=1e-3)
+
+
 def test_bfloat16_activations_train_like_float32_and_leave_the_state_in_float32(tmp_path):
     losses = {}
     for dtype in ("float32", "bfloat16"):
@@ -142,6 +151,7 @@ def test_a_non_finite_loss_stops_with_a_message_and_a_report(tmp_path):
         ({"model": "resnt18"}, ConfigError, "did you mean resnet18"),
         ({"method": "batchnrm"}, ConfigError, "did you mean batchnorm"),
         ({"model": "squeezenet", "method": "fixup"}, ConfigError, "fixup is about residual branches"),
+        ({"method": "batchnorm", "centring": "after_step"}, ConfigError, "centring is 'after_step', but .* no kernel"),
         ({"init": "xavier"}, ConfigError, "unknown init 'xavier'"),
         ({"dataset": "digit"}, DataError, "did you mean digits"),
         ({"dataset": "cifar100", "data_dir": "/nowhere"}, DataError, "not prepared under /nowhere"),
