@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "models": FIRST,
     "data": {"data", "errors"},
     "training": FIRST | {"data", "training", "plots"},
+    "diagnostics": GROUND | {"diagnostics", "plots"},
     "plots": {"errors"},
     "__init__": FIRST,
 }

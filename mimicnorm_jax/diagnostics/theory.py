@@ -1,0 +1,235 @@
+r"""Mean-field theory of infinitely wide stacks at initialisation: NNGP and NTK recursions, transition maps, chi.
+
+Notation of the paper's section 4: $q$ is the variance of a pre-activation, $\rho$ the correlation of two of
+them, $\hat\phi(\rho) = E[\phi(u)\phi(v)]$ for standard Gaussians of correlation $\rho$. Computations are in the
+inputs' precision; use float64.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+S = 1 - 1 / math.pi
+"""Share of a ReLU's second moment that is variance: 1 - E[relu]^2 / E[relu^2]."""
+
+
+class DualActivation(Protocol):
+    """Moments of an activation under a pair of Gaussians."""
+
+    def __call__(self, k11: jax.Array, k12: jax.Array, k22: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Moments for variances `k11`, `k22` and covariance `k12`, arrays of one shape.
+
+        Returns:
+          $E[\\phi(u)\\phi(v)]$, $E[\\phi'(u)\\phi'(v)]$ and $E[\\phi(u)]E[\\phi(v)]$, elementwise.
+        """
+        ...
+
+
+def relu_dual(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    r"""The closed form of ReLU (arc-cosine kernels, Cho & Saul 2009).
+
+    With $\rho = k_{12}/\sqrt{k_{11}k_{22}}$:
+    $\hat\phi(\rho) = (\sqrt{1-\rho^2} + (\pi - \arccos\rho)\rho) / 2\pi$.
+
+    Args:
+      k11: variances of the first input.
+      k12: covariances.
+      k22: variances of the second input.
+
+    Returns:
+      See `DualActivation`.
+
+    Example:
+      >>> one = jnp.ones(())
+      >>> [round(float(moment), 4) for moment in relu_dual(one, 0 * one, one)]
+      [0.1592, 0.25, 0.1592]
+    """
+    scale = jnp.sqrt(k11 * k22)
+    rho = jnp.clip(k12 / scale, -1, 1)
+    angle = jnp.pi - jnp.arccos(rho)
+    value = (jnp.sqrt(1 - rho**2) + angle * rho) / (2 * jnp.pi)
+    return scale * value, angle / (2 * jnp.pi), scale / (2 * jnp.pi)
+
+
+def quadrature_dual(phi: Callable[[jax.Array], jax.Array], nodes: int = 64) -> DualActivation:
+    """Moments of any elementwise activation by Gauss-Hermite quadrature.
+
+    Exact to rounding for polynomials of degree below `nodes`; accurate to about `1 / nodes` for an
+    activation with a kink, such as ReLU.
+
+    Args:
+      phi: the activation; its derivative is taken by JAX.
+      nodes: in each of two dimensions.
+    """
+    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    weights = weights / weights.sum()
+    slope = jnp.vectorize(jax.grad(phi))
+
+    @partial(jnp.vectorize, signature="(),(),()->(),(),()")
+    def dual(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        x, y = jnp.asarray(points)[:, None], jnp.asarray(points)[None, :]
+        weight = jnp.asarray(np.outer(weights, weights))
+        rho = jnp.clip(k12 / jnp.sqrt(k11 * k22), -1, 1)
+        u = jnp.sqrt(k11) * x + 0 * y
+        v = jnp.sqrt(k22) * (rho * x + jnp.sqrt(1 - rho**2) * y)
+        mean_u, mean_v = (weight * phi(u)).sum(), (weight * phi(v)).sum()
+        return (weight * phi(u) * phi(v)).sum(), (weight * slope(u) * slope(v)).sum(), mean_u * mean_v
+
+    return dual
+
+
+@dataclass(frozen=True)
+class Stack:
+    r"""An infinitely wide stack of dense layers, or of convolutions with iid patches.
+
+    Layer map: $T(K) = \sigma_w^2 (E[\phi\phi] - c\,E[\phi]E[\phi]) + \sigma_b^2$, derivative kernel
+    $\dot T(K) = \sigma_w^2 E[\phi'\phi']$. The first layer is neither centred nor scaled: $K^1$ is the inputs'
+    Gram matrix (times their own variance).
+
+    Attributes:
+      weight_variance: $\sigma_w^2$, the variance of a weight times the fan-in.
+      bias_variance: $\sigma_b^2$.
+      centring: $c$, the share of the mean that centring removes: 0 for a plain stack, 1 for weight
+        mean, and the fraction of valid taps for a patch that reaches into zero padding.
+      dual: moments of the activation.
+    """
+
+    weight_variance: float = 2.0
+    bias_variance: float = 0.0
+    centring: float = 0.0
+    dual: DualActivation = relu_dual
+
+    def layer(self, nngp: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """One layer: `(N, N)` to the next NNGP kernel and the derivative kernel, both `(N, N)`."""
+        variance = jnp.diagonal(nngp)
+        k11, k22 = jnp.broadcast_arrays(variance[:, None], variance[None, :])
+        second, slope, means = self.dual(k11, nngp, k22)
+        return (
+            self.weight_variance * (second - self.centring * means) + self.bias_variance,
+            self.weight_variance * slope,
+        )
+
+    def kernels(self, gram: jax.Array, depth: int) -> tuple[jax.Array, jax.Array]:
+        r"""NNGP kernel and NTK after `depth` weight layers.
+
+        $\Theta = \sum_l K^l \prod_{r>l} \dot T(K^{r-1})$; the paper's Eq. 7 with its index put right.
+
+        Args:
+          gram: $K^1$, `(N, N)`: the inputs' inner products over the number of inputs.
+          depth: number of weight layers, at least 1.
+
+        Returns:
+          $K^L$ and $\Theta^L$, both `(N, N)`, in the theory's (init-variance weighted) parametrisation.
+
+        Raises:
+          ValueError: if `depth < 1` or `gram` is not a square matrix.
+        """
+        if depth < 1:
+            raise ValueError(f"depth is {depth}: a stack has at least one weight layer")
+        if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+            raise ValueError(f"gram is a square matrix of inner products; got shape {gram.shape}")
+
+        def step(_: int, kernels: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            nngp, slope = self.layer(kernels[0])
+            return nngp, nngp + kernels[1] * slope
+
+        return jax.lax.fori_loop(1, depth, step, (gram, gram))
+
+    def correlation_map(self, rho: jax.Array, variance: float = 1.0) -> jax.Array:
+        r"""$\bar T(\rho)$ (the paper's Figure 4): the next layer's correlation of two inputs of equal variance."""
+        rho = jnp.asarray(rho)
+        q = jnp.full_like(rho, variance)
+        covariance, diagonal = (
+            self.weight_variance * (second - self.centring * means) + self.bias_variance
+            for second, _, means in (self.dual(q, q * rho, q), self.dual(q, q, q))
+        )
+        return covariance / diagonal
+
+    def chi(self, variance: float = 1.0) -> float:
+        r"""$\chi_1 = \bar T'(1)$, the growth per layer of a small perturbation's mean square over that of the signal.
+
+        Above 1 the stack is chaotic, below it ordered.
+        """
+        q = jnp.asarray(variance, jnp.result_type(float))
+        second, slope, means = self.dual(q, q, q)
+        after = self.weight_variance * (second - self.centring * means) + self.bias_variance
+        return float(self.weight_variance * slope * q / after)
+
+    def fixed_correlation(self, variance: float = 1.0, steps: int = 200_000, tolerance: float = 1e-12) -> float:
+        """The stable fixed point of `correlation_map`, reached by iterating it from 1/2.
+
+        A marginal map (`chi() == 1`) creeps towards 1 like `9 pi^2 / (2 l^2)`: then what is returned is
+        below 1 by what `steps` leave.
+        """
+
+        def unsettled(state: tuple[int, jax.Array, jax.Array]) -> jax.Array:
+            step, rho, before = state
+            return (step < steps) & (abs(rho - before) > tolerance)
+
+        def iterate(state: tuple[int, jax.Array, jax.Array]) -> tuple[int, jax.Array, jax.Array]:
+            step, rho, _ = state
+            return step + 1, self.correlation_map(rho, variance), rho
+
+        start = jnp.asarray(0.5)
+        return float(jax.lax.while_loop(unsettled, iterate, (0, start, start + 1))[1])
+
+    def depth_scale(self, variance: float = 1.0) -> float:
+        r"""$-1 / \log \bar T'(\rho^*)$: layers in which a correlation's distance to its fixed point falls by e.
+
+        Infinite for a marginal stack, where the approach is algebraic.
+        """
+        fixed = self.fixed_correlation(variance)
+        slope = self.chi(variance) if fixed > 1 - 1e-4 else float(jax.grad(self.correlation_map)(fixed, variance))
+        return math.inf if slope >= 1 - 1e-9 else -1 / math.log(abs(slope)) if slope else 0.0
+
+
+PLAIN = Stack()
+"""A plain ReLU stack with He's variance: marginal, chi_1 = 1."""
+WEIGHT_MEAN = Stack(weight_variance=2 / S, centring=1.0)
+"""A ReLU stack with centred weights at the variance that keeps its energy (Theorem 3): chi_1 = 1.466942."""
+
+
+def padded(valid: float) -> Stack:
+    r"""Weight mean on patches of which only a fraction `valid` lies inside the image.
+
+    $\chi(f) = 1 / (1 - f/\pi)$; the fixed correlation leaves 0.
+
+    Raises:
+      ValueError: unless `0 < valid <= 1`.
+    """
+    if not 0 < valid <= 1:
+        raise ValueError(f"valid is {valid}: it is the fraction of a patch inside the image, above 0 and at most 1")
+    return Stack(weight_variance=2 / (1 - valid / math.pi), centring=valid)
+
+
+def batch_norm_chi(batch: int) -> float:
+    r"""Growth per layer of a perturbation in a ReLU stack with BatchNorm over a batch of that size.
+
+    $\chi(B) = ((B - 1 + J'(c)) / (1 - J(c)) - 1) / (B - 3)$, $c = -1/(B-1)$, with ReLU's normalised dual $J$.
+    About 1 % accurate against simulation at width 256 for B from 8 to 64; at B = 256 it falls short.
+
+    Raises:
+      ValueError: if `batch <= 3`.
+
+    Example:
+      >>> round(batch_norm_chi(32), 3)
+      1.522
+    """
+    if batch <= 3:
+        raise ValueError(f"batch is {batch}: the formula needs at least 4")
+    c = -1 / (batch - 1)
+    angle = math.pi - math.acos(c)
+    dual, slope = (math.sqrt(1 - c**2) + angle * c) / math.pi, angle / math.pi
+    return ((batch - 1 + slope) / (1 - dual) - 1) / (batch - 3)
+
+
+def condition_number(kernel: jax.Array) -> float:
+    """Largest over smallest eigenvalue of a symmetric matrix `(N, N)`; infinite if that is not positive."""
+    values = jnp.linalg.eigvalsh(kernel)
+    return float(values[-1] / values[0]) if values[0] > 0 else math.inf
