@@ -113,7 +113,8 @@ def render(study: str) -> None:
         "",
         f"![curves]({study}.png)",
         "",
-        f"Command: `python benchmarks/ablation.py --data_dir=DIR --study={study}`. Machine: {'; '.join(where)}.",
+        f"Command: `python benchmarks/ablation.py --data_dir=DIR --study={study}`. Machine: {'; '.join(where)}. "
+        "The seconds in the lines are no timing: other work may have run beside.",
         "",
     ]
     write_text(RESULTS / f"{study}.md", "\n".join(text))

@@ -43,9 +43,10 @@ def curves(runs: Mapping[str, Sequence[Rows]], path: Path, title: str = "") -> N
                     axes.fill_between(epochs, values.min(0), values.max(0), color=f"C{i}", alpha=0.2, linewidth=0)
     left.set(xlabel="epoch", ylabel="cross entropy (nats)")
     right.set(xlabel="epoch", ylabel="accuracy (%)")
-    right.legend(frameon=False)
+    figure.legend(*right.get_legend_handles_labels(), frameon=False, loc="outside right center")
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     subtitle = "solid: test, dotted: train" if len(runs) > 1 else ""
     figure.suptitle("\n".join(filter(None, (title, subtitle))))

@@ -38,9 +38,9 @@ class Metrics(struct.PyTreeNode):
     @property
     def loss(self) -> float:
         """Mean cross entropy in nats."""
-        return float(self.loss_sum / self.count)
+        return float(self.loss_sum) / float(self.count)
 
     @property
     def accuracy(self) -> float:
         """Share of correct answers, in [0, 1]."""
-        return float(self.correct / self.count)
+        return float(self.correct) / float(self.count)
