@@ -98,7 +98,7 @@ def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
             _train(session, parallel.replicate(state, session.devices), epoch, checkpoints, logs)
         except NonFiniteLossError as error:
             report.failure(folder, session, error, checkpoints.latest)
-            raise
+            raise NonFiniteLossError(f"{error}. The report is {folder / report.FAILURE}") from error
         finally:
             logs.close()
     return report.summarise(session, folder, logs.rows)

@@ -134,7 +134,9 @@ def test_bfloat16_activations_train_like_float32_and_leave_the_state_in_float32(
 
 def test_a_non_finite_loss_stops_with_a_message_and_a_report(tmp_path):
     fields = _config(learning_rate=1e30, warmup_epochs=0.0, method="none")
-    with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) at step \d+ \(epoch 1\).*learning_rate"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"the loss is (nan|inf) at step \d+ \(epoch 1\).*learning_rate.*failure.json"
+    ):
         loop.run(fields, tmp_path)
     report = json.loads((tmp_path / "failure.json").read_text())
     assert report["config"]["learning_rate"] == 1e30
