@@ -110,10 +110,10 @@ class Stack:
         variance = jnp.diagonal(nngp)
         k11, k22 = jnp.broadcast_arrays(variance[:, None], variance[None, :])
         second, slope, means = self.dual(k11, nngp, k22)
-        return (
-            self.weight_variance * (second - self.centring * means) + self.bias_variance,
-            self.weight_variance * slope,
-        )
+        return self._covariance(second, means), self.weight_variance * slope
+
+    def _covariance(self, second: jax.Array, means: jax.Array) -> jax.Array:
+        return self.weight_variance * (second - self.centring * means) + self.bias_variance
 
     def kernels(self, gram: jax.Array, depth: int) -> tuple[jax.Array, jax.Array]:
         r"""NNGP kernel and NTK after `depth` weight layers.
@@ -146,8 +146,7 @@ class Stack:
         rho = jnp.asarray(rho)
         q = jnp.full_like(rho, variance)
         covariance, diagonal = (
-            self.weight_variance * (second - self.centring * means) + self.bias_variance
-            for second, _, means in (self.dual(q, q * rho, q), self.dual(q, q, q))
+            self._covariance(second, means) for second, _, means in (self.dual(q, q * rho, q), self.dual(q, q, q))
         )
         return covariance / diagonal
 
@@ -158,8 +157,7 @@ class Stack:
         """
         q = jnp.asarray(variance, jnp.result_type(float))
         second, slope, means = self.dual(q, q, q)
-        after = self.weight_variance * (second - self.centring * means) + self.bias_variance
-        return float(self.weight_variance * slope * q / after)
+        return float(self.weight_variance * slope * q / self._covariance(second, means))
 
     def fixed_correlation(self, variance: float = 1.0, steps: int = 200_000, tolerance: float = 1e-12) -> float:
         """The stable fixed point of `correlation_map`, reached by iterating it from 1/2.

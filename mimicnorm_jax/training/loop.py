@@ -149,16 +149,17 @@ def evaluate_checkpoints(config: TrainConfig, folder: Path) -> dict[str, Any]:
     if not (folder / "checkpoints").is_dir():
         raise WorkdirError(f"{folder} holds no checkpoint to evaluate")
     session = start(config)
-    results = {}
+    like = initial_state(session)
+    results, shown = {}, {}
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
         for name, step in (("latest", checkpoints.latest), ("best", checkpoints.best)):
             if step is None:
                 raise WorkdirError(f"{folder} holds no complete checkpoint to evaluate")
-            state, record = checkpoints.restore(step, initial_state(session))
+            state, record = checkpoints.restore(step, like)
             metrics = evaluate(session, parallel.replicate(state, session.devices))
             results[name] = {"epoch": record.epoch, "test_loss": metrics.loss, "test_accuracy": metrics.accuracy}
-    say(table({
-        f"{name} checkpoint": f"epoch {r['epoch']}: test loss {r['test_loss']:.4f}, accuracy {r['test_accuracy']:.2%}"
-        for name, r in results.items()
-    }))  # fmt: skip
+            shown[f"{name} checkpoint"] = (
+                f"epoch {record.epoch}: test loss {metrics.loss:.4f}, accuracy {metrics.accuracy:.2%}"
+            )
+    say(table(shown))
     return results
