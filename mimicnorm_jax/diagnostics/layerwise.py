@@ -1,0 +1,210 @@
+"""The layerwise tangent kernel: no derivative by a kernel is formed per example where its factors are cheaper.
+
+One backward sweep per output gives every layer's cotangents at once; with the layer's input they are its derivatives.
+A kernel that is a parameter, scaled or centred (or neither), contributes through its patches, scaled or centred. A
+scalar folded into a kernel contributes through the product with the kernel's derivative. Everything else (biases,
+normalisation parameters, layers of no known kind) is differentiated in the same sweep, example by example.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mimicnorm_jax.diagnostics.features import Feature, Matrix, Output, Pair, costs
+from mimicnorm_jax.diagnostics.recognition import Kernel, recognise
+from mimicnorm_jax.diagnostics.tracing import Site, TracedNetwork
+
+
+class Layerwise:
+    """Features of examples under the layerwise method.
+
+    Args:
+      network: traced for one group of examples.
+      params: leaves of the parameters, arrays or shapes.
+      weights: by leaf; 0 leaves a parameter out.
+      selected: the output that is differentiated, or None for all.
+      fold_biases: whether a bias may be counted with its kernel.
+
+    Attributes:
+      kernels: the sites whose derivatives may stay factored.
+      general: sites whose kernels are any other function of parameters.
+      dense: leaves that are differentiated example by example.
+    """
+
+    def __init__(
+        self,
+        network: TracedNetwork,
+        params: Sequence[Any],
+        weights: Sequence[float],
+        selected: int | None,
+        fold_biases: bool = True,
+    ) -> None:
+        self.network, self.weights, self.selected, self.fold_biases = network, weights, selected, fold_biases
+        recognised = recognise(network, params)
+        self.kernels: list[Kernel] = []
+        self.general: list[Site] = []
+        dense = {leaf for leaf in network.direct if weights[leaf]}
+        for site in network.sites:
+            if not any(weights[leaf] for leaf in site.leaves):
+                continue
+            if site.index in recognised:
+                kernel = recognised[site.index]
+                self.kernels.append(kernel)
+                dense |= {scalar for scalar in kernel.scalars if weights[scalar]}
+            else:
+                self.general.append(site)
+                dense |= {leaf for leaf in site.leaves if weights[leaf]}
+        self.dense = tuple(sorted(dense))
+        self.sizes = {leaf: int(np.prod(params[leaf].shape)) for leaf in self.dense}
+
+    @property
+    def rows(self) -> int:
+        """Backward sweeps per example."""
+        return 1 if self.selected is not None else self.network.outputs.shape[1]
+
+    def features(self, params: Any, x: jax.Array, as_pair: Mapping[int, bool], write: bool) -> dict[int, Feature]:
+        """Derivatives of all examples, by leaf.
+
+        Args:
+          params: the parameters' tree.
+          x: groups of examples, `(n, q, ...)`.
+          as_pair: by site, whether its derivatives stay factored.
+          write: whether to write out the others at once, for features that are used more than once.
+        """
+        leaves = jax.tree.leaves(params)
+        factors, slopes = self._factors(leaves), self._slopes(leaves)
+        folded = self._folded(as_pair)
+        patches, deltas, dense = jax.vmap(lambda group: self._sweep(leaves, slopes, group, folded))(x)
+        features: dict[int, Feature] = {}
+        for kernel in self.kernels:
+            i = kernel.site.index
+            if not self.weights[kernel.leaf]:
+                continue
+            operand = patches[i]
+            if kernel.centred:
+                operand = operand - operand.mean(-1, keepdims=True)
+            scale = jnp.sqrt(factors[i] * self.weights[kernel.leaf])
+            bias = 0.0 if kernel.bias is None or kernel.bias not in folded else self.weights[kernel.bias]
+            operand = operand * scale.astype(operand.dtype)
+            pair = Pair(operand, deltas[i], jnp.asarray(bias, operand.dtype), as_pair[i])
+            features[kernel.leaf] = pair.rows() if write and not as_pair[i] else pair
+        for leaf, rows in dense.items():
+            features[leaf] = Matrix(rows * jnp.sqrt(jnp.asarray(self.weights[leaf], rows.dtype)))
+        return features
+
+    def _folded(self, as_pair: Mapping[int, bool]) -> set[int | None]:
+        """Biases whose contribution goes with their kernel's: it is that of one more input, the constant 1."""
+        if not self.fold_biases:
+            return set()
+        return {
+            kernel.bias
+            for kernel in self.kernels
+            if as_pair[kernel.site.index] and kernel.bias is not None and self.weights[kernel.leaf]
+        }
+
+    def _kernels_of(self, leaves: Sequence[Any], chosen: Mapping[int, Any], sites: Sequence[int]) -> Any:
+        values = list(leaves)
+        for leaf, value in chosen.items():
+            values[leaf] = value
+        kernels = self.network.kernels(values)[0]
+        return [kernels[i] for i in sites]
+
+    def _factors(self, leaves: Sequence[jax.Array]) -> dict[int, Any]:
+        """By site, the a in `T T^T = a (identity or centring)`: the squared norm of T^T's image of one entry."""
+        scaled = [kernel for kernel in self.kernels if len(kernel.site.leaves) > 1]
+        factors: dict[int, Any] = {kernel.site.index: jnp.ones(()) for kernel in self.kernels}
+        if not scaled:
+            return factors
+        sites = [kernel.site.index for kernel in scaled]
+        chosen = {kernel.leaf: leaves[kernel.leaf] for kernel in scaled}
+        kernels, pull = jax.vjp(lambda chosen: self._kernels_of(leaves, chosen, sites), chosen)
+        entries = [jnp.zeros_like(k).at[(0,) * k.ndim].set(1) for k in kernels]
+        pulled = pull(entries)[0]
+        for kernel in scaled:
+            fan_in = kernel.site.product.sizes[2]
+            share = 1 - 1 / fan_in if kernel.centred else 1.0
+            factors[kernel.site.index] = jnp.sum(pulled[kernel.leaf] ** 2) / share
+        return factors
+
+    def _slopes(self, leaves: Sequence[jax.Array]) -> dict[tuple[int, int], jax.Array]:
+        """By scalar and site, the kernel's derivative by the scalar."""
+        slopes: dict[tuple[int, int], jax.Array] = {}
+        sites = {kernel.site.index: kernel for kernel in self.kernels if kernel.scalars}
+        for scalar in sorted({s for kernel in sites.values() for s in kernel.scalars if self.weights[s]}):
+            touched = [i for i, kernel in sites.items() if scalar in kernel.scalars]
+            one = jnp.ones_like(leaves[scalar])
+            function = lambda value, s=scalar, t=touched: self._kernels_of(leaves, {s: value}, t)  # noqa: E731
+            tangents = jax.jvp(function, (leaves[scalar],), (one,))[1]
+            slopes |= {(scalar, i): sites[i].site.product.kernel(t) for i, t in zip(touched, tangents, strict=True)}
+        return slopes
+
+    def _sweep(
+        self,
+        leaves: Sequence[jax.Array],
+        slopes: Mapping[tuple[int, int], jax.Array],
+        x: jax.Array,
+        folded: set[int | None],
+    ) -> Any:
+        """One group of examples: patches by site, cotangents `(q, o, s, g, c)` by site, dense rows by leaf."""
+        network = self.network
+        watched = [*(kernel.site for kernel in self.kernels), *self.general]
+        shifts = {site.index: jnp.zeros(site.shape, site.dtype) for site in watched}
+        direct = {leaf: leaves[leaf] for leaf in self.dense if leaf in network.direct and leaf not in folded}
+
+        def forward(direct: dict[int, jax.Array], shifts: dict[int, jax.Array]) -> Any:
+            values = [direct.get(i, leaf) for i, leaf in enumerate(leaves)]
+            outputs, record = network.run(values, x, shifts=shifts, frozen_kernels=True)
+            return outputs, record.operands
+
+        outputs, pull, operands = jax.vjp(forward, direct, shifts, has_aux=True)
+        by_leaf, by_site = jax.vmap(jax.vmap(pull))(self._basis(outputs))
+        patches = {site.index: site.product.patches(operands[site.index]) for site in watched}
+        deltas = {site.index: jax.vmap(jax.vmap(site.product.outputs))(by_site[site.index]) for site in watched}
+        dense = {leaf: rows.reshape(*rows.shape[:2], -1) for leaf, rows in by_leaf.items()}
+
+        def add(leaf: int, rows: jax.Array) -> None:
+            rows = rows.reshape(*rows.shape[:2], -1)
+            dense[leaf] = dense[leaf] + rows if leaf in dense else rows
+
+        for (scalar, i), slope in slopes.items():
+            moved = jnp.einsum("sgf,gfc->sgc", patches[i], slope)
+            add(scalar, jnp.einsum("qosgc,sgc->qo", deltas[i], moved))
+        if self.general:
+            for leaf, rows in self._general(leaves, patches, deltas).items():
+                add(leaf, rows)
+        return patches, deltas, dense
+
+    def _basis(self, outputs: jax.Array) -> jax.Array:
+        """Cotangents of the outputs, `(q, o, q', o')`."""
+        q, o = outputs.shape
+        basis = jnp.eye(q * o, dtype=outputs.dtype).reshape(q, o, q, o)
+        return basis if self.selected is None else basis[:, self.selected, None]
+
+    def _general(self, leaves: Sequence[jax.Array], patches: Any, deltas: Any) -> dict[int, jax.Array]:
+        """Derivatives by the parameters of kernels of no known form: through the kernel's own derivative."""
+        sites = [site.index for site in self.general]
+        chosen = {leaf: leaves[leaf] for site in self.general for leaf in site.leaves if self.weights[leaf]}
+        pull = jax.vjp(lambda chosen: self._kernels_of(leaves, chosen, sites), chosen)[1]
+
+        def back(cotangents: list[jax.Array]) -> dict[int, jax.Array]:
+            pairs = zip(self.general, cotangents, strict=True)
+            return pull([s.product.unkernel(jnp.einsum("sgf,sgc->gfc", patches[s.index], d)) for s, d in pairs])[0]
+
+        return jax.vmap(jax.vmap(back))([deltas[i] for i in sites])
+
+    def choose(
+        self, groups: tuple[int, int], examples: int, output: Output, symmetric: bool
+    ) -> tuple[dict[int, bool], float]:
+        """The cheaper kind of feature for each site, and the multiplications of all contributions."""
+        as_pair: dict[int, bool] = {}
+        total = 0.0
+        for kernel in self.kernels:
+            cost = costs(kernel.site.product.sizes, groups, examples, self.rows, output, symmetric)
+            as_pair[kernel.site.index] = cost["pair"] < cost["matrix"]
+            total += min(cost.values())
+        pairs = groups[0] * groups[1] * examples**2 * self.rows * (self.rows if output == "full" else 1)
+        folded = self._folded(as_pair)
+        return as_pair, total + pairs * sum(size for leaf, size in self.sizes.items() if leaf not in folded)

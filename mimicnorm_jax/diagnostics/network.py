@@ -1,0 +1,42 @@
+"""A Flax module with variables as the pure function that the diagnostics take."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from mimicnorm_jax.diagnostics.tracing import ApplyFn
+
+
+def as_function(module: nn.Module, variables: Mapping[str, Any], **kwargs: Any) -> tuple[ApplyFn, Any]:
+    """Splits a module into `apply_fn(params, x)` and `params`.
+
+    Other collections (running averages) are held fixed. With `train=True`, or whatever makes a module normalise by
+    its batch, pass `mutable=["batch_stats"]`; its updates are dropped, and examples then influence one another:
+    see `coupled` of `ntk.EmpiricalNTK`.
+
+    Args:
+      module: any linen module, ours or not.
+      variables: as `module.init` returns them.
+      **kwargs: for `module.apply`, such as `train=False`, `rngs=...` or `mutable=...`.
+
+    Raises:
+      ValueError: if there are no parameters in `variables`.
+
+    Example:
+      >>> module = nn.Dense(2)
+      >>> variables = module.init(jax.random.key(0), jax.numpy.ones((1, 3)))
+      >>> apply_fn, params = as_function(module, variables)
+      >>> apply_fn(params, jax.numpy.ones((4, 3))).shape
+      (4, 2)
+    """
+    if "params" not in variables:
+        raise ValueError(f"variables hold {', '.join(variables) or 'nothing'}, no 'params': pass what init returned")
+    fixed = {name: value for name, value in variables.items() if name != "params"}
+
+    def apply_fn(params: Any, x: jax.Array) -> jax.Array:
+        result: Any = module.apply({"params": params, **fixed}, x, **kwargs)
+        return result[0] if kwargs.get("mutable") else result
+
+    return apply_fn, variables["params"]

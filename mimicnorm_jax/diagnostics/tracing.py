@@ -1,0 +1,287 @@
+"""Finds where a network multiplies activations with kernels, and runs it with a hand on each of these products.
+
+Works on the network's jaxpr, so it sees any pure function: Flax modules, ours or not, and networks written by hand,
+through jit, remat and custom derivatives. A product inside a loop (`scan`, `while`, `cond`) is not looked into: its
+parameters count as used directly.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from mimicnorm_jax.diagnostics.products import Conv, Dot
+
+ApplyFn = Callable[[Any, jax.Array], jax.Array]
+"""A network `apply_fn(params, x) -> outputs`, `x` of shape `(N, ...)`, outputs `(N, O)`."""
+Path = tuple[str, ...]
+
+_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr", "closed_call": "call_jaxpr"}
+
+
+def path_names(path: Sequence[Any]) -> Path:
+    """The names along a key path of a parameter tree."""
+    return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A product of activations with a kernel that is a function of parameters only.
+
+    Attributes:
+      index: its place in the order of evaluation.
+      name: path of the layer, joined by slashes; made unique by a number where a layer is used again.
+      product: its canonical form.
+      leaves: indices of the parameters that its kernel depends on.
+      added: index of the parameter that is added to the product, perhaps transformed, and used nowhere else; or None.
+      dtype: of the product.
+      shape: of the product.
+    """
+
+    index: int
+    name: str
+    product: Conv | Dot
+    leaves: tuple[int, ...]
+    added: int | None
+    dtype: Any
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value on the way through the network: whether the inputs reach it, and which parameters do without them.
+
+    `site` is the product that it is, unchanged.
+    """
+
+    value: Any
+    moving: bool = False
+    leaves: frozenset[int] = frozenset()
+    site: int | None = None
+
+
+_OnProduct = Callable[[Any, Sequence[_Value], Conv | Dot, bool], Any]
+
+
+class _Walk:
+    """One evaluation of a jaxpr, with `on_product` in place of every product with a kernel.
+
+    A `still` one evaluates only what depends on parameters alone; everything else is None.
+    """
+
+    def __init__(self, on_product: _OnProduct, still: bool = False) -> None:
+        self.on_product, self.still = on_product, still
+        self.sites = 0
+        self.direct: Counter[int] = Counter()
+        self.added: dict[int, _Value] = {}
+
+    def run(self, closed: core.ClosedJaxpr, arguments: Sequence[_Value]) -> list[_Value]:
+        jaxpr = closed.jaxpr
+        environment: dict[Any, _Value] = dict(zip(jaxpr.invars, arguments, strict=True))
+        environment |= zip(jaxpr.constvars, map(_Value, closed.consts), strict=True)
+
+        def read(atom: Any) -> _Value:
+            return _Value(atom.val) if isinstance(atom, core.Literal) else environment[atom]
+
+        for equation in jaxpr.eqns:
+            outputs = self._equation(equation, [read(atom) for atom in equation.invars])
+            environment |= zip(equation.outvars, outputs, strict=True)
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, equation: Any, inputs: Sequence[_Value]) -> Sequence[_Value]:
+        name, moving = equation.primitive.name, any(value.moving for value in inputs)
+        if moving and name in _CALLS:
+            inner = equation.params[_CALLS[name]]
+            return self.run(inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ()), inputs)
+        if moving and (found := _product(equation, inputs)) is not None:
+            self.sites += 1
+            return [_Value(self.on_product(equation, inputs, *found), moving=True, site=self.sites - 1)]
+        if moving and self.still:
+            results = [None] * len(equation.outvars)
+        else:
+            results = _bind(equation, [value.value for value in inputs])
+            results = results if equation.primitive.multiple_results else [results]
+        leaves = frozenset().union(*(value.leaves for value in inputs))
+        if moving:
+            self.direct.update(leaves)
+            leaves = frozenset()
+            if name == "add":
+                self._note_bias(*inputs)
+        return [_Value(result, moving, leaves) for result in results]
+
+    def _note_bias(self, first: _Value, second: _Value) -> None:
+        for product, bias in ((first, second), (second, first)):
+            if product.site is not None and len(bias.leaves) == 1 and not bias.moving:
+                self.added[product.site] = bias
+
+
+def _product(equation: Any, inputs: Sequence[_Value]) -> tuple[Conv | Dot, bool] | None:
+    """The product's form and whether the kernel is its first operand, if the equation is one."""
+    if equation.primitive.name not in ("dot_general", "conv_general_dilated"):
+        return None
+    first, second = inputs
+    shapes = [atom.aval.shape for atom in equation.invars]
+    kernel_first = not first.moving and bool(first.leaves)
+    if not kernel_first and (second.moving or not second.leaves):
+        return None
+    if equation.primitive.name == "dot_general":
+        return Dot.of(equation.params, shapes, kernel_first), kernel_first
+    if kernel_first or equation.params["batch_group_count"] != 1:
+        return None
+    return Conv.of(equation.params, shapes), False
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one evaluation saw at each site: the activations' operands, the kernels and the products."""
+
+    operands: list[Any]
+    kernels: list[Any]
+    products: list[Any]
+
+
+class TracedNetwork:
+    """A network with its products laid open, for inputs of one shape.
+
+    Args:
+      apply_fn: the network.
+      params: its parameters, a tree of arrays or shapes.
+      x: inputs, an array or a shape.
+
+    Attributes:
+      paths: of the parameters, in the order of the tree's leaves.
+      sites: every product of activations with a kernel, in the order of evaluation.
+      direct: indices of the parameters that reach the outputs in another way than through sites' kernels.
+      outputs: shape and dtype of the outputs.
+
+    Raises:
+      ValueError: if the network does not return one array `(N, O)`.
+    """
+
+    def __init__(self, apply_fn: ApplyFn, params: Any, x: Any) -> None:
+        leaves, self._tree = jax.tree_util.tree_flatten_with_path(params)
+        self.paths: list[Path] = [path_names(path) for path, _ in leaves]
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, x))
+        self._jaxpr, outputs = jax.make_jaxpr(apply_fn, return_shape=True)(*shapes)
+        check_outputs(outputs, x.shape)
+        self.outputs: Any = outputs
+        found: list[Any] = []
+
+        def note(equation: Any, inputs: Sequence[_Value], form: Conv | Dot, kernel_first: bool) -> None:
+            found.append((form, inputs[not kernel_first].leaves, equation.outvars[0].aval))
+
+        walk = _Walk(note, still=True)
+
+        def analyse(leaves: Sequence[jax.Array]) -> None:
+            for value in walk.run(self._jaxpr, _arguments(leaves, None)):
+                walk.direct.update(value.leaves)
+
+        jax.eval_shape(analyse, jax.tree.leaves(shapes[0]))
+        self.direct = frozenset(walk.direct)
+        names = _unique([self._name(leaves) for _, leaves, _ in found])
+        in_kernels = {leaf for _, leaves, _ in found for leaf in leaves}
+        candidates = {
+            site: leaf
+            for site, value in walk.added.items()
+            for leaf in value.leaves
+            if walk.direct[leaf] == 1 and leaf not in in_kernels
+        }
+        self.sites = [
+            Site(i, name, form, tuple(sorted(leaves)), candidates.get(i), aval.dtype, aval.shape)
+            for i, (name, (form, leaves, aval)) in enumerate(zip(names, found, strict=True))
+        ]
+
+    def _name(self, leaves: frozenset[int]) -> str:
+        """Path of the layer that a kernel's parameters belong to: what their paths share."""
+        paths = [self.paths[leaf] for leaf in sorted(leaves)]
+        shared = paths[0][:-1] if len(paths[0]) > 1 else paths[0]
+        while any(path[: len(shared)] != shared for path in paths):
+            shared = shared[:-1]
+        return "/".join(shared) or "+".join("/".join(path) for path in paths)
+
+    def run(
+        self,
+        params: Any,
+        x: jax.Array,
+        *,
+        shifts: Mapping[int, jax.Array] | None = None,
+        frozen_kernels: bool = False,
+    ) -> tuple[jax.Array, Record]:
+        """Evaluates the network.
+
+        Args:
+          params: parameters.
+          x: inputs, of the shape given at construction.
+          shifts: by site, what is added to its product; the derivative by it is the product's cotangent.
+          frozen_kernels: whether derivatives stop at the kernels of all sites.
+
+        Returns:
+          The outputs and what the sites saw.
+        """
+        shifts = shifts or {}
+        record = Record([], [], [])
+
+        def on_product(equation: Any, inputs: Sequence[_Value], form: Conv | Dot, kernel_first: bool) -> jax.Array:
+            index = len(record.products)
+            kernel, operand = inputs[not kernel_first].value, inputs[kernel_first].value
+            if frozen_kernels:
+                kernel = jax.lax.stop_gradient(kernel)
+            y = _bind(equation, [kernel, operand] if kernel_first else [operand, kernel])
+            if index in shifts:
+                y = y + shifts[index]
+            record.operands.append(operand)
+            record.kernels.append(kernel)
+            record.products.append(y)
+            return y
+
+        outputs = _Walk(on_product).run(self._jaxpr, _arguments(jax.tree.leaves(params), x))
+        return outputs[0].value, record
+
+    def kernels(self, params: Any) -> tuple[list[jax.Array], dict[int, jax.Array]]:
+        """The kernel of every site and, by site, what `Site.added` becomes; evaluates no activation."""
+        kernels: list[Any] = []
+
+        def on_product(equation: Any, inputs: Sequence[_Value], form: Conv | Dot, kernel_first: bool) -> None:
+            kernels.append(inputs[not kernel_first].value)
+
+        walk = _Walk(on_product, still=True)
+        walk.run(self._jaxpr, _arguments(jax.tree.leaves(params), None))
+        return kernels, {site: value.value for site, value in walk.added.items()}
+
+
+def _bind(equation: Any, operands: Sequence[Any]) -> Any:
+    with equation.ctx.manager:
+        return equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
+
+
+def _arguments(leaves: Sequence[Any], x: Any) -> list[_Value]:
+    return [*(_Value(leaf, leaves=frozenset([i])) for i, leaf in enumerate(leaves)), _Value(x, moving=True)]
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return unique
+
+
+def check_outputs(outputs: Any, x_shape: Sequence[int]) -> None:
+    """Raises ValueError unless `outputs` is one array (or its shape) of `(N, O)` for inputs `(N, ...)`."""
+    if not hasattr(outputs, "shape"):
+        raise ValueError(
+            f"apply_fn returns {jax.tree.structure(outputs)}, not one array: return the outputs only (of a Flax "
+            f"module applied with mutable=[...], the first of the pair)"
+        )
+    if len(outputs.shape) != 2 or outputs.shape[0] != x_shape[0]:
+        raise ValueError(
+            f"apply_fn returns outputs of shape {outputs.shape} for inputs of shape {tuple(x_shape)}; it must be "
+            f"(N, O) = ({x_shape[0]}, number of outputs): reshape, or pick one quantity, inside apply_fn"
+        )
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise ValueError(f"apply_fn returns {outputs.dtype} outputs; a tangent kernel needs floating-point ones")
