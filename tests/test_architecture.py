@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "methods": GROUND,
     "models": FIRST,
     "data": {"data", "errors"},
-    "training": FIRST | {"data", "training", "plots"},
+    "training": FIRST | {"data", "diagnostics", "training", "plots"},
     "diagnostics": GROUND | {"diagnostics", "plots"},
     "plots": {"errors"},
     "__init__": FIRST,
@@ -44,6 +44,8 @@ def _noun(path: Path) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_downwards(path):
+    if path.name == "__main__.py":
+        return  # a command stands on the roof, whatever folder gives it its name
     ours = {name.split(".")[1] for name in _imports(path) if name.startswith(PACKAGE + ".")}
     assert ours <= MAY_IMPORT[_noun(path)] | {_noun(path)}
 

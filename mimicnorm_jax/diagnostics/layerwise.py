@@ -6,12 +6,13 @@ scalar folded into a kernel contributes through the product with the kernel's de
 normalisation parameters, layers of no known kind) is differentiated in the same sweep, example by example.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from mimicnorm_jax.diagnostics.features import Feature, Matrix, Output, Pair, costs
 from mimicnorm_jax.diagnostics.recognition import Kernel, recognise
@@ -77,19 +78,17 @@ class Layerwise:
         leaves = jax.tree.leaves(params)
         factors, slopes = self._factors(leaves), self._slopes(leaves)
         folded = self._folded(as_pair)
-        patches, deltas, dense = jax.vmap(lambda group: self._sweep(leaves, slopes, group, folded))(x)
+        patches, blocks, dense = jax.vmap(lambda group: self._sweep(leaves, group, factors, slopes, as_pair))(x)
         features: dict[int, Feature] = {}
         for kernel in self.kernels:
             i = kernel.site.index
             if not self.weights[kernel.leaf]:
                 continue
-            operand = patches[i]
-            if kernel.centred:
-                operand = operand - operand.mean(-1, keepdims=True)
-            scale = jnp.sqrt(factors[i] * self.weights[kernel.leaf])
+            if self._at_once(as_pair[i]):
+                features[kernel.leaf] = Matrix(blocks[i])
+                continue
             bias = 0.0 if kernel.bias is None or kernel.bias not in folded else self.weights[kernel.bias]
-            operand = operand * scale.astype(operand.dtype)
-            pair = Pair(operand, deltas[i], jnp.asarray(bias, operand.dtype), as_pair[i])
+            pair = Pair(patches[i], blocks[i], jnp.asarray(bias, patches[i].dtype), as_pair[i])
             features[kernel.leaf] = pair.rows() if write and not as_pair[i] else pair
         for leaf, rows in dense.items():
             features[leaf] = Matrix(rows * jnp.sqrt(jnp.asarray(self.weights[leaf], rows.dtype)))
@@ -141,15 +140,25 @@ class Layerwise:
             slopes |= {(scalar, i): sites[i].site.product.kernel(t) for i, t in zip(touched, tangents, strict=True)}
         return slopes
 
+    def _at_once(self, as_pair: bool) -> bool:
+        """Whether a site's derivatives are written out within the sweep: where a sweep of a whole batch is large."""
+        return not as_pair and self.network.outputs.shape[0] > 1
+
     def _sweep(
         self,
         leaves: Sequence[jax.Array],
-        slopes: Mapping[tuple[int, int], jax.Array],
         x: jax.Array,
-        folded: set[int | None],
-    ) -> Any:
-        """One group of examples: patches by site, cotangents `(q, o, s, g, c)` by site, dense rows by leaf."""
-        network = self.network
+        factors: Mapping[int, jax.Array],
+        slopes: Mapping[tuple[int, int], jax.Array],
+        as_pair: Mapping[int, bool],
+    ) -> tuple[dict[int, jax.Array], dict[int, jax.Array], dict[int, jax.Array]]:
+        """One group of examples.
+
+        Returns:
+          By site, patches, scaled and centred like the kernel; by site, cotangents `(q, o, s, g, c)` or derivatives
+          `(q, o, k)`; by leaf, derivatives `(q, o, k)`.
+        """
+        network, folded = self.network, self._folded(as_pair)
         watched = [*(kernel.site for kernel in self.kernels), *self.general]
         shifts = {site.index: jnp.zeros(site.shape, site.dtype) for site in watched}
         direct = {leaf: leaves[leaf] for leaf in self.dense if leaf in network.direct and leaf not in folded}
@@ -160,22 +169,36 @@ class Layerwise:
             return outputs, record.operands
 
         outputs, pull, operands = jax.vjp(forward, direct, shifts, has_aux=True)
-        by_leaf, by_site = jax.vmap(jax.vmap(pull))(self._basis(outputs))
-        patches = {site.index: site.product.patches(operands[site.index]) for site in watched}
-        deltas = {site.index: jax.vmap(jax.vmap(site.product.outputs))(by_site[site.index]) for site in watched}
-        dense = {leaf: rows.reshape(*rows.shape[:2], -1) for leaf, rows in by_leaf.items()}
+        raw = {site.index: site.product.patches(operands[site.index]) for site in watched}
+        moved = {key: jnp.einsum("sgf,gfc->sgc", raw[key[1]], slope) for key, slope in slopes.items()}
+        patches = {kernel.site.index: self._like_kernel(kernel, raw, factors) for kernel in self.kernels}
+        general = self._general(leaves, raw)
 
-        def add(leaf: int, rows: jax.Array) -> None:
-            rows = rows.reshape(*rows.shape[:2], -1)
-            dense[leaf] = dense[leaf] + rows if leaf in dense else rows
+        def one(cotangent: jax.Array) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
+            dense, by_site = pull(cotangent)
+            blocks = {site.index: site.product.outputs(by_site[site.index]) for site in watched}
+            for (scalar, i), slope in moved.items():
+                dense[scalar] = dense.get(scalar, 0) + jnp.vdot(slope, blocks[i])
+            for leaf, rows in general(blocks).items():
+                dense[leaf] = dense.get(leaf, 0) + rows
+            kept = {
+                i: jnp.einsum("sgf,sgc->gfc", patches[i], blocks[i]).reshape(-1) if self._at_once(pair) else blocks[i]
+                for i, pair in as_pair.items()
+            }
+            return kept, {leaf: rows.reshape(-1) for leaf, rows in dense.items()}
 
-        for (scalar, i), slope in slopes.items():
-            moved = jnp.einsum("sgf,gfc->sgc", patches[i], slope)
-            add(scalar, jnp.einsum("qosgc,sgc->qo", deltas[i], moved))
-        if self.general:
-            for leaf, rows in self._general(leaves, patches, deltas).items():
-                add(leaf, rows)
-        return patches, deltas, dense
+        basis = self._basis(outputs)
+        if outputs.shape[0] == 1:
+            return patches, *jax.vmap(jax.vmap(one))(basis)
+        rows = lax.map(one, basis.reshape(-1, *outputs.shape), batch_size=16)
+        return patches, *jax.tree.map(lambda row: row.reshape(*basis.shape[:2], *row.shape[1:]), rows)
+
+    def _like_kernel(self, kernel: Kernel, raw: Mapping[int, jax.Array], factors: Mapping[int, jax.Array]) -> jax.Array:
+        patches = raw[kernel.site.index]
+        if kernel.centred:
+            patches = patches - patches.mean(-1, keepdims=True)
+        scale = jnp.sqrt(factors[kernel.site.index] * self.weights[kernel.leaf])
+        return patches * scale.astype(patches.dtype)
 
     def _basis(self, outputs: jax.Array) -> jax.Array:
         """Cotangents of the outputs, `(q, o, q', o')`."""
@@ -183,17 +206,21 @@ class Layerwise:
         basis = jnp.eye(q * o, dtype=outputs.dtype).reshape(q, o, q, o)
         return basis if self.selected is None else basis[:, self.selected, None]
 
-    def _general(self, leaves: Sequence[jax.Array], patches: Any, deltas: Any) -> dict[int, jax.Array]:
+    def _general(
+        self, leaves: Sequence[jax.Array], patches: Mapping[int, jax.Array]
+    ) -> Callable[[Mapping[int, jax.Array]], dict[int, jax.Array]]:
         """Derivatives by the parameters of kernels of no known form: through the kernel's own derivative."""
+        if not self.general:
+            return lambda blocks: {}
         sites = [site.index for site in self.general]
         chosen = {leaf: leaves[leaf] for site in self.general for leaf in site.leaves if self.weights[leaf]}
         pull = jax.vjp(lambda chosen: self._kernels_of(leaves, chosen, sites), chosen)[1]
 
-        def back(cotangents: list[jax.Array]) -> dict[int, jax.Array]:
-            pairs = zip(self.general, cotangents, strict=True)
-            return pull([s.product.unkernel(jnp.einsum("sgf,sgc->gfc", patches[s.index], d)) for s, d in pairs])[0]
+        def back(blocks: Mapping[int, jax.Array]) -> dict[int, jax.Array]:
+            by_kernel = [jnp.einsum("sgf,sgc->gfc", patches[i], blocks[i]) for i in sites]
+            return pull([s.product.unkernel(d) for s, d in zip(self.general, by_kernel, strict=True)])[0]
 
-        return jax.vmap(jax.vmap(back))([deltas[i] for i in sites])
+        return back
 
     def choose(
         self, groups: tuple[int, int], examples: int, output: Output, symmetric: bool

@@ -1,6 +1,7 @@
 """A Flax module with variables as the pure function that the diagnostics take."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ def as_function(module: nn.Module, variables: Mapping[str, Any], **kwargs: Any) 
 
     Other collections (running averages) are held fixed. With `train=True`, or whatever makes a module normalise by
     its batch, pass `mutable=["batch_stats"]`; its updates are dropped, and examples then influence one another:
-    see `coupled` of `ntk.EmpiricalNTK`.
+    see `coupled` of `ntk.EmpiricalNTK`. Dropout does nothing unless its random numbers are given, in any mode.
 
     Args:
       module: any linen module, ours or not.
@@ -35,8 +36,14 @@ def as_function(module: nn.Module, variables: Mapping[str, Any], **kwargs: Any) 
         raise ValueError(f"variables hold {', '.join(variables) or 'nothing'}, no 'params': pass what init returned")
     fixed = {name: value for name, value in variables.items() if name != "params"}
 
+    def keep(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        return args[0] if isinstance(context.module, nn.Dropout) else call(*args, **kwargs)
+
+    has_dropout = "dropout" in kwargs.get("rngs", ())
+
     def apply_fn(params: Any, x: jax.Array) -> jax.Array:
-        result: Any = module.apply({"params": params, **fixed}, x, **kwargs)
+        with nullcontext() if has_dropout else nn.intercept_methods(keep):
+            result: Any = module.apply({"params": params, **fixed}, x, **kwargs)
         return result[0] if kwargs.get("mutable") else result
 
     return apply_fn, variables["params"]

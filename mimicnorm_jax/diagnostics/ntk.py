@@ -109,7 +109,7 @@ class EmpiricalNTK:
     ) -> None:
         checks.choices(output, method, memory)
         self.apply_fn, self.weights, self.method = apply_fn, weights, method
-        self.output: Output = "full" if isinstance(output, int) else output
+        self.output: Output = "trace" if isinstance(output, int) else output
         self.selected = output if isinstance(output, int) else None
         self.coupled, self.per_parameter, self.memory = coupled, per_parameter, memory
         self._prepared: dict[Any, tuple[Method, Plan]] = {}

@@ -14,6 +14,7 @@ from mimicnorm_jax.training.checkpoints import Checkpoints, Record
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.logs import Logs, progress, say, table
 from mimicnorm_jax.training.metrics import Metrics
+from mimicnorm_jax.training.probe import Probe
 from mimicnorm_jax.training.session import Session, check, initial_state, start
 from mimicnorm_jax.training.state import TrainState
 
@@ -73,7 +74,8 @@ def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
 
     Args:
       config: with the fields of `training.config`.
-      folder: gets config.json, checkpoints/, metrics.jsonl, tensorboard/, curves.png, summary.json.
+      folder: gets config.json, checkpoints/, metrics.jsonl, tensorboard/, curves.png, summary.json, and
+        diagnostics.jsonl where `diagnostics_epochs` asks for it.
 
     Returns:
       The contents of summary.json.
@@ -94,8 +96,11 @@ def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
             epoch = record.epoch
             say(f"resuming after epoch {epoch}" if epoch < config.epochs else "this run is complete")
         logs = Logs(folder, resumed_step=int(state.step))
+        probe = Probe(session, folder, int(state.step)) if config.diagnostics_epochs else None
         try:
-            _train(session, parallel.replicate(state, session.devices), epoch, checkpoints, logs)
+            if probe is not None:
+                probe(state, epoch, logs)
+            _train(session, parallel.replicate(state, session.devices), epoch, checkpoints, logs, probe)
         except NonFiniteLossError as error:
             report.failure(folder, session, error, checkpoints.latest)
             raise NonFiniteLossError(f"{error}. The report is {folder / report.FAILURE}") from error
@@ -104,7 +109,9 @@ def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
     return report.summarise(session, folder, logs.rows)
 
 
-def _train(session: Session, state: TrainState, epoch: int, checkpoints: Checkpoints, logs: Logs) -> None:
+def _train(
+    session: Session, state: TrainState, epoch: int, checkpoints: Checkpoints, logs: Logs, probe: Probe | None
+) -> None:
     config = session.config
     while epoch < config.epochs:
         started = time.perf_counter()
@@ -128,6 +135,8 @@ def _train(session: Session, state: TrainState, epoch: int, checkpoints: Checkpo
         }
         # The line first: if the save fails, resuming drops it again.
         logs.epoch(row)
+        if probe is not None:
+            probe(state, epoch, logs)
         if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs:
             checkpoints.save(state, Record(epoch, test.accuracy))
 

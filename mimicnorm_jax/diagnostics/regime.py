@@ -1,0 +1,96 @@
+"""In which regime a network is: the condition of its tangent kernel, and how perturbations grow."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mimicnorm_jax.diagnostics.growth import growth
+from mimicnorm_jax.diagnostics.ntk import EmpiricalNTK
+from mimicnorm_jax.diagnostics.tracing import ApplyFn
+
+FLOAT32_LIMIT = 1e6
+"""A float32 Gram matrix tells its condition number to 10-30 % up to here; beyond it is rounding."""
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What tells the chaotic from the ordered regime.
+
+    Attributes:
+      kappa: condition number of the tangent kernel; infinite if it is singular to rounding.
+      kappa_unit_diagonal: that of the kernel scaled to a unit diagonal.
+      growth: of a perturbation's mean square against the signal's, from the first layer to the last; from the second
+        where examples influence one another, since BatchNorm takes the perturbation's mean away at the first.
+      chi: the same per layer, a geometric mean; above 1 is chaotic.
+      chi_error: its standard error over the examples and tangents.
+      layers: how many there are.
+      precision: of the kernel.
+    """
+
+    kappa: float
+    kappa_unit_diagonal: float
+    growth: float
+    chi: float
+    chi_error: float
+    layers: int
+    precision: str
+
+
+def condition(kernel: Any) -> float:
+    """Largest over smallest eigenvalue of a symmetric kernel `(N, N)`, in its own precision; infinite if that is not
+    positive."""
+    values = np.linalg.eigvalsh(np.asarray(kernel))
+    return float(values[-1] / values[0]) if values[0] > 0 else float("inf")
+
+
+def describe_condition(kappa: float, precision: Any) -> str:
+    """A condition number as far as its precision tells it.
+
+    Example:
+      >>> describe_condition(12.34, "float32"), describe_condition(3e7, "float32")
+      ('12.34', '>= 1e6 (float32 tells no more; use float64)')
+    """
+    if jnp.finfo(precision).bits <= 32 and not kappa < FLOAT32_LIMIT:
+        return f">= 1e6 ({precision} tells no more; use float64)"
+    return "singular" if not np.isfinite(kappa) else f"{kappa:.4g}"
+
+
+def unit_diagonal(kernel: Any) -> np.ndarray:
+    """The kernel `(N, N)` scaled to ones on its diagonal."""
+    kernel = np.asarray(kernel)
+    scale = np.sqrt(np.diagonal(kernel))
+    return kernel / np.outer(scale, scale)
+
+
+class RegimeMeter:
+    """Measures `Regime`; compiles once for a network and a number of examples.
+
+    Args:
+      apply_fn: the network.
+      coupled: whether its examples influence one another, see `ntk.EmpiricalNTK`.
+      output: the one whose kernel is taken; in wide networks at initialisation all outputs' are alike.
+      memory: for the kernel.
+    """
+
+    def __init__(self, apply_fn: ApplyFn, *, coupled: bool = False, output: int = 0, memory: int = 2**32) -> None:
+        self.apply_fn, self.coupled = apply_fn, coupled
+        self.kernel = EmpiricalNTK(apply_fn, output=output, coupled=coupled, memory=memory)
+
+    def __call__(self, params: Any, x: jax.Array, key: jax.Array) -> Regime:
+        """Measures the network at these parameters on inputs `(N, ...)`; `key` draws the tangents."""
+        kernel = np.asarray(self.kernel(params, x))
+        grown = growth(self.apply_fn, params, x, key=key, coupled=self.coupled)
+        first = 1 if self.coupled else 0
+        chi, error = grown.rate(first=grown.names[first])
+        return Regime(
+            kappa=condition(kernel),
+            kappa_unit_diagonal=condition(unit_diagonal(kernel)),
+            growth=float(np.exp((grown.log_ratios[:, -1] - grown.log_ratios[:, first]).mean())),
+            chi=chi,
+            chi_error=error,
+            layers=len(grown.names),
+            precision=str(kernel.dtype),
+        )

@@ -1,0 +1,69 @@
+"""Diagnostics along a run: one line of diagnostics.jsonl every so many epochs, from before the first step on."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mimicnorm_jax.diagnostics.regime import RegimeMeter
+from mimicnorm_jax.training.logs import Lines, Logs, say
+from mimicnorm_jax.training.session import Session
+from mimicnorm_jax.training.state import TrainState
+from mimicnorm_jax.training.subject import images, network
+
+DIAGNOSTICS = "diagnostics.jsonl"
+IMAGES = 32
+"""Test images whose tangent kernel is measured."""
+
+
+class Probe:
+    """Measures a run's network: its regime, and the last BatchNorm's running variance.
+
+    Args:
+      session: of the run.
+      folder: of the run; lines after `resumed_step` are dropped.
+      resumed_step: see `Lines`.
+    """
+
+    def __init__(self, session: Session, folder: Path, resumed_step: int) -> None:
+        self._session = session
+        self._lines = Lines(folder / DIAGNOSTICS, resumed_step)
+        self._meter: RegimeMeter | None = None
+        count = min(IMAGES, len(session.dataset.test))
+        self._images = images(session.config, count, "real", jnp.float32)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Every line so far."""
+        return self._lines.rows
+
+    def __call__(self, state: TrainState, epoch: int, logs: Logs) -> None:
+        """Measures after `epoch` epochs, if that is due and not done yet."""
+        every = self._session.config.diagnostics_epochs
+        if epoch % every or any(row["epoch"] == epoch for row in self.rows):
+            return
+        host = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+        subject = network(self._session.config, host, "")
+        # The first network's function serves all: it fixes the running averages of the last BatchNorm, which scale one
+        # output's kernel as a whole and nothing before the logits.
+        if self._meter is None:
+            self._meter = RegimeMeter(subject.apply_fn, coupled=subject.coupled)
+        found = self._meter(subject.params, self._images, jax.random.key(self._session.config.seed))
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "step": int(state.step),
+            "kappa": found.kappa,
+            "kappa_unit_diagonal": found.kappa_unit_diagonal,
+            "chi": found.chi,
+            "growth": found.growth,
+        }
+        if "last_bn" in host["batch_stats"]:
+            variance = np.asarray(host["batch_stats"]["last_bn"]["var"])
+            row |= {"last_bn_variance": float(variance.mean()), "last_bn_variance_std": float(variance.std())}
+        row = {name: value if np.isfinite(value) else None for name, value in row.items()}
+        self._lines.append(row)
+        logs.scalars(row)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step" and value is not None)
+        say(f"diagnostics at {shown}")
