@@ -4,6 +4,7 @@ Imports nothing of this library but inside `ours`, so that it runs in another en
 Reads one request a line (`run`, `quit`) and answers with one JSON line each; `benchmarks/ntk.py` starts it.
 """
 
+import itertools
 import json
 import resource
 import sys
@@ -46,7 +47,7 @@ def _normalise(z: jax.Array) -> jax.Array:
 def dense(width: int, depth: int, inputs: int, outputs: int, transform: Any, norm: Any) -> tuple[Any, Apply]:
     rng = np.random.default_rng(0)
     sides = [inputs, *[width] * depth, outputs]
-    params = [(_he(rng, a, b), np.zeros(b, np.float32)) for a, b in zip(sides, sides[1:], strict=False)]
+    params = [(_he(rng, a, b), np.zeros(b, np.float32)) for a, b in itertools.pairwise(sides)]
 
     def apply(params: Any, x: jax.Array) -> jax.Array:
         for i, (kernel, bias) in enumerate(params):
@@ -61,7 +62,7 @@ def dense(width: int, depth: int, inputs: int, outputs: int, transform: Any, nor
 def convolutional(channels: int, depth: int, outputs: int, transform: Any) -> tuple[Any, Apply]:
     rng = np.random.default_rng(0)
     sides = [3, *[channels] * depth]
-    params: Any = {"convs": [_he(rng, 3, 3, a, b) for a, b in zip(sides, sides[1:], strict=False)]}
+    params: Any = {"convs": [_he(rng, 3, 3, a, b) for a, b in itertools.pairwise(sides)]}
     params["biases"] = [np.zeros(channels, np.float32) for _ in range(depth)]
     params["head"] = (_he(rng, channels, outputs), np.zeros(outputs, np.float32))
 
@@ -108,7 +109,6 @@ class Case:
     shape: tuple[int, ...]
     output: str = "full"
     coupled: bool = False
-    float32: bool = True
 
 
 def _dense_case(
@@ -131,6 +131,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "c": lambda: Case(resnet18(10), (8, 32, 32, 3)),
     "d centred": _dense_case(transform=_centre),
     "d batchnorm": _dense_case(images=32, coupled=True),
+    "d batchnorm, O = 1": _dense_case(images=32, outputs=1, coupled=True),
     **{f"a full, N = {n}": _dense_case(images=n) for n in (16, 32, 128)},
     **{f"a full, O = {o}": _dense_case(outputs=o) for o in (5, 20, 40)},
     **{f"a full, width {w}": _dense_case(width=w) for w in (256, 512, 2048)},
@@ -154,7 +155,7 @@ def theirs(implementation: str, case: Case, params: Any, x: jax.Array) -> tuple[
     from jax.interpreters import ad
 
     ad.source_info_util, ad.config = source_info_util, jax.config  # pyright: ignore
-    import neural_tangents as nt
+    import neural_tangents as nt  # pyright: ignore[reportMissingImports]
 
     axes = (1,) if case.output == "trace" else ()
     options: dict[str, Any] = {} if case.coupled else {"vmap_axes": 0}
@@ -167,9 +168,16 @@ def theirs(implementation: str, case: Case, params: Any, x: jax.Array) -> tuple[
 
 
 def floor(case: Case, params: Any, x: jax.Array) -> Callable[[], Any]:
-    """The bare backward sweeps: every output's cotangents at every layer's input, summed so that none is dropped."""
-    sweep = jax.jit(lambda params, x: jax.jacrev(lambda x: case.network[1](params, x).sum(0))(x))
-    return lambda: sweep(params, x)
+    """The bare backward sweeps to the inputs, one for each output (and example, where examples are coupled)."""
+
+    def sweep(params: Any, x: jax.Array) -> jax.Array:
+        outputs, pull = jax.vjp(lambda x: case.network[1](params, x), x)
+        n, o = outputs.shape
+        basis = jnp.eye(n * o).reshape(-1, n, o) if case.coupled else jnp.repeat(jnp.eye(o)[:, None], n, 1)
+        return lax.map(lambda v: pull(v)[0].sum(), basis, batch_size=16 if case.coupled else o)
+
+    compiled = jax.jit(sweep)
+    return lambda: compiled(params, x)
 
 
 def main() -> None:

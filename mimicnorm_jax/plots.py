@@ -193,3 +193,64 @@ def spectra(
         for axes in (left, right):
             axes.grid(alpha=0.3)
         figure.suptitle(title)
+
+
+def bars(
+    groups: Mapping[tuple[str, str], Mapping[str, Sequence[float]]],
+    quantities: Mapping[str, str],
+    path: Path,
+    title: str,
+) -> None:
+    """Draws quantities of networks under methods as bars of the mean, with every value as a point.
+
+    Args:
+      groups: by network and method, by quantity, the values of all seeds.
+      quantities: axis labels of those to draw, on a logarithmic axis each.
+      path: of the picture.
+      title: above the figure.
+    """
+    nets = list(dict.fromkeys(net for net, _ in groups))
+    methods = list(dict.fromkeys(method for _, method in groups))
+    width = 0.8 / len(methods)
+    with _picture(path, (5.5 * len(quantities), 4), 1, len(quantities)) as (figure, grid):
+        for axes, (quantity, label) in zip(grid[0], quantities.items(), strict=True):
+            for i, method in enumerate(methods):
+                places = [place for place, net in enumerate(nets) if (net, method) in groups]
+                values = [np.asarray(groups[nets[place], method][quantity]) for place in places]
+                x = np.array(places) + (i - (len(methods) - 1) / 2) * width
+                axes.bar(x, [v.mean() for v in values], 0.9 * width, color=f"C{i}", alpha=0.6, label=method)
+                for place, points in zip(x, values, strict=True):
+                    axes.plot(np.full(len(points), place), points, ".", color="black", markersize=4)
+            axes.set(ylabel=label, yscale="log")
+            axes.set_xticks(range(len(nets)), nets)
+            axes.grid(alpha=0.3, axis="y", which="both")
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), frameon=False, loc="outside right center")
+        figure.suptitle(title)
+
+
+def along_run(rows: Rows, path: Path, title: str) -> None:
+    """Draws the diagnostics of a run by epoch: condition numbers, chi, and the last BatchNorm's running variance.
+
+    Args:
+      rows: the lines of its diagnostics.jsonl; a quantity may be missing or None.
+      path: of the picture.
+      title: above the figure.
+    """
+    panels = {
+        "condition number of the tangent kernel": ("kappa", "kappa_unit_diagonal"),
+        "growth of a perturbation per layer, chi": ("chi",),
+        "running variance of the last BatchNorm": ("last_bn_variance",),
+    }
+    shown = {label: names for label, names in panels.items() if any(row.get(names[0]) is not None for row in rows)}
+    if not shown:
+        return
+    with _picture(path, (4.5 * len(shown), 3.6), 1, len(shown)) as (figure, grid):
+        for axes, (label, names) in zip(grid[0], shown.items(), strict=True):
+            for name in names:
+                points = [(row["epoch"], row[name]) for row in rows if row.get(name) is not None]
+                axes.plot(*zip(*points, strict=True), marker=".", label=name.replace("_", " "))
+            axes.set(xlabel="epoch", ylabel=label, yscale="log" if names[0] == "kappa" else "linear")
+            axes.grid(alpha=0.3)
+            if len(names) > 1:
+                axes.legend(frameon=False)
+        figure.suptitle(title)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Output = Literal["full", "diagonal", "trace"]
@@ -70,7 +71,7 @@ def inner(left: Feature, right: Feature, output: Output, symmetric: bool = False
         return _written(left, right, output, symmetric)
     if left.patches.shape[1] == 1:
         return _outer(left, right, output, symmetric)
-    return _chain(left, right, output)
+    return _chain(left, right, output, symmetric)
 
 
 def _rows(rows: jax.Array) -> jax.Array:
@@ -89,8 +90,9 @@ def _matrix(left: jax.Array, right: jax.Array, output: Output, symmetric: bool) 
 
 def _written(left: Pair, right: Pair, output: Output, symmetric: bool) -> jax.Array:
     """Derivatives written out for some examples at a time, so that a symmetric kernel's lower half costs nothing."""
-    n = left.patches.shape[0]
-    parts = next(parts for parts in (4, 3, 2, 1) if n % parts == 0)
+    n, q, o = left.cotangents.shape[:3]
+    rows_each = q * (o if output == "full" else 1)
+    parts = next(parts for parts in (4, 3, 2, 1) if n % parts == 0 and (parts == 1 or n // parts * rows_each >= 64))
     if not symmetric or output == "diagonal" or parts == 1:
         return _matrix(left.rows().rows, right.rows().rows, output, symmetric)
     size = n // parts
@@ -136,21 +138,38 @@ def _outer(left: Pair, right: Pair, output: Output, symmetric: bool) -> jax.Arra
     return total.reshape((n * q, m * r) if summed else (n * q, o, m * r, p))
 
 
-def _chain(left: Pair, right: Pair, output: Output) -> jax.Array:
-    """Many positions: the Gram matrix of patches applied to the cotangents, one group of examples at a time."""
+def _chain(left: Pair, right: Pair, output: Output, symmetric: bool) -> jax.Array:
+    """Many positions: the Gram matrix of patches applied to the cotangents, one pair of groups at a time."""
+    (n, q, o, _, _, _), (m, r, p, _, _, _) = left.cotangents.shape, right.cotangents.shape
 
-    def row(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        patches, cotangents = pair
-        grams = jnp.einsum("sgf,mtgf->mgst", patches, right.patches) + left.bias
-        moved = jnp.einsum("mgst,mrptgc->mrpsgc", grams, right.cotangents)
+    def pair(patches: jax.Array, cotangents: jax.Array, others: tuple[jax.Array, jax.Array]) -> jax.Array:
+        grams = jnp.einsum("sgf,tgf->gst", patches, others[0]) + left.bias
+        # A loop: as one batched product, copies to another order of axes would cost more than the product.
+        moved = lax.map(lambda d: jnp.einsum("gst,tgc->sgc", grams, d), others[1].reshape(r * p, *others[1].shape[2:]))
+        first, second = cotangents.reshape(q, o, -1), moved.reshape(r, p, -1)
         if output == "full":
-            return jnp.einsum("qosgc,mrpsgc->qomrp", cotangents, moved)
-        return jnp.einsum("qosgc,mrosgc->" + ("qmro" if output == "diagonal" else "qmr"), cotangents, moved)
+            return (first.reshape(q * o, -1) @ second.reshape(r * p, -1).T).reshape(q, o, r, p)
+        if output == "trace":
+            return first.reshape(q, -1) @ second.reshape(r, -1).T
+        return jnp.einsum("qok,rok->qro", first, second)
 
-    rows = lax.map(row, (left.patches, left.cotangents))
-    (n, q, o), (m, r, p) = left.cotangents.shape[:3], right.cotangents.shape[:3]
-    shape = {"full": (n * q, o, m * r, p), "diagonal": (n * q, m * r, o), "trace": (n * q, m * r)}[output]
-    return rows.reshape(shape)
+    firsts, seconds = (jnp.asarray(side.ravel()) for side in np.indices((n, m)))
+    if symmetric:
+        firsts, seconds = map(jnp.asarray, np.triu_indices(n))
+
+    def block(index: tuple[jax.Array, jax.Array]) -> jax.Array:
+        i, j = index
+        return pair(left.patches[i], left.cotangents[i], (right.patches[j], right.cotangents[j]))
+
+    found = lax.map(block, (firsts, seconds))
+    blocks = jnp.zeros((n, m, *found.shape[1:]), found.dtype).at[firsts, seconds].set(found)
+    if symmetric:
+        mirrored = jax.vmap(lambda b: transposed(b, output))(found)
+        blocks = blocks.at[seconds, firsts].set(mirrored)
+    if output == "full":
+        return blocks.transpose(0, 2, 3, 1, 4, 5).reshape(n * q, o, m * r, p)
+    blocks = blocks.swapaxes(1, 2)
+    return blocks.reshape(n * q, m * r, *((o,) if output == "diagonal" else ()))
 
 
 def costs(
@@ -178,7 +197,7 @@ def costs(
     matrix = written + half * n * m * pairs * g * f * c
     if s == 1:
         return {"matrix": matrix, "pair": n * m * g * (f + half * pairs * c)}
-    return {"matrix": matrix, "pair": n * m * g * (s * s * f + s * s * rows * c + pairs * s * c)}
+    return {"matrix": matrix, "pair": half * n * m * g * (s * s * f + s * s * rows * c + pairs * s * c)}
 
 
 def transposed(block: Any, output: Output) -> Any:

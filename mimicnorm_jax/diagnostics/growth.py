@@ -2,8 +2,9 @@ r"""Growth of a perturbation from layer to layer: the empirical $\chi_1$.
 
 A random tangent at the inputs is carried through the network. At each layer's product z its mean square is compared
 with the signal's, $r_l = |dz_l|^2 / |z_l|^2$; $\chi_1 = r_{l+1} / r_l$ in the infinitely wide stack, where it is
-$\bar T'(1)$ (see `theory.Stack.chi`). At width n the mean of $\log r_{l+1}/r_l$ is lower: by 1.53/n for weight mean,
-not at all for a plain stack.
+$\bar T'(1)$ (see `theory.Stack.chi`). At width n the mean of $\log r_{l+1}/r_l$ is lower: by about 1.8/n for weight
+mean, not at all for a plain stack. (1.53/n is by how much the arithmetic mean of the tangent's own growth is lower, see
+`verify`.)
 """
 
 from collections.abc import Sequence

@@ -190,7 +190,7 @@ class Layerwise:
         basis = self._basis(outputs)
         if outputs.shape[0] == 1:
             return patches, *jax.vmap(jax.vmap(one))(basis)
-        rows = lax.map(one, basis.reshape(-1, *outputs.shape), batch_size=16)
+        rows = lax.map(one, basis.reshape(-1, *outputs.shape), batch_size=64)
         return patches, *jax.tree.map(lambda row: row.reshape(*basis.shape[:2], *row.shape[1:]), rows)
 
     def _like_kernel(self, kernel: Kernel, raw: Mapping[int, jax.Array], factors: Mapping[int, jax.Array]) -> jax.Array:

@@ -22,8 +22,9 @@ class Regime:
     Attributes:
       kappa: condition number of the tangent kernel; infinite if it is singular to rounding.
       kappa_unit_diagonal: that of the kernel scaled to a unit diagonal.
-      growth: of a perturbation's mean square against the signal's, from the first layer to the last; from the second
-        where examples influence one another, since BatchNorm takes the perturbation's mean away at the first.
+      growth: of a perturbation's mean square against the signal's, from the first layer to the last on which neither
+        vanishes; from the second where examples influence one another, since BatchNorm takes the perturbation's mean
+        away at the first.
       chi: the same per layer, a geometric mean; above 1 is chaotic.
       chi_error: its standard error over the examples and tangents.
       layers: how many there are.
@@ -83,12 +84,15 @@ class RegimeMeter:
         """Measures the network at these parameters on inputs `(N, ...)`; `key` draws the tangents."""
         kernel = np.asarray(self.kernel(params, x))
         grown = growth(self.apply_fn, params, x, key=key, coupled=self.coupled)
-        first = 1 if self.coupled else 0
-        chi, error = grown.rate(first=grown.names[first])
+        # A layer on which signal or tangent vanish, such as a classifier that starts at zero, has no ratio.
+        seen = np.flatnonzero(np.isfinite(grown.log_ratios).all(0))[1 if self.coupled else 0 :]
+        if len(seen) < 2:
+            raise ValueError("growth needs two layers on which neither the signal nor the perturbation vanishes")
+        chi, error = grown.rate(grown.names[seen[0]], grown.names[seen[-1]])
         return Regime(
             kappa=condition(kernel),
             kappa_unit_diagonal=condition(unit_diagonal(kernel)),
-            growth=float(np.exp((grown.log_ratios[:, -1] - grown.log_ratios[:, first]).mean())),
+            growth=float(np.exp((grown.log_ratios[:, seen[-1]] - grown.log_ratios[:, seen[0]]).mean())),
             chi=chi,
             chi_error=error,
             layers=len(grown.names),

@@ -106,7 +106,7 @@ def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
             raise NonFiniteLossError(f"{error}. The report is {folder / report.FAILURE}") from error
         finally:
             logs.close()
-    return report.summarise(session, folder, logs.rows)
+    return report.summarise(session, folder, logs.rows, probe.rows if probe is not None else [])
 
 
 def _train(

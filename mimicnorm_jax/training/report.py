@@ -38,8 +38,14 @@ def failure(folder: Path, session: Session, error: NonFiniteLossError, checkpoin
     workdir.write_json(folder / FAILURE, report)
 
 
-def summarise(session: Session, folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Writes summary.json and curves.png from the lines of metrics.jsonl, prints a table, returns the summary."""
+def summarise(
+    session: Session, folder: Path, rows: list[dict[str, Any]], diagnostics: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Writes summary.json and pictures from the lines of metrics.jsonl and diagnostics.jsonl, prints a table.
+
+    Returns:
+      The summary.
+    """
     config = session.config
     best = max(rows, key=lambda row: (row["test_accuracy"], row["epoch"]))
     seconds = sum(row["seconds"] for row in rows)
@@ -69,6 +75,9 @@ def summarise(session: Session, folder: Path, rows: list[dict[str, Any]]) -> dic
         title = f"{config.model} with {config.method} on {config.dataset}"
         plots.curves({config.method: [rows]}, folder / "curves.png", title)
         shown["files"] += ", curves.png"
+        if diagnostics:
+            plots.along_run(diagnostics, folder / "diagnostics.png", title)
+            shown["files"] += ", diagnostics.png"
     else:
         shown["curves"] = "none: pip install matplotlib to get curves.png"
     say(table(shown))

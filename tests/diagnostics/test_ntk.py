@@ -75,7 +75,7 @@ def test_layerwise_equals_the_product_of_jacobians(name, method, width, side):
 
 
 class Outside(nn.Module):
-    """Not ours: norms, strides, dilation, groups, circular and causal padding, transposed and shared layers, an einsum."""
+    """Not ours: norms, strides, dilation, groups, circular padding, transposed, shared and normalised layers, attention."""
 
     @nn.compact
     def __call__(self, x):

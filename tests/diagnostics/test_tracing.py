@@ -1,0 +1,99 @@
+"""What the walk through a jaxpr sees, and what it leaves alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mimicnorm_jax import relu
+from mimicnorm_jax.diagnostics.recognition import recognise
+from mimicnorm_jax.diagnostics.tracing import TracedNetwork
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def _params(**shapes):
+    rng = np.random.default_rng(0)
+    return {name: jnp.asarray(rng.standard_normal(shape)) for name, shape in shapes.items()}
+
+
+def nested(params, x):
+    """A product in a jit in a remat, one behind a custom derivative, one in a loop."""
+
+    @jax.checkpoint
+    def inner(x):
+        return jax.jit(lambda x: relu(x @ params["a"]))(x)
+
+    x = relu(inner(x) @ params["b"])
+    return jax.lax.scan(lambda x, _: (jnp.tanh(x @ params["loop"]), None), x, None, length=2)[0]
+
+
+def test_products_are_found_through_jit_and_remat_but_not_in_loops():
+    params, x = _params(a=(3, 4), b=(4, 2), loop=(2, 2)), jnp.ones((5, 3))
+    network = TracedNetwork(nested, params, x)
+    assert [site.name for site in network.sites] == ["a", "b"]
+    assert [network.paths[leaf] for leaf in network.direct] == [("loop",)]
+    np.testing.assert_array_equal(network.run(params, x)[0], nested(params, x))
+
+
+def test_shifts_are_added_to_products_and_frozen_kernels_have_no_derivative():
+    params, x = _params(a=(3, 4), b=(4, 2), loop=(2, 2)), jnp.ones((5, 3))
+    network = TracedNetwork(nested, params, x)
+
+    def outputs(params, shift):
+        return network.run(params, x, shifts={0: shift}, frozen_kernels=True)[0].sum()
+
+    gradient, shifted = jax.grad(outputs, argnums=(0, 1))(params, jnp.zeros((5, 4)))
+    assert not np.any(gradient["a"])
+    assert np.any(gradient["loop"])
+    moved = jax.grad(lambda shift: _nested_with(params, x, shift).sum())(jnp.zeros((5, 4)))
+    np.testing.assert_allclose(shifted, moved, rtol=1e-12)
+
+
+def _nested_with(params, x, shift):
+    x = relu(relu(x @ params["a"] + shift) @ params["b"])
+    return jnp.tanh(jnp.tanh(x @ params["loop"]) @ params["loop"])
+
+
+def test_a_network_does_not_see_the_products_of_activations_or_of_parameters():
+    def apply_fn(params, x):
+        kernel = params["a"] @ params["b"]
+        return (x @ x.T) @ x @ kernel
+
+    params = _params(a=(3, 4), b=(4, 2))
+    network = TracedNetwork(apply_fn, params, jnp.ones((5, 3)))
+    (site,) = network.sites
+    assert len(site.leaves) == 2
+    assert not network.direct
+    assert not recognise(network, jax.tree.leaves(params))
+
+
+def test_recognition():
+    """What may be treated as a kernel or a bias, and look-alikes that may not."""
+
+    def apply_fn(params, x):
+        def centred(kernel):
+            return kernel - kernel.mean(0, keepdims=True)
+
+        x = jnp.tanh(x @ params["plain"] + params["bias"][None])
+        x = jnp.tanh(x @ (params["scale"] * centred(params["centred"])) + 2 * params["doubled"][None])
+        x = jnp.tanh(x @ (params["masked"] * jnp.tri(4)) + params["twice"][None]) + params["twice"][None]
+        x = jnp.tanh(x @ (params["standardised"] / jnp.linalg.norm(params["standardised"])))
+        x = jnp.tanh(x @ params["decayed"]) + 1e-3 * params["decayed"].sum()
+        return x @ params["tied"] @ params["tied"].T + params["reversed"][None, ::-1]
+
+    square = (4, 4)
+    params = _params(
+        plain=(3, 4), bias=(4,), scale=(), centred=square, doubled=(4,), masked=square, twice=(4,),
+        standardised=square, decayed=square, tied=square, reversed=(4,),
+    )  # fmt: skip
+    network = TracedNetwork(apply_fn, params, jnp.ones((5, 3)))
+    names = [path[0] for path in network.paths]
+    found = recognise(network, jax.tree.leaves(params))
+    known = {names[kernel.leaf]: kernel for kernel in found.values()}
+    assert set(known) == {"plain", "centred"}
+    assert not known["plain"].centred
+    assert known["centred"].centred
+    assert [names[scalar] for scalar in known["centred"].scalars] == ["scale"]
+    assert names[known["plain"].bias] == "bias"
+    assert known["centred"].bias is None
