@@ -121,3 +121,35 @@ def test_spectra_are_densities(tmp_path, drawn):
     one, four = (np.asarray(patch.get_xy()) for patch in right.patches)
     # Steps up and down: every level twice. Four times the logarithm is four times as wide.
     assert np.ptp(one[one[:, 1] > 0, 0]) < np.ptp(four[four[:, 1] > 0, 0]) / 3
+
+
+def test_bars_are_means_and_points_are_seeds(tmp_path, drawn):
+    from mimicnorm_jax import plots
+
+    groups = {
+        ("a", "x"): {"kappa": [1.0, 3.0]},
+        ("b", "x"): {"kappa": [10.0]},
+        ("b", "y"): {"kappa": [4.0, 6.0]},
+    }
+    plots.bars(groups, {"kappa": "condition"}, tmp_path / "bars.png", "")
+    (axes,) = drawn[0].axes
+    heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axes.containers}
+    assert heights == {"x": [2.0, 10.0], "y": [5.0]}
+    assert sorted(value for line in axes.lines for value in line.get_ydata()) == [1.0, 3.0, 4.0, 6.0, 10.0]
+    # A method's bar stands on its own side of its network.
+    centres = {bars.get_label(): [bar.get_x() + bar.get_width() / 2 for bar in bars] for bars in axes.containers}
+    assert centres["x"][1] < 1 < centres["y"][0]
+
+
+def test_diagnostics_along_a_run_leave_out_what_was_not_measured(tmp_path, drawn):
+    from mimicnorm_jax import plots
+
+    rows = [
+        {"epoch": 0, "kappa": 2.0, "kappa_unit_diagonal": 1.5, "chi": 1.1},
+        {"epoch": 5, "kappa": None, "kappa_unit_diagonal": 1.2, "chi": 0.9},
+    ]
+    plots.along_run(rows, tmp_path / "diagnostics.png", "")
+    kappa, chi = drawn[0].axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in kappa.lines}
+    assert lines == {"kappa": [[0, 2.0]], "kappa unit diagonal": [[0, 1.5], [5, 1.2]]}
+    assert chi.lines[0].get_xydata().tolist() == [[0, 1.1], [5, 0.9]]

@@ -1,1 +1,4 @@
-"""In which regime a network is: mean-field theory of its initialisation. Knows nothing of models or training."""
+"""In which regime a network is: tangent kernels, NNGP kernels and Jacobians, and the theory of wide networks.
+
+Knows nothing of models or training, but for its command line, `__main__`.
+"""

@@ -136,9 +136,9 @@ def run_ntk(arguments: argparse.Namespace) -> int:
     shown = {
         "examples, outputs": f"{len(x)}, {arguments.output if kernel.ndim == 2 else f'trace of {kernel.shape[-1]}'}",
         "examples influence one another": "yes: BatchNorm over this batch" if found.coupled else "no",
-        "condition number": regime.describe_condition(regime.condition(square), square.dtype),
+        "condition number": regime.describe_condition(theory.condition_number(square), square.dtype),
         "of the unit-diagonal kernel": regime.describe_condition(
-            regime.condition(regime.unit_diagonal(square)), square.dtype
+            theory.condition_number(theory.unit_diagonal(square)), square.dtype
         ),
         "eigenvalues, least and largest": f"{values[0]:.4g}, {values[-1]:.4g}",
         "diagonal, mean and spread": f"{np.diagonal(square).mean():.4g} +- {np.diagonal(square).std():.2g}",

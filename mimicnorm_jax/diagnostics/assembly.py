@@ -29,7 +29,10 @@ def assemble(
     Rows of blocks are dealt out to the local devices; a symmetric kernel's lower half is mirrored.
     """
     if out is None and block[0] >= len(x1) and block[1] >= len(x1 if x2 is None else x2):
-        return _public(_whole(method, per_parameter)(params, x1, x2), method.request.output)
+        whole = _public(_whole(method, per_parameter)(params, x1, x2), method.request.output)
+        for value in jax.tree.leaves(whole):
+            _check_finite(value, slice(0, len(x1)), slice(0, value.shape[1]))
+        return whole
     return _streamed(method, block, params, x1, x2, per_parameter, out)
 
 
@@ -65,6 +68,14 @@ def _public(blocks: Any, output: Output) -> Any:
     return jax.tree.map(lambda b: b.transpose(0, 2, 1, 3), blocks) if output == "full" else blocks
 
 
+def _check_finite(value: Any, row: slice, column: slice) -> None:
+    if not bool(jnp.isfinite(value).all()):
+        raise ValueError(
+            f"the kernel of examples {row.start} to {row.stop - 1} with {column.start} to {column.stop - 1} is not "
+            f"finite: look for NaN or overflow in these inputs and in the outputs"
+        )
+
+
 def _pieces(count: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -85,18 +96,13 @@ def _streamed(
     rows, columns = _pieces(len(x1), block[0]), _pieces(len(x2), block[1])
     total = len(rows) * (len(rows) + 1) // 2 if symmetric else len(rows) * len(columns)
     bar = tqdm(total=total, desc="tangent kernel", unit="block", disable=not sys.stderr.isatty(), leave=False)
-    result: Any = None
+    result: dict[str, Any] = {}
     partial = None if out is None else out.with_name(f"{out.name}.partial")
     try:
         for row, column, values in _blocks(method, block, params, x1, x2, rows, columns, symmetric, per_parameter):
             for name, value in (values if per_parameter else {"": values}).items():
                 value = np.asarray(_public(value, output))[: row.stop - row.start, : column.stop - column.start]
-                if not np.isfinite(value).all():
-                    raise ValueError(
-                        f"the kernel of examples {row.start} to {row.stop - 1} with {column.start} to "
-                        f"{column.stop - 1} is not finite: look for NaN or overflow in these inputs and in the outputs"
-                    )
-                result = result if result is not None else {}
+                _check_finite(value, row, column)
                 if name not in result:
                     shape = (len(x1), len(x2), *value.shape[2:])
                     result[name] = (

@@ -21,10 +21,9 @@ from mimicnorm_jax.diagnostics.simulations import (
     jacobian,
     sample,
     tangent_kernels,
-    unit_diagonal,
 )
 from mimicnorm_jax.diagnostics.stacks import KINDS, Params, RandomStack
-from mimicnorm_jax.diagnostics.theory import PLAIN, WEIGHT_MEAN, padded
+from mimicnorm_jax.diagnostics.theory import PLAIN, WEIGHT_MEAN, padded, unit_diagonal
 from mimicnorm_jax.plots import Series
 
 VALID = 4 / 9

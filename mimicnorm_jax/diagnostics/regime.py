@@ -9,6 +9,7 @@ import numpy as np
 
 from mimicnorm_jax.diagnostics.growth import growth
 from mimicnorm_jax.diagnostics.ntk import EmpiricalNTK
+from mimicnorm_jax.diagnostics.theory import condition_number, unit_diagonal
 from mimicnorm_jax.diagnostics.tracing import ApplyFn
 
 FLOAT32_LIMIT = 1e6
@@ -40,13 +41,6 @@ class Regime:
     precision: str
 
 
-def condition(kernel: Any) -> float:
-    """Largest over smallest eigenvalue of a symmetric kernel `(N, N)`, in its own precision; infinite if that is not
-    positive."""
-    values = np.linalg.eigvalsh(np.asarray(kernel))
-    return float(values[-1] / values[0]) if values[0] > 0 else float("inf")
-
-
 def describe_condition(kappa: float, precision: Any) -> str:
     """A condition number as far as its precision tells it.
 
@@ -57,13 +51,6 @@ def describe_condition(kappa: float, precision: Any) -> str:
     if jnp.finfo(precision).bits <= 32 and not kappa < FLOAT32_LIMIT:
         return f">= 1e6 ({precision} tells no more; use float64)"
     return "singular" if not np.isfinite(kappa) else f"{kappa:.4g}"
-
-
-def unit_diagonal(kernel: Any) -> np.ndarray:
-    """The kernel `(N, N)` scaled to ones on its diagonal."""
-    kernel = np.asarray(kernel)
-    scale = np.sqrt(np.diagonal(kernel))
-    return kernel / np.outer(scale, scale)
 
 
 class RegimeMeter:
@@ -90,8 +77,8 @@ class RegimeMeter:
             raise ValueError("growth needs two layers on which neither the signal nor the perturbation vanishes")
         chi, error = grown.rate(grown.names[seen[0]], grown.names[seen[-1]])
         return Regime(
-            kappa=condition(kernel),
-            kappa_unit_diagonal=condition(unit_diagonal(kernel)),
+            kappa=condition_number(kernel),
+            kappa_unit_diagonal=condition_number(unit_diagonal(kernel)),
             growth=float(np.exp((grown.log_ratios[:, seen[-1]] - grown.log_ratios[:, seen[0]]).mean())),
             chi=chi,
             chi_error=error,

@@ -106,15 +106,9 @@ def deep_kernels(key: jax.Array) -> dict[str, np.ndarray]:
     }
 
 
-def unit_diagonal(kernels: np.ndarray) -> np.ndarray:
-    """`K_ij / sqrt(K_ii K_jj)` of kernels `(draws, N, N)`."""
-    scale = np.sqrt(np.diagonal(kernels, axis1=1, axis2=2))
-    return kernels / (scale[:, :, None] * scale[:, None, :])
-
-
 def condition_numbers(kernels: Iterable[ArrayLike]) -> np.ndarray:
     """`theory.condition_number` of each kernel `(N, N)`."""
-    return np.array([condition_number(jnp.asarray(kernel)) for kernel in kernels])
+    return np.array([condition_number(kernel) for kernel in kernels])
 
 
 def on_the_sphere(key: jax.Array, count: int, dimension: int) -> jax.Array:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -227,7 +227,15 @@ def batch_norm_chi(batch: int) -> float:
     return ((batch - 1 + slope) / (1 - dual) - 1) / (batch - 3)
 
 
-def condition_number(kernel: jax.Array) -> float:
-    """Largest over smallest eigenvalue of a symmetric matrix `(N, N)`; infinite if that is not positive."""
-    values = jnp.linalg.eigvalsh(kernel)
+def condition_number(kernel: Any) -> float:
+    """Largest over smallest eigenvalue of a symmetric matrix `(N, N)`, in its own precision; infinite if that is not
+    positive."""
+    values = np.linalg.eigvalsh(np.asarray(kernel))
     return float(values[-1] / values[0]) if values[0] > 0 else math.inf
+
+
+def unit_diagonal(kernel: Any) -> np.ndarray:
+    """`K_ij / sqrt(K_ii K_jj)` of kernels `(..., N, N)`."""
+    kernel = np.asarray(kernel)
+    scale = np.sqrt(np.diagonal(kernel, axis1=-2, axis2=-1))
+    return kernel / (scale[..., :, None] * scale[..., None, :])

@@ -37,7 +37,7 @@ class Site:
       name: path of the layer, joined by slashes; made unique by a number where a layer is used again.
       product: its canonical form.
       leaves: indices of the parameters that its kernel depends on.
-      added: index of the parameter that is added to the product, perhaps transformed, and used nowhere else; or None.
+      added: index of the parameter that is added to the product, perhaps transformed; neither has another use. Or None.
       dtype: of the product.
       shape: of the product.
     """
@@ -77,6 +77,7 @@ class _Walk:
         self.on_product, self.still = on_product, still
         self.sites = 0
         self.direct: Counter[int] = Counter()
+        self.uses: Counter[int | None] = Counter()
         self.added: dict[int, _Value] = {}
 
     def run(self, closed: core.ClosedJaxpr, arguments: Sequence[_Value]) -> list[_Value]:
@@ -97,6 +98,7 @@ class _Walk:
         if moving and name in _CALLS:
             inner = equation.params[_CALLS[name]]
             return self.run(inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ()), inputs)
+        self.uses.update(value.site for value in inputs)
         if moving and (found := _product(equation, inputs)) is not None:
             self.sites += 1
             return [_Value(self.on_product(equation, inputs, *found), moving=True, site=self.sites - 1)]
@@ -179,6 +181,7 @@ class TracedNetwork:
         def analyse(leaves: Sequence[jax.Array]) -> None:
             for value in walk.run(self._jaxpr, _arguments(leaves, None)):
                 walk.direct.update(value.leaves)
+                walk.uses[value.site] += 1
 
         jax.eval_shape(analyse, jax.tree.leaves(shapes[0]))
         self.direct = frozenset(walk.direct)
@@ -188,7 +191,7 @@ class TracedNetwork:
             site: leaf
             for site, value in walk.added.items()
             for leaf in value.leaves
-            if walk.direct[leaf] == 1 and leaf not in in_kernels
+            if walk.direct[leaf] == walk.uses[site] == 1 and leaf not in in_kernels
         }
         self.sites = [
             Site(i, name, form, tuple(sorted(leaves)), candidates.get(i), aval.dtype, aval.shape)

@@ -28,9 +28,8 @@ from mimicnorm_jax.diagnostics.simulations import (
     sample,
     tangent_growth,
     tangent_kernels,
-    unit_diagonal,
 )
-from mimicnorm_jax.diagnostics.theory import PLAIN, WEIGHT_MEAN, S, batch_norm_chi
+from mimicnorm_jax.diagnostics.theory import PLAIN, WEIGHT_MEAN, S, batch_norm_chi, unit_diagonal
 
 STATEMENT = """\
 What holds, and what does not:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics import simulations, stacks
+from mimicnorm_jax.diagnostics import simulations, stacks, theory
 from mimicnorm_jax.diagnostics.stacks import KINDS
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -59,6 +59,6 @@ def test_unit_diagonal_leaves_no_scale():
     root = np.random.default_rng(0).normal(size=(2, 3, 3))
     kernels = root @ root.transpose(0, 2, 1)
     scale = np.array([1.0, 5.0, 0.1])
-    scaled = simulations.unit_diagonal(kernels * scale[:, None] * scale[None, :])
-    np.testing.assert_allclose(scaled, simulations.unit_diagonal(kernels), rtol=1e-12)
+    scaled = theory.unit_diagonal(kernels * scale[:, None] * scale[None, :])
+    np.testing.assert_allclose(scaled, theory.unit_diagonal(kernels), rtol=1e-12)
     np.testing.assert_allclose(np.diagonal(scaled, axis1=1, axis2=2), 1, rtol=1e-12)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mimicnorm_jax import relu
+from mimicnorm_jax.diagnostics.ntk import empirical_ntk
 from mimicnorm_jax.diagnostics.recognition import recognise
 from mimicnorm_jax.diagnostics.tracing import TracedNetwork
 
@@ -79,21 +80,29 @@ def test_recognition():
         x = jnp.tanh(x @ (params["scale"] * centred(params["centred"])) + 2 * params["doubled"][None])
         x = jnp.tanh(x @ (params["masked"] * jnp.tri(4)) + params["twice"][None]) + params["twice"][None]
         x = jnp.tanh(x @ (params["standardised"] / jnp.linalg.norm(params["standardised"])))
+        y = x @ params["skipped"]
+        x = jnp.tanh(y + params["bias2"][None]) + y  # the product's cotangent is not the bias's
         x = jnp.tanh(x @ params["decayed"]) + 1e-3 * params["decayed"].sum()
         return x @ params["tied"] @ params["tied"].T + params["reversed"][None, ::-1]
 
     square = (4, 4)
     params = _params(
         plain=(3, 4), bias=(4,), scale=(), centred=square, doubled=(4,), masked=square, twice=(4,),
-        standardised=square, decayed=square, tied=square, reversed=(4,),
+        standardised=square, skipped=square, bias2=(4,), decayed=square, tied=square, reversed=(4,),
     )  # fmt: skip
     network = TracedNetwork(apply_fn, params, jnp.ones((5, 3)))
     names = [path[0] for path in network.paths]
     found = recognise(network, jax.tree.leaves(params))
     known = {names[kernel.leaf]: kernel for kernel in found.values()}
-    assert set(known) == {"plain", "centred"}
+    assert set(known) == {"plain", "centred", "skipped"}
+    assert known["skipped"].bias is None
     assert not known["plain"].centred
     assert known["centred"].centred
     assert [names[scalar] for scalar in known["centred"].scalars] == ["scale"]
     assert names[known["plain"].bias] == "bias"
     assert known["centred"].bias is None
+    # And all of it gives the right kernel, the output's own bias included.
+    layerwise, jacobian = (
+        empirical_ntk(apply_fn, params, jnp.ones((2, 3)), method=m) for m in ("layerwise", "jacobian")
+    )
+    np.testing.assert_allclose(layerwise, jacobian, rtol=1e-10)
