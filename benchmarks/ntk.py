@@ -7,6 +7,7 @@ entry a case, and the table ntk.md; cases that are there already are not run aga
 
   python benchmarks/ntk.py --neural_tangents=OTHER_ENVIRONMENT/bin/python
   python benchmarks/ntk.py --neural_tangents=... --cases "a full" c --rounds 9
+  python benchmarks/ntk.py --floor
   python benchmarks/ntk.py --render
 
 The other environment: pip install neural_tangents==0.6.5 jax==0.4.38 jaxlib==0.4.38.
@@ -15,6 +16,7 @@ The other environment: pip install neural_tangents==0.6.5 jax==0.4.38 jaxlib==0.
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -136,9 +138,35 @@ def measure(case: str, rounds: int, patience: float, other: str, core: int) -> d
     return result
 
 
+def _multiplications(plan: str) -> str:
+    found = re.search(r"multiplications: layerwise ([0-9.e+]+)", plan)
+    return f"{float(found[1]) / 1e9:.3g}" if found else ""
+
+
+def refresh_floor(case: str, rounds: int, core: int) -> dict[str, Any]:
+    """The sweeps alone."""
+    worker = Worker(sys.executable, "floor", case, 600, core)
+    if worker.ready is None:
+        raise RuntimeError(f"our own worker fails on {case}")
+    for _ in range(rounds):
+        worker.run()
+    worker.close()
+    return worker.result()
+
+
 def render(results: dict[str, Any]) -> None:
     """The table of what has been run."""
-    head = ("case", "ours, s", "theirs, s", "times faster", "sweeps, s", "ours, MB", "theirs, MB", "their choice")
+    head = (
+        "case",
+        "GMAC",
+        "ours, s",
+        "theirs, s",
+        "times faster",
+        "sweeps, s",
+        "ours, MB",
+        "theirs, MB",
+        "their choice",
+    )
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for case in (*MAIN, *GROWTH):
         if case not in results:
@@ -147,6 +175,7 @@ def render(results: dict[str, Any]) -> None:
         ours, theirs = row["ours"], row.get("theirs")
         cells = [
             f"{case}: {row['about']}" if row["about"] else case,
+            _multiplications(ours["chosen"]),
             f"{ours['median_seconds']:.3f}",
             f"{theirs['median_seconds']:.3f}" if theirs else "none in time",
             f"{row['speedup']:.2f}" if theirs else "",
@@ -159,9 +188,9 @@ def render(results: dict[str, Any]) -> None:
     where = sorted({json.dumps(row["machine"], sort_keys=True) for row in results.values()})
     text = f"""# The tangent kernel against neural_tangents 0.6.5
 
-Medians of process CPU time on one core, evaluations in turn; float32. *sweeps* are the bare backward sweeps to the
-inputs, one for each output (the forward pass and the step to the inputs themselves included), a floor for every method
-that needs cotangents. MB: growth of the peak resident memory, compilation included.
+Medians of process CPU time on one core, evaluations in turn; float32. *GMAC*: multiplications that our plan counts.
+*sweeps*: the bare backward sweeps, one for each output, from the outputs to the first layer: what any method pays that
+needs cotangents. MB: growth of the peak resident memory, compilation included.
 
 {chr(10).join(lines)}
 
@@ -179,10 +208,17 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to a first result (default: 60)")
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--render", action="store_true", help="run nothing")
+    parser.add_argument(
+        "--floor", action="store_true", help="measure only the sweeps of the cases that are there again"
+    )
     arguments = parser.parse_args()
     path = RESULTS / "ntk.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    if not arguments.render:
+    if arguments.floor:
+        for case in results:
+            results[case]["floor"] = refresh_floor(case, arguments.rounds, arguments.core)
+            write_json(path, results)
+    elif not arguments.render:
         if not arguments.neural_tangents:
             parser.error("--neural_tangents names the Python of an environment that has neural_tangents")
         for case in arguments.cases:

@@ -168,16 +168,25 @@ def theirs(implementation: str, case: Case, params: Any, x: jax.Array) -> tuple[
 
 
 def floor(case: Case, params: Any, x: jax.Array) -> Callable[[], Any]:
-    """The bare backward sweeps to the inputs, one for each output (and example, where examples are coupled)."""
+    """The bare backward sweeps, one for each output, from the outputs to the first layer's product."""
+    from mimicnorm_jax.diagnostics.tracing import TracedNetwork
 
-    def sweep(params: Any, x: jax.Array) -> jax.Array:
-        outputs, pull = jax.vjp(lambda x: case.network[1](params, x), x)
-        n, o = outputs.shape
-        basis = jnp.eye(n * o).reshape(-1, n, o) if case.coupled else jnp.repeat(jnp.eye(o)[:, None], n, 1)
-        return lax.map(lambda v: pull(v)[0].sum(), basis, batch_size=16 if case.coupled else o)
+    groups = x[None] if case.coupled else x[:, None]
+    network = TracedNetwork(case.network[1], params, groups[0])
+    first = network.sites[0]
 
-    compiled = jax.jit(sweep)
-    return lambda: compiled(params, x)
+    def sweep(params: Any, group: jax.Array) -> jax.Array:
+        def outputs(shift: jax.Array) -> jax.Array:
+            return network.run(params, group, shifts={0: shift}, frozen_kernels=True)[0]
+
+        y, pull = jax.vjp(outputs, jnp.zeros(first.shape, first.dtype))
+        basis = jnp.eye(y.size).reshape(-1, *y.shape)
+        if case.coupled:
+            return lax.map(lambda v: pull(v)[0].sum(), basis, batch_size=16)
+        return jax.vmap(lambda v: pull(v)[0].sum())(basis)
+
+    compiled = jax.jit(lambda params, groups: jax.vmap(lambda group: sweep(params, group))(groups))
+    return lambda: compiled(params, groups)
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ Command: `python benchmarks/regime.py --data_dir=DIR`. Machine: {"; ".join(where
     write_text(RESULTS / "regime.md", text)
     plots.bars(
         summary,
-        {"kappa": "condition number of the tangent kernel", "chi": "growth of a perturbation per layer"},
+        {"kappa": "condition number of the tangent kernel", "growth": "growth of a perturbation, first to last layer"},
         RESULTS / "regime.png",
         f"at initialisation, {counts[-1]} CIFAR-100 images",
     )

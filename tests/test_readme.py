@@ -12,7 +12,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def test_code_runs():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         exec(block, {"__name__": "readme"})
 
@@ -38,3 +38,35 @@ def test_default_run_is_that_of_the_results():
     assert f"{min(seconds):.0f} to {max(seconds):.0f} s" in README
     assert f"{statistics.mean(final):.2f} ± {statistics.stdev(final):.2f} %" in README
     assert f"{max(run['peak_host_bytes'] for run in runs) / 2**30:.1f} GiB" in README
+
+
+def test_tangent_kernel_table_is_that_of_the_results():
+    results = json.loads((RESULTS / "ntk.json").read_text())
+    rows = re.findall(r"^\| (\w[^|]*?): [^|]* \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", README, re.MULTILINE)
+    assert len(rows) == 8
+    for case, ours, theirs, ratio in rows:
+        result = results[case]
+        seconds = [statistics.median(result[who]["seconds"]) for who in ("ours", "theirs")]
+        assert [ours, theirs, ratio] == [f"{seconds[0]:.3f}", f"{seconds[1]:.3f}", f"{seconds[1] / seconds[0]:.2f}"]
+
+
+def test_regime_table_is_that_of_the_results():
+    lines = [json.loads(line) for line in (RESULTS / "regime.jsonl").read_text().splitlines()]
+    nets = {"VGG-16": "vgg16", "ResNet-18": "resnet18", "ResNet-50": "resnet50"}
+    quantities = {"condition number": "kappa", "growth": "growth"}
+    rows = re.findall(r"^\| ([\w-]+), (condition number|growth) \| (.*) \|$", README, re.MULTILINE)
+    assert len(rows) == 6
+    for net, quantity, cells in rows:
+        for method, cell in zip(("batchnorm", "mimicnorm", "none", "fixup"), cells.split(" | "), strict=True):
+            found = [
+                line[quantities[quantity]] for line in lines if (line["net"], line["method"]) == (nets[net], method)
+            ]
+            spread = f"{statistics.mean(found):.3g} ± {statistics.stdev(found):.2g}" if found else ""
+            assert cell.strip() == spread
+
+
+def test_verify_passed_where_the_readme_says_so():
+    report = json.loads((RESULTS / "verify" / "verify.json").read_text())
+    seeds = [name for name in report if name.startswith("seed ")]
+    assert seeds == ["seed 0", "seed 1", "seed 2"]
+    assert all(row["passed"] for seed in seeds for row in report[seed])

@@ -41,8 +41,9 @@ close to condition number 1 only for depths far below n/4. BatchNorm over a batc
 chi(B), and with one soft direction, the mean over the batch. Zero padding and pooling bring the growth down to 1.1-1.5
 per layer and leave inputs correlated. Residual networks with the published branch scalars 1.2^k/l are not chaotic, as
 the sum of 1/l^2 converges; with 1/sqrt(l) they grow polynomially. Chaos means exploding gradients: the largest stable
-learning rate of a stack without skips falls about like chi^-L, so all this speaks for centring at moderate depth. In
-practice centring lowers the tangent kernel's condition number about ten times in ResNets and six times in VGG."""
+learning rate of a stack without skips falls about like chi^-L, so all this speaks for centring at moderate depth. On
+16 images of CIFAR-100, centring lowered the tangent kernel's condition number about six times in VGG-16, eleven times
+in ResNet-18 and 28 times in ResNet-50 (benchmarks/results/regime.md)."""
 
 
 def transition_map(key: jax.Array) -> list[Row]:
