@@ -45,12 +45,13 @@ class Probe:
         if epoch % every or any(row["epoch"] == epoch for row in self.rows):
             return
         host = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
-        subject = network(self._session.config, host, "")
-        # The first network's function serves all: it fixes the running averages of the last BatchNorm, which scale one
-        # output's kernel as a whole and nothing before the logits.
         if self._meter is None:
+            # With neutral running averages one function serves the whole run, resumed or not: those of the last
+            # BatchNorm scale one output's kernel as a whole, and touch nothing before the logits.
+            neutral = jax.tree_util.tree_map_with_path(_neutral, host["batch_stats"])
+            subject = network(self._session.config, {**host, "batch_stats": neutral}, "")
             self._meter = RegimeMeter(subject.apply_fn, coupled=subject.coupled)
-        found = self._meter(subject.params, self._images, jax.random.key(self._session.config.seed))
+        found = self._meter(host["params"], self._images, jax.random.key(self._session.config.seed))
         row: dict[str, Any] = {
             "epoch": epoch,
             "step": int(state.step),
@@ -67,3 +68,7 @@ class Probe:
         logs.scalars(row)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step" and value is not None)
         say(f"diagnostics at {shown}")
+
+
+def _neutral(path: tuple[Any, ...], statistic: Any) -> np.ndarray:
+    return np.ones_like(statistic) if path[-1].key == "var" else np.zeros_like(statistic)

@@ -85,7 +85,7 @@ def test_a_subject_is_the_network_that_evaluation_sees(probed):
 
 
 def test_batch_norm_is_taken_over_the_batch():
-    found = subject.fresh(_config(method="batchnorm"), "float32")
+    found = subject.fresh(_config(method="batchnorm", width=0.125), "float32")
     assert found.coupled
     x = subject.images(_config(), 6, "random", "float32")
     hidden = found.apply_fn(found.params, x)
@@ -112,7 +112,7 @@ def test_ntk_and_jacobian_commands_on_a_checkpoint(probed, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "method layerwise" in printed
     assert f"{values[-1] / values[0]:.4g}" in printed
-    assert main(["jacobian", f"--workdir={folder}", "--images=4", f"--out={tmp_path}"]) == 0
+    assert main(["jacobian", f"--workdir={folder}", "--images=2", f"--out={tmp_path}"]) == 0
     layers = json.loads((tmp_path / "jacobian.json").read_text())["layers"]
     assert len(layers) == 10
     assert capsys.readouterr().out.count("/conv ") == 9
