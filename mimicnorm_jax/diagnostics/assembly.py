@@ -1,7 +1,7 @@
 """Fits blocks of the tangent kernel together: on all devices, in memory or on disk, with a progress bar."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,19 @@ def assemble(
     return _streamed(method, block, params, x1, x2, per_parameter, out)
 
 
-def _cached(method: Method, name: str, function: Any, **options: Any) -> Any:
-    """A compiled function that lives as long as the method."""
+def _cached(method: Method, name: str, function: Callable[..., Any], **options: Any) -> Any:
+    """A compiled function that lives as long as the method.
+
+    Matrix products are in full precision, which accelerators' default is not: small eigenvalues depend on it.
+    """
+
+    def precise(*arguments: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return function(*arguments)
+
     cache = method.__dict__.setdefault("_compiled", {})
     if name not in cache:
-        cache[name] = jax.jit(function, **options)
+        cache[name] = jax.jit(precise, **options)
     return cache[name]
 
 

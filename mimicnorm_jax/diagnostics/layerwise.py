@@ -113,7 +113,7 @@ class Layerwise:
 
     def _factors(self, leaves: Sequence[jax.Array]) -> dict[int, Any]:
         """By site, the a in `T T^T = a (identity or centring)`: the squared norm of T^T's image of one entry."""
-        scaled = [kernel for kernel in self.kernels if len(kernel.site.leaves) > 1]
+        scaled = [kernel for kernel in self.kernels if kernel.scaled]
         factors: dict[int, Any] = {kernel.site.index: jnp.ones(()) for kernel in self.kernels}
         if not scaled:
             return factors

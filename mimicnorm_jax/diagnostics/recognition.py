@@ -23,6 +23,7 @@ class Kernel:
       site: the product.
       leaf: the parameter.
       centred: whether the fan-in's mean is subtracted.
+      scaled: whether there is a factor other than 1; its value may depend on the parameters.
       scalars: single numbers that the kernel depends on as well.
       bias: a parameter that is added to the product's channels and used nowhere else, or None.
     """
@@ -30,6 +31,7 @@ class Kernel:
     site: Site
     leaf: int
     centred: bool
+    scaled: bool
     scalars: tuple[int, ...]
     bias: int | None
 
@@ -67,11 +69,11 @@ def recognise(network: TracedNetwork, params: Sequence[Any]) -> dict[int, Kernel
     found: dict[int, Kernel] = {}
     for i, leaf in candidates.items():
         site = network.sites[i]
-        centred = _is_centred(site, probes[i], images[i])
-        if centred is not None:
+        form = _form(site, probes[i], images[i])
+        if form is not None:
             scalars = tuple(other for other in site.leaves if other != leaf)
             is_bias = site.added is not None and _adds_entries(site, added[i], draw[site.added])
-            found[i] = Kernel(site, leaf, centred, scalars, site.added if is_bias else None)
+            found[i] = Kernel(site, leaf, *form, scalars, site.added if is_bias else None)
     return found
 
 
@@ -89,14 +91,14 @@ def _candidates(network: TracedNetwork, params: Sequence[Any]) -> dict[int, int]
     return candidates
 
 
-def _is_centred(site: Site, probe: jax.Array, image: jax.Array) -> bool | None:
-    """Whether `image` is a positive multiple of `probe` (False), of `probe` centred (True), or neither (None)."""
+def _form(site: Site, probe: jax.Array, image: jax.Array) -> tuple[bool, bool] | None:
+    """Of a positive multiple of `probe`, or of `probe` centred: whether it is centred, and whether it is scaled."""
     before, after = (np.asarray(site.product.kernel(v), np.float64) for v in (probe, image))
-    tolerance = 100 * float(jnp.finfo(site.dtype).eps) * np.linalg.norm(after)
+    tolerance = 100 * float(jnp.finfo(site.dtype).eps)
     for centred, expected in ((False, before), (True, before - before.mean(1, keepdims=True))):
         factor = np.vdot(expected, after) / max(np.vdot(expected, expected), 1e-300)
-        if factor > 0 and np.linalg.norm(after - factor * expected) <= tolerance:
-            return centred
+        if factor > 0 and np.linalg.norm(after - factor * expected) <= tolerance * np.linalg.norm(after):
+            return centred, bool(abs(factor - 1) > tolerance)
     return None
 
 

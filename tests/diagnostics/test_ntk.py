@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 from mimicnorm_jax import CentredConv, CentredDense, LastBatchNorm, models
+from mimicnorm_jax.diagnostics import assembly
 from mimicnorm_jax.diagnostics.network import as_function
 from mimicnorm_jax.diagnostics.ntk import EmpiricalNTK, empirical_ntk, initial_variance, kernel_vector_product
 
@@ -249,6 +250,16 @@ def test_float32_agrees_to_its_precision(dense):
     kernel = empirical_ntk(_dense, params, x1, x2, method="layerwise")
     assert kernel.dtype == jnp.float32
     _close(kernel, _reference(_dense, *dense), rtol=1e-5)
+
+
+def test_products_are_in_full_precision(dense):
+    """On accelerators whose default is coarser than float32, small eigenvalues would be lost."""
+    params, x1, _ = dense
+    method = EmpiricalNTK(_dense, method="layerwise")._prepare(params, x1, None)[0]
+    text = assembly._whole(method, False).lower(params, x1, None).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    assert products
+    assert all("HIGHEST" in line for line in products)
 
 
 def test_a_second_call_compiles_nothing(dense):

@@ -80,6 +80,8 @@ def test_recognition():
         x = jnp.tanh(x @ (params["scale"] * centred(params["centred"])) + 2 * params["doubled"][None])
         x = jnp.tanh(x @ (params["masked"] * jnp.tri(4)) + params["twice"][None]) + params["twice"][None]
         x = jnp.tanh(x @ (params["standardised"] / jnp.linalg.norm(params["standardised"])))
+        x = jnp.tanh(x @ (params["halved"] / 2))  # the tangent kernel's own parametrisation
+        x = jnp.tanh(x @ (params["fixed_norm"] / jax.lax.stop_gradient(jnp.linalg.norm(params["fixed_norm"]))))
         y = x @ params["skipped"]
         x = jnp.tanh(y + params["bias2"][None]) + y  # the product's cotangent is not the bias's
         x = jnp.tanh(x @ params["decayed"]) + 1e-3 * params["decayed"].sum()
@@ -88,13 +90,15 @@ def test_recognition():
     square = (4, 4)
     params = _params(
         plain=(3, 4), bias=(4,), scale=(), centred=square, doubled=(4,), masked=square, twice=(4,),
-        standardised=square, skipped=square, bias2=(4,), decayed=square, tied=square, reversed=(4,),
+        standardised=square, halved=square, fixed_norm=square, skipped=square, bias2=(4,), decayed=square,
+        tied=square, reversed=(4,),
     )  # fmt: skip
     network = TracedNetwork(apply_fn, params, jnp.ones((5, 3)))
     names = [path[0] for path in network.paths]
     found = recognise(network, jax.tree.leaves(params))
     known = {names[kernel.leaf]: kernel for kernel in found.values()}
-    assert set(known) == {"plain", "centred", "skipped"}
+    assert set(known) == {"plain", "centred", "skipped", "halved", "fixed_norm"}
+    assert {name for name, kernel in known.items() if kernel.scaled} == {"centred", "halved", "fixed_norm"}
     assert known["skipped"].bias is None
     assert not known["plain"].centred
     assert known["centred"].centred
