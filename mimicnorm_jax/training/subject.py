@@ -39,6 +39,18 @@ class Subject:
     coupled: bool
 
 
+def _model(config: TrainConfig, precision: Any) -> Any:
+    return models.create(
+        config.model,
+        method=config.method,
+        num_classes=sources.NUM_CLASSES[config.dataset],
+        init=config.init,
+        width=config.width,
+        dtype=precision,
+        param_dtype=precision,
+    )
+
+
 def network(config: TrainConfig, variables: Any, name: str) -> Subject:
     """The network of a config with these variables, in the precision of its parameters.
 
@@ -48,15 +60,7 @@ def network(config: TrainConfig, variables: Any, name: str) -> Subject:
     """
     coupled = METHODS[config.method].batch_norm
     precision = jax.tree.leaves(variables["params"])[0].dtype
-    model = models.create(
-        config.model,
-        method=config.method,
-        num_classes=sources.NUM_CLASSES[config.dataset],
-        init=config.init,
-        width=config.width,
-        dtype=precision,
-        param_dtype=precision,
-    )
+    model = _model(config, precision)
     mode: dict[str, Any] = {"train": True, "mutable": ["batch_stats"]} if coupled else {"train": False}
     apply_fn, params = as_function(model, variables, **mode)
     return Subject(name, apply_fn, params, coupled)
@@ -69,15 +73,7 @@ def fresh(config: TrainConfig, precision: Any) -> Subject:
       ConfigError: names the field.
     """
     try:
-        model = models.create(
-            config.model,
-            method=config.method,
-            num_classes=sources.NUM_CLASSES[config.dataset],
-            init=config.init,
-            width=config.width,
-            param_dtype=precision,
-            dtype=precision,
-        )
+        model = _model(config, precision)
         models.check_image(config.model, sources.SHAPES[config.dataset])
     except ValueError as error:
         raise ConfigError(str(error)) from error
