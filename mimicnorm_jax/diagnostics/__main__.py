@@ -162,8 +162,8 @@ def run_jacobian(arguments: argparse.Namespace) -> int:
         layer = moments[name]
         layers[name] = {**dataclasses.asdict(layer), "growth": float(np.exp(log))}
         say(f"{name:44}{layer.mean_square:>13.4g}{layer.correlation:>13.4f}{np.exp(log):>15.4g}")
-    # A BatchNorm takes the tangent's mean over the batch away at the first layer: growth is counted from the second.
-    chi, error = grown.rate(first=grown.names[1] if found.coupled else None)
+    seen = regime.measured_layers(grown, found.coupled)
+    chi, error = grown.rate(grown.names[seen[0]], grown.names[seen[-1]])
     curvature = gauss_newton_eigenvalues(found.apply_fn, found.params, x, key=key)
     shown = {"growth per layer (chi)": f"{chi:.4f} +- {error:.2g}"}
     if not found.coupled:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.diagnostics.growth import growth
+from mimicnorm_jax.diagnostics.growth import Growth, growth
 from mimicnorm_jax.diagnostics.ntk import EmpiricalNTK
 from mimicnorm_jax.diagnostics.theory import condition_number, unit_diagonal
 from mimicnorm_jax.diagnostics.tracing import ApplyFn
@@ -53,6 +53,19 @@ def describe_condition(kappa: float, precision: Any) -> str:
     return "singular" if not np.isfinite(kappa) else f"{kappa:.4g}"
 
 
+def measured_layers(grown: Growth, coupled: bool) -> np.ndarray:
+    """Indices of the layers between which growth is counted; see `Regime.growth`.
+
+    Raises:
+      ValueError: if there are fewer than two.
+    """
+    # A layer on which signal or tangent vanish, such as a classifier that starts at zero, has no ratio.
+    seen = np.flatnonzero(np.isfinite(grown.log_ratios).all(0))[1 if coupled else 0 :]
+    if len(seen) < 2:
+        raise ValueError("growth needs two layers on which neither the signal nor the perturbation vanishes")
+    return seen
+
+
 class RegimeMeter:
     """Measures `Regime`; compiles once for a network and a number of examples.
 
@@ -71,10 +84,7 @@ class RegimeMeter:
         """Measures the network at these parameters on inputs `(N, ...)`; `key` draws the tangents."""
         kernel = np.asarray(self.kernel(params, x))
         grown = growth(self.apply_fn, params, x, key=key, coupled=self.coupled)
-        # A layer on which signal or tangent vanish, such as a classifier that starts at zero, has no ratio.
-        seen = np.flatnonzero(np.isfinite(grown.log_ratios).all(0))[1 if self.coupled else 0 :]
-        if len(seen) < 2:
-            raise ValueError("growth needs two layers on which neither the signal nor the perturbation vanishes")
+        seen = measured_layers(grown, self.coupled)
         chi, error = grown.rate(grown.names[seen[0]], grown.names[seen[-1]])
         return Regime(
             kappa=condition_number(kernel),

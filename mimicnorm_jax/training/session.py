@@ -53,7 +53,7 @@ def check(config: TrainConfig) -> None:
     """
     sources.check(config.dataset, config.data_dir)
     try:
-        _model(config)
+        _model_to_train(config)
         models.check_image(config.model, sources.SHAPES[config.dataset])
     except ValueError as error:
         raise ConfigError(f"config.model={config.model!r}, config.method={config.method!r}: {error}") from error
@@ -72,13 +72,21 @@ def check(config: TrainConfig) -> None:
         )
 
 
-def _model(config: TrainConfig) -> Any:
+def make_model(config: TrainConfig, **options: Any) -> Any:
+    """The config's network; `options` are those of `models.create` that its purpose decides."""
     return models.create(
         config.model,
         method=config.method,
         num_classes=sources.NUM_CLASSES[config.dataset],
         init=config.init,
         width=config.width,
+        **options,
+    )
+
+
+def _model_to_train(config: TrainConfig) -> Any:
+    return make_model(
+        config,
         dtype=config.dtype,
         axis_name=AXIS if config.sync_bn else None,
         centre_in_call=config.centring == "in_call",
@@ -102,7 +110,7 @@ def start(config: TrainConfig) -> Session:
         )
     schedule = make_schedule(config, len(dataset.train) // config.batch_size)
     task = Task(
-        model=_model(config),
+        model=_model_to_train(config),
         tx=make_optimizer(config, schedule),
         augmentation=Augmentation(config.crop_padding, config.flip, config.rotation),
         mean=dataset.mean,

@@ -18,7 +18,7 @@ from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training import workdir
 from mimicnorm_jax.training.checkpoints import Checkpoints
 from mimicnorm_jax.training.config import TrainConfig
-from mimicnorm_jax.training.session import check, initial_state, start
+from mimicnorm_jax.training.session import check, initial_state, make_model, start
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,6 @@ class Subject:
     coupled: bool
 
 
-def _model(config: TrainConfig, precision: Any) -> Any:
-    return models.create(
-        config.model,
-        method=config.method,
-        num_classes=sources.NUM_CLASSES[config.dataset],
-        init=config.init,
-        width=config.width,
-        dtype=precision,
-        param_dtype=precision,
-    )
-
-
 def network(config: TrainConfig, variables: Any, name: str) -> Subject:
     """The network of a config with these variables, in the precision of its parameters.
 
@@ -60,7 +48,7 @@ def network(config: TrainConfig, variables: Any, name: str) -> Subject:
     """
     coupled = METHODS[config.method].batch_norm
     precision = jax.tree.leaves(variables["params"])[0].dtype
-    model = _model(config, precision)
+    model = make_model(config, dtype=precision, param_dtype=precision)
     mode: dict[str, Any] = {"train": True, "mutable": ["batch_stats"]} if coupled else {"train": False}
     apply_fn, params = as_function(model, variables, **mode)
     return Subject(name, apply_fn, params, coupled)
@@ -73,7 +61,7 @@ def fresh(config: TrainConfig, precision: Any) -> Subject:
       ConfigError: names the field.
     """
     try:
-        model = _model(config, precision)
+        model = make_model(config, dtype=precision, param_dtype=precision)
         models.check_image(config.model, sources.SHAPES[config.dataset])
     except ValueError as error:
         raise ConfigError(str(error)) from error
