@@ -29,6 +29,11 @@ class _CentredKernel(nn.Module):
             value = value * self.get_variable("params", "scale")
         return value
 
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        # The derivative of a product needs its factors, not the product: the backward pass recomputes
+        # the transformed kernel from the raw one, which is there anyway, and no convolution.
+        return nn.remat(lambda layer, x: super().__call__(x))(self, inputs)
+
 
 class CentredConv(_CentredKernel, nn.Conv):
     """`nn.Conv` that convolves with `centre(kernel)`: every option of `nn.Conv`, and two more.

@@ -12,10 +12,9 @@ from jax.nn import initializers
 
 from mimicnorm_jax import activations, centring
 from mimicnorm_jax.initialisation import Kernel, Published, Scheme
-from mimicnorm_jax.layers import CentredConv, LastBatchNorm
+from mimicnorm_jax.layers import CentredConv, CentredDense, LastBatchNorm
 from mimicnorm_jax.methods import Method
-
-Activation = Callable[[jax.Array], jax.Array]
+from mimicnorm_jax.pooling import max_pool
 
 
 def scale_width(channels: int, width: float) -> int:
@@ -219,10 +218,21 @@ class LayerFactory:
         """ShuffleNetV2's scale and bias behind a residual branch's last ReLU, where scalars are."""
         return ScaleAndShift(self.param_dtype, name=name) if self.method.gain_scalars else lambda x: x
 
-    @property
-    def relu6(self) -> Activation:
+    def relu(self, x: jax.Array) -> jax.Array:
+        """ReLU."""
+        return activations.relu(x)
+
+    def relu6(self, x: jax.Array) -> jax.Array:
         """ReLU6 where BatchNorm keeps activations in its range, ReLU elsewhere."""
-        return activations.relu6 if self.method.batch_norm else activations.relu
+        return activations.relu6(x) if self.method.batch_norm else self.relu(x)
+
+    def max_pool(self, x: jax.Array, window: int = 2, padding: int = 0) -> jax.Array:
+        """Max-pooling with a square window and stride 2."""
+        return max_pool(x, (window, window), (2, 2), padding)
+
+    def dropout(self, rate: float, train: bool, *, name: str) -> nn.Module:
+        """Dropout whose mask the backward pass draws again from its key."""
+        return nn.remat(nn.Dropout)(rate, deterministic=not train, name=name)
 
     def dense(self, features: int, *, name: str) -> nn.Dense:
         """A hidden dense layer: He initialisation, never centred."""
@@ -249,7 +259,15 @@ class LayerFactory:
         return Kernel(tuple(shape), self.method.centres and self.centres(shape, groups))
 
     def _dense(self, features: int, name: str, kernel_init: initializers.Initializer) -> nn.Dense:
-        return nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=kernel_init, name=name)
+        # For the kernel's cast to `dtype`, which is recomputed in the backward pass.
+        return CentredDense(
+            features,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=kernel_init,
+            rule=centring.never,
+            name=name,
+        )
 
     def _unit(
         self,

@@ -3,7 +3,6 @@
 import jax
 from flax import linen as nn
 
-from mimicnorm_jax.activations import relu
 from mimicnorm_jax.models.factory import Branch, LayerFactory, scale_width
 
 
@@ -23,12 +22,12 @@ class BasicBlock(nn.Module):
         kernels = [((3, 3, x.shape[-1], c), 1), ((3, 3, c, c), 1)]
         branch = Branch(self.block, self.blocks, tuple(k for k in kernels if make.centres(*k)), 2)
         entry = make.shift("shift1")(x)
-        y = relu(make.conv(c, 3, strides=self.strides, branch=branch, name="conv1")(entry, train))
+        y = make.relu(make.conv(c, 3, strides=self.strides, branch=branch, name="conv1")(entry, train))
         y = make.shift("shift2")(y)
         y = make.branch_end(c, 3, branch=branch, name="conv2")(y, train)
         if x.shape != y.shape:
             x = make.shortcut(c, strides=self.strides, name="shortcut")(entry, train)
-        return relu(x + y)
+        return make.relu(x + y)
 
 
 class Bottleneck(nn.Module):
@@ -47,14 +46,14 @@ class Bottleneck(nn.Module):
         kernels = [((1, 1, x.shape[-1], c), 1), ((3, 3, c, c), 1), ((1, 1, c, wide), 1)]
         branch = Branch(self.block, self.blocks, tuple(k for k in kernels if make.centres(*k)), 3)
         entry = make.shift("shift1")(x)
-        y = relu(make.conv(c, 1, branch=branch, name="conv1")(entry, train))
+        y = make.relu(make.conv(c, 1, branch=branch, name="conv1")(entry, train))
         y = make.shift("shift2")(y)
-        y = relu(make.conv(c, 3, strides=self.strides, branch=branch, name="conv2")(y, train))
+        y = make.relu(make.conv(c, 3, strides=self.strides, branch=branch, name="conv2")(y, train))
         y = make.shift("shift3")(y)
         y = make.branch_end(wide, 1, branch=branch, name="conv3")(y, train)
         if x.shape != y.shape:
             x = make.shortcut(wide, strides=self.strides, bias=False, name="shortcut")(entry, train)
-        return relu(x + y)
+        return make.relu(x + y)
 
 
 class ResNet(nn.Module):
@@ -80,7 +79,7 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps images `(B, H, W, C)` to logits `(B, num_classes)`."""
         make = self.factory
-        x = relu(make.conv(scale_width(self.channels, self.width), 3, name="stem")(x, train))
+        x = make.relu(make.conv(scale_width(self.channels, self.width), 3, name="stem")(x, train))
         block = 0
         for stage, repeats in enumerate(self.stages):
             for i in range(repeats):

@@ -4,7 +4,6 @@ import jax
 from flax import linen as nn
 from jax import numpy as jnp
 
-from mimicnorm_jax.activations import relu
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 
 CHANNELS: dict[str, tuple[int, int, int, int]] = {
@@ -43,9 +42,9 @@ class Unit(nn.Module):
             shortcut, y = self._shortcut(x, half, train), x
         channels = y.shape[-1]
         pointwise = [((1, 1, channels, channels), 1), ((1, 1, channels, half), 1)]
-        y = relu(make.conv(channels, 1, name="conv1")(y, train))
+        y = make.relu(make.conv(channels, 1, name="conv1")(y, train))
         y = make.conv(channels, 3, strides=self.strides, groups=channels, name="conv2")(y, train)
-        y = relu(make.conv(half, 1, covers=pointwise, name="conv3")(y, train))
+        y = make.relu(make.conv(half, 1, covers=pointwise, name="conv3")(y, train))
         y = make.scale_and_shift("after")(y)
         return shuffle(jnp.concatenate([shortcut, y], axis=-1))
 
@@ -53,7 +52,7 @@ class Unit(nn.Module):
         make, channels = self.factory, x.shape[-1]
         x = make.conv(channels, 3, strides=self.strides, groups=channels, name="shortcut1")(x, train)
         covers = [((1, 1, channels, half), 1)]
-        return relu(make.conv(half, 1, covers=covers, name="shortcut2")(x, train))
+        return make.relu(make.conv(half, 1, covers=covers, name="shortcut2")(x, train))
 
 
 class ShuffleNetV2(nn.Module):
@@ -81,5 +80,5 @@ class ShuffleNetV2(nn.Module):
             for i in range(repeats):
                 x = Unit(make, features, strides=1 if i else 2, name=f"stage{stage}_unit{i + 1}")(x, train)
         covers = [((1, 1, x.shape[-1], last), 1)]
-        x = relu(make.conv(last, 1, covers=covers, name="last_conv")(x, train))
+        x = make.relu(make.conv(last, 1, covers=covers, name="last_conv")(x, train))
         return make.logits(make.classifier(self.num_classes)(x.mean((1, 2))), train)

@@ -4,7 +4,6 @@ import jax
 from flax import linen as nn
 from jax import numpy as jnp
 
-from mimicnorm_jax.activations import relu
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 
 # (out, squeeze, bypass sum, max-pool after)
@@ -30,10 +29,9 @@ class Fire(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         make, half = self.factory, self.features // 2
-        x = relu(make.conv(self.squeeze, 1, name="squeeze")(x, train))
-        return jnp.concatenate(
-            [relu(make.conv(half, window, name=f"expand{window}")(x, train)) for window in (1, 3)], axis=-1
-        )
+        x = make.relu(make.conv(self.squeeze, 1, name="squeeze")(x, train))
+        expanded = [make.conv(half, window, name=f"expand{window}")(x, train) for window in (1, 3)]
+        return make.relu(jnp.concatenate(expanded, axis=-1))
 
 
 class SqueezeNet(nn.Module):
@@ -53,13 +51,13 @@ class SqueezeNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps images `(B, H, W, C)`, H and W at least 8, to logits `(B, num_classes)`."""
         make = self.factory
-        x = relu(make.conv(scale_width(96, self.width), 3, name="stem")(x, train))
-        x = nn.max_pool(x, (2, 2), (2, 2))
+        # The same either way round; after the pool the ReLU has a quarter to keep.
+        x = make.relu(make.max_pool(make.conv(scale_width(96, self.width), 3, name="stem")(x, train)))
         for number, (features, squeeze, bypass, pool) in enumerate(FIRES, 2):
             half = scale_width(features // 2, self.width)
             y = Fire(make, 2 * half, scale_width(squeeze, self.width), name=f"fire{number}")(x, train)
             x = x + y if bypass else y
             if pool:
-                x = nn.max_pool(x, (2, 2), (2, 2))
+                x = make.max_pool(x)
         x = make.conv(self.num_classes, 1, norm=False, name="classifier")(x, train)
         return make.logits(x.mean((1, 2)), train)

@@ -3,7 +3,6 @@
 import jax
 from flax import linen as nn
 
-from mimicnorm_jax.activations import relu
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 
 STAGES: dict[int, tuple[int, ...]] = {
@@ -37,10 +36,12 @@ class VGG(nn.Module):
         make = self.factory
         for stage, (repeats, channels) in enumerate(zip(self.stages, CHANNELS, strict=True), 1):
             for i in range(1, repeats + 1):
-                x = relu(make.conv(scale_width(channels, self.width), 3, name=f"stage{stage}_conv{i}")(x, train))
-            x = nn.max_pool(x, (2, 2), (2, 2))
+                x = make.conv(scale_width(channels, self.width), 3, name=f"stage{stage}_conv{i}")(x, train)
+                # The same either way round; after the pool the ReLU has a quarter to keep.
+                x = make.relu(make.max_pool(x) if i == repeats else x)
         x = x.reshape(x.shape[0], -1)
-        for name in ("dense1", "dense2"):
-            x = relu(make.dense(scale_width(4096, self.width), name=name)(x))
-            x = nn.Dropout(0.5, deterministic=not train)(x)
+        for i in (1, 2):
+            x = make.dense(scale_width(4096, self.width), name=f"dense{i}")(x)
+            # Before the ReLU, which then keeps what the next layer keeps.
+            x = make.relu(make.dropout(0.5, train, name=f"dropout{i}")(x))
         return make.logits(make.classifier(self.num_classes)(x), train)
