@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.ad_checkpoint import print_saved_residuals
 
 from mimicnorm_jax.activations import relu, relu6
+from mimicnorm_jax.diagnostics.residuals import saved_for_backward
 
 POINTS = jnp.array([-3.0, -0.5, 0.0, 0.5, 5.9, 6.0, 7.0])
 
@@ -25,17 +25,14 @@ def test_agrees_with_jax_nn_in_value_and_every_kind_of_derivative(lean, referenc
         jax.tree.map(np.testing.assert_array_equal, transform(lean), transform(reference))
 
 
-def test_backward_pass_keeps_outputs_only(capsys):
+def test_backward_pass_keeps_outputs_only():
     """Two layers keep two outputs, besides the arguments; jax.nn.relu keeps masks as well."""
 
     def kept(activation):
         def f(w, x):
             return (activation(activation(x @ w) @ w) @ w).sum()
 
-        print_saved_residuals(f, jnp.ones((16, 16)), jnp.ones((8, 16)))
-        return [line for line in capsys.readouterr().out.splitlines() if "from the argument" not in line]
+        return [(a.shape, a.dtype) for a in saved_for_backward(f, jnp.ones((16, 16)), jnp.ones((8, 16)))]
 
-    lean = kept(relu)
-    assert len(lean) == 2
-    assert all(line.startswith("f32[8,16]") for line in lean)
+    assert kept(relu) == [((8, 16), jnp.float32)] * 2
     assert len(kept(jax.nn.relu)) > 2

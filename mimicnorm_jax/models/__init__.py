@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mimicnorm_jax import centring
 from mimicnorm_jax.errors import unknown
 from mimicnorm_jax.initialisation import SCHEMES, Published
 from mimicnorm_jax.methods import METHODS, Method
@@ -29,6 +30,7 @@ class Architecture:
       stride: by how much it shrinks an image in all, so the least height and width it takes.
       residual_branches: whether it has residual branches that end in one convolution.
       fixup: whether Fixup's rules are written for its branches.
+      rule: which kernels the published code centres.
     """
 
     build: Callable[..., nn.Module]
@@ -36,11 +38,18 @@ class Architecture:
     stride: int
     residual_branches: bool = False
     fixup: bool = False
+    rule: centring.Rule = centring.PUBLISHED_CIFAR_RULE
 
 
-def _resnet(block: Any, *stages: int, channels: int = 64) -> Architecture:
-    build = partial(ResNet, block=block, stages=stages, channels=channels)
-    return Architecture(build, Published(2.0), 2 ** (len(stages) - 1), residual_branches=True, fixup=True)
+def _resnet(block: Any, *stages: int, channels: int = 64, imagenet: bool = False) -> Architecture:
+    return Architecture(
+        partial(ResNet, block=block, stages=stages, channels=channels, imagenet=imagenet),
+        Published(2.0),
+        2 ** (len(stages) - 1) * (4 if imagenet else 1),
+        residual_branches=True,
+        fixup=True,
+        rule=centring.ungrouped if imagenet else centring.PUBLISHED_CIFAR_RULE,
+    )
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -54,6 +63,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet50": _resnet(Bottleneck, 3, 4, 6, 3),
     "resnet101": _resnet(Bottleneck, 3, 4, 23, 3),
     "resnet152": _resnet(Bottleneck, 3, 8, 36, 3),
+    "resnet18_imagenet": _resnet(BasicBlock, 2, 2, 2, 2, imagenet=True),
+    "resnet50_imagenet": _resnet(Bottleneck, 3, 4, 6, 3, imagenet=True),
+    "resnet101_imagenet": _resnet(Bottleneck, 3, 4, 23, 3, imagenet=True),
     "squeezenet": Architecture(SqueezeNet, Published(2.8, min_channels=4, idle_bias=True), 8),
     **{
         f"shufflenetv2_{width}": Architecture(
@@ -111,7 +123,7 @@ def create(
     centre_in_call: bool = True,
     running_variance: Literal["biased", "unbiased"] = "biased",
 ) -> nn.Module:
-    """Builds a network for small images (CIFAR form) under a method.
+    """Builds a network under a method: in its CIFAR form for small images, or its ImageNet form.
 
     The same seed gives every method the same raw kernels, up to the scale that its initialisation
     asks for and Fixup's zeros.
@@ -153,6 +165,7 @@ def create(
         METHODS[method],
         SCHEMES[init],
         architecture.published,
+        rule=architecture.rule,
         dtype=dtype,
         param_dtype=param_dtype,
         axis_name=axis_name,

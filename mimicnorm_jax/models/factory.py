@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,56 +14,13 @@ from mimicnorm_jax import activations, centring
 from mimicnorm_jax.initialisation import Kernel, Published, Scheme
 from mimicnorm_jax.layers import CentredConv, CentredDense, LastBatchNorm
 from mimicnorm_jax.methods import Method
+from mimicnorm_jax.models.branch import Branch, ScalarBias, ScaleAndShift
 from mimicnorm_jax.pooling import max_pool
 
 
 def scale_width(channels: int, width: float) -> int:
     """`channels` times `width`, rounded to an even number of at least 2."""
     return max(2, 2 * round(channels * width / 2))
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A residual branch, for the initialisation of its convolutions.
-
-    Attributes:
-      block: the running index of its block over the whole net, from 1.
-      blocks: how many blocks the net has.
-      kernels: `(shape, groups)` of the branch's convolutions whose gain its scalar makes up for.
-      length: how many convolutions it has.
-    """
-
-    block: int
-    blocks: int
-    kernels: tuple[tuple[tuple[int, ...], int], ...]
-    length: int
-
-    @property
-    def fixup_shrink(self) -> float:
-        """Fixup's factor L^(-1/(2m-2)) on the standard deviation of all kernels but the last."""
-        return self.blocks ** (-1 / (2 * self.length - 2))
-
-
-class ScalarBias(nn.Module):
-    """Adds one learnable scalar to the whole tensor."""
-
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return x + self.param("bias", initializers.zeros, (), self.param_dtype).astype(x.dtype)
-
-
-class ScaleAndShift(nn.Module):
-    """Multiplies by one learnable scalar and adds another."""
-
-    param_dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", initializers.ones, (), self.param_dtype)
-        bias = self.param("bias", initializers.zeros, (), self.param_dtype)
-        return x * scale.astype(x.dtype) + bias.astype(x.dtype)
 
 
 class ConvUnit(nn.Module):
@@ -130,6 +87,8 @@ class LayerFactory:
       running_variance: as in `LastBatchNorm`.
     """
 
+    unit: ClassVar[type[ConvUnit]] = ConvUnit
+
     method: Method
     scheme: Scheme
     published: Published
@@ -169,9 +128,6 @@ class LayerFactory:
             for, in methods with such scalars; None for no scalar.
           branch: the residual branch that it belongs to, unless it ends it.
         """
-        scale = None
-        if covers is not None and self.method.gain_scalars:
-            scale = self.scheme.scalar([self._kernel(*kernel) for kernel in covers])
         return self._unit(
             features,
             window,
@@ -181,7 +137,7 @@ class LayerFactory:
             groups=groups,
             bias=bias,
             norm=norm,
-            scale=scale,
+            scale=self._gain_scalar(covers),
             fixup_shrink=branch.fixup_shrink if branch else 1.0,
             fixup_bias=True,
         )
@@ -206,9 +162,22 @@ class LayerFactory:
             fixup_bias=True,
         )
 
-    def shortcut(self, features: int, *, name: str, strides: int, bias: bool = True) -> ConvUnit:
-        """The pointwise convolution on a residual block's shortcut."""
-        return self._unit(features, 1, name=name, strides=strides, bias=bias)
+    def shortcut(
+        self,
+        features: int,
+        *,
+        name: str,
+        strides: int,
+        bias: bool = True,
+        covers: Sequence[tuple[tuple[int, ...], int]] | None = None,
+    ) -> ConvUnit:
+        """The pointwise convolution on a residual block's shortcut; `covers` as in `conv`."""
+        return self._unit(features, 1, name=name, strides=strides, bias=bias, scale=self._gain_scalar(covers))
+
+    def _gain_scalar(self, covers: Sequence[tuple[tuple[int, ...], int]] | None) -> float | None:
+        if covers is None or not self.method.gain_scalars:
+            return None
+        return self.scheme.scalar([self._kernel(*kernel) for kernel in covers])
 
     def shift(self, name: str) -> Callable[[jax.Array], jax.Array]:
         """What stands before a branch's convolutions and the classifier: Fixup's scalar bias."""
@@ -293,7 +262,7 @@ class LayerFactory:
             return stddev(shape) * jax.random.normal(key, shape, dtype)
 
         normalised = norm and self.method.batch_norm
-        return ConvUnit(
+        return self.unit(
             factory=self,
             features=features,
             window=window,

@@ -3,7 +3,8 @@
 import jax
 from flax import linen as nn
 
-from mimicnorm_jax.models.factory import Branch, LayerFactory, scale_width
+from mimicnorm_jax.models.branch import Branch
+from mimicnorm_jax.models.factory import LayerFactory, scale_width
 
 # (expansion, channels, repeats, stride of the first)
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 1), (6, 320, 1, 1))

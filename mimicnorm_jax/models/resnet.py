@@ -1,9 +1,10 @@
-"""ResNets for small images (He et al. 2016), in the CIFAR form of the paper: 3x3 stem, no max-pool."""
+"""ResNets (He et al. 2016), in the paper's CIFAR form, 3x3 stem and no max-pool, and in its ImageNet form."""
 
 import jax
 from flax import linen as nn
 
-from mimicnorm_jax.models.factory import Branch, LayerFactory, scale_width
+from mimicnorm_jax.models.branch import Branch
+from mimicnorm_jax.models.factory import LayerFactory, scale_width
 
 
 class BasicBlock(nn.Module):
@@ -14,6 +15,7 @@ class BasicBlock(nn.Module):
     strides: int
     block: int
     blocks: int
+    scale_shortcut: bool
     expansion = 1
 
     @nn.compact
@@ -26,7 +28,8 @@ class BasicBlock(nn.Module):
         y = make.shift("shift2")(y)
         y = make.branch_end(c, 3, branch=branch, name="conv2")(y, train)
         if x.shape != y.shape:
-            x = make.shortcut(c, strides=self.strides, name="shortcut")(entry, train)
+            covers = [((1, 1, x.shape[-1], c), 1)] if self.scale_shortcut else None
+            x = make.shortcut(c, strides=self.strides, covers=covers, name="shortcut")(entry, train)
         return make.relu(x + y)
 
 
@@ -38,6 +41,7 @@ class Bottleneck(nn.Module):
     strides: int
     block: int
     blocks: int
+    scale_shortcut: bool
     expansion = 4
 
     @nn.compact
@@ -52,7 +56,8 @@ class Bottleneck(nn.Module):
         y = make.shift("shift3")(y)
         y = make.branch_end(wide, 1, branch=branch, name="conv3")(y, train)
         if x.shape != y.shape:
-            x = make.shortcut(wide, strides=self.strides, bias=False, name="shortcut")(entry, train)
+            covers = [((1, 1, x.shape[-1], wide), 1)] if self.scale_shortcut else None
+            x = make.shortcut(wide, strides=self.strides, bias=False, covers=covers, name="shortcut")(entry, train)
         return make.relu(x + y)
 
 
@@ -66,6 +71,8 @@ class ResNet(nn.Module):
       block: `BasicBlock` or `Bottleneck`.
       stages: blocks in each stage.
       channels: of the stem and the first stage; doubled at each further stage.
+      imagenet: whether the stem is 7x7 with stride 2 and a max-pool, and the shortcut's convolution
+        has a scalar of its own, in methods with such scalars.
     """
 
     factory: LayerFactory
@@ -74,12 +81,18 @@ class ResNet(nn.Module):
     block: type[BasicBlock] | type[Bottleneck]
     stages: tuple[int, ...]
     channels: int = 64
+    imagenet: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps images `(B, H, W, C)` to logits `(B, num_classes)`."""
         make = self.factory
-        x = make.relu(make.conv(scale_width(self.channels, self.width), 3, name="stem")(x, train))
+        stem = scale_width(self.channels, self.width)
+        if self.imagenet:
+            x = make.max_pool(make.conv(stem, 7, strides=2, name="stem")(x, train), 3, padding=1)
+        else:
+            x = make.conv(stem, 3, name="stem")(x, train)
+        x = make.relu(x)
         block = 0
         for stage, repeats in enumerate(self.stages):
             for i in range(repeats):
@@ -90,6 +103,7 @@ class ResNet(nn.Module):
                     strides=2 if stage > 0 and i == 0 else 1,
                     block=block,
                     blocks=sum(self.stages),
+                    scale_shortcut=self.imagenet,
                     name=f"stage{stage + 1}_block{i + 1}",
                 )(x, train)
         x = make.shift("classifier_shift")(x.mean((1, 2)))

@@ -9,10 +9,8 @@ import optax
 import pytest
 
 from mimicnorm_jax import centring, models
-from mimicnorm_jax.methods import METHODS
 
 FAMILIES = ("vgg11", "resnet18", "resnet50", "squeezenet", "shufflenetv2_x0.5", "mobilenetv2")
-CENTRING = [name for name, method in METHODS.items() if method.centres]
 
 
 def _shapes(name, **options):
@@ -67,6 +65,14 @@ def test_published_numbers_of_parameters_and_centred_convolutions(name):
     assert sum(centring.PUBLISHED_CIFAR_RULE(kernel.shape, 1) for kernel in kernels) == centred
 
 
+@pytest.mark.parametrize(("name", "count"), [("resnet18_imagenet", 11689512), ("resnet50_imagenet", 25557032)])
+def test_imagenet_form_has_the_parameters_of_the_usual_resnet(name, count):
+    """As in every published implementation, 1,000 classes; and a scalar for each shortcut with a convolution."""
+    assert sum(leaf.size for leaf in jax.tree.leaves(_shapes(name, method="batchnorm", num_classes=1000))) == count
+    scalars = [path for path in _by_path(_shapes(name)) if path.endswith("shortcut/conv/scale")]
+    assert len(scalars) == (3 if name == "resnet18_imagenet" else 4)
+
+
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 11210574), ("resnet50", 23652246)])
 def test_published_numbers_of_fixup_parameters(name, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(_shapes(name, method="fixup"))) == count
@@ -84,8 +90,10 @@ def _random_like(shapes, seed=0):
     return jax.tree.map(draw, shapes)
 
 
-@pytest.mark.parametrize("method", CENTRING)
-@pytest.mark.parametrize("name", models.ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [*((name, "mimicnorm") for name in (*FAMILIES, "resnet18_imagenet")), ("resnet18", "weightmean")],
+)
 def test_logits_loss_and_gradients_ignore_constants_added_to_centred_kernels(name, method, x64):
     """Any constant for each output channel of each centred raw kernel."""
     # At least 52 channels in ResNets, so that the rule takes what it takes at full width.
@@ -112,7 +120,7 @@ def test_logits_loss_and_gradients_ignore_constants_added_to_centred_kernels(nam
 
     def shift(path, leaf):
         nonlocal moved
-        if not centring.conv_kernels()(centring._names(path), leaf):
+        if not centring.conv_kernels(models.ARCHITECTURES[name].rule)(centring._names(path), leaf):
             return leaf
         moved += 1
         return leaf + rng.normal(size=(1, 1, 1, leaf.shape[-1]))

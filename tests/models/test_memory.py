@@ -1,0 +1,55 @@
+"""What the backward pass of a network without BatchNorms keeps: one activation a convolution, and no kernel."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mimicnorm_jax import models
+from mimicnorm_jax.diagnostics.residuals import nbytes, saved_for_backward
+
+BATCH = 8
+# Feature maps kept in the dtype of activations, and in bytes: the inputs of all convolutions (two that
+# read one map share it) and one byte for each output of a max-pool. ShuffleNetV2 keeps 16 more, behind
+# the ReLUs of its residual branches, whose scale and shift stand before the next convolution.
+NETWORKS = {
+    "vgg16": (13, 5),
+    "resnet18": (17, 0),
+    "resnet50": (49, 0),
+    "squeezenet": (23, 3),
+    "shufflenetv2_x1": (56 + 16, 0),
+    "mobilenetv2": (54, 0),
+}
+
+
+def _kept(name, method, dtype=jnp.float32):
+    model = models.create(name, method=method, num_classes=10, dtype=dtype)
+    images = jnp.zeros((BATCH, 32, 32, 3))
+    params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    stats = {"batch_stats": {"last_bn": {"mean": jnp.zeros(10), "var": jnp.ones(10)}}}
+
+    def logits(params):
+        rngs = {"dropout": jax.random.key(1)}
+        return model.apply({"params": params, **stats}, images, train=True, mutable=["batch_stats"], rngs=rngs)[0]
+
+    return saved_for_backward(logits, params)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_one_activation_a_convolution_is_kept_and_neither_kernels_nor_masks(name, dtype):
+    kept = _kept(name, "mimicnorm", dtype)
+    maps = [array for array in kept if array.ndim == 4]
+    assert all(array.shape[0] == BATCH for array in maps)
+    counts = [sum(array.dtype == kind for array in maps) for kind in (dtype, jnp.uint8)]
+    assert tuple(counts) == NETWORKS[name]
+    assert sum(counts) == len(maps)
+    # Besides: inputs of dense layers and logits, but neither dropout's masks nor cast kernels.
+    matrices = [array for array in kept if array.ndim in (2, 3) and array.size > 100]
+    assert all(array.shape[0] == BATCH for array in matrices)
+    assert not any(array.dtype == jnp.bool_ and array.ndim for array in kept)
+
+
+def test_centring_and_scalars_cost_no_activation_memory():
+    with_both, without = (nbytes(_kept("resnet18", method)) for method in ("mimicnorm", "none"))
+    # Only the last BatchNorm's few numbers a logit.
+    assert 0 <= with_both - without < 8 * 4 * BATCH * 10
