@@ -1,6 +1,6 @@
-"""Activations whose backward pass needs only their output.
+"""Activations whose backward pass needs only their output, or one byte for each element.
 
-The next layer keeps that output anyway, so they add nothing to what is stored for the backward
+Where the next layer keeps that output anyway, they add nothing to what is stored for the backward
 pass. Forward-mode, nested and batched derivatives work as for any JAX function.
 """
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 _Elementwise = Callable[[jax.Array], jax.Array]
 
 
-def _from_output(function: _Elementwise, is_linear: _Elementwise) -> _Elementwise:
+def _lean(function: _Elementwise, is_linear: _Elementwise, *, keeps_output: bool = True) -> _Elementwise:
     @jax.custom_jvp
     def activation(x: jax.Array) -> jax.Array:
         return function(x)
@@ -22,18 +22,20 @@ def _from_output(function: _Elementwise, is_linear: _Elementwise) -> _Elementwis
     def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
         y = activation(*primals)
 
-        # The checkpoint makes autodiff keep y, which it has, and not the mask, which it would store.
+        # The checkpoint makes autodiff keep its argument: y, which it has, or the mask, but not both
+        # and not the zeros.
         @functools.partial(jax.checkpoint, prevent_cse=False)
-        def tangent(y: jax.Array, dx: jax.Array) -> jax.Array:
-            return jnp.where(is_linear(y), dx, jnp.zeros_like(dx))
+        def tangent(kept: jax.Array, dx: jax.Array) -> jax.Array:
+            return jnp.where(is_linear(kept) if keeps_output else kept, dx, jnp.zeros_like(dx))
 
-        return y, tangent(y, *tangents)
+        return y, tangent(y if keeps_output else is_linear(y), *tangents)
 
     return activation
 
 
-_relu = _from_output(lambda x: jnp.maximum(x, 0), lambda y: y > 0)
-_relu6 = _from_output(lambda x: jnp.clip(x, 0, 6), lambda y: (y > 0) & (y < 6))
+_relu = _lean(lambda x: jnp.maximum(x, 0), lambda y: y > 0)
+_relu_of_mask = _lean(lambda x: jnp.maximum(x, 0), lambda y: y > 0, keeps_output=False)
+_relu6 = _lean(lambda x: jnp.clip(x, 0, 6), lambda y: (y > 0) & (y < 6))
 
 
 def relu(x: jax.Array) -> jax.Array:
@@ -44,6 +46,16 @@ def relu(x: jax.Array) -> jax.Array:
       [0.0, 2.0]
     """
     return _relu(x)
+
+
+def relu_of_mask(x: jax.Array) -> jax.Array:
+    """`relu` that keeps a mask of one byte an element: for outputs that no layer keeps, as of a sum.
+
+    Example:
+      >>> relu_of_mask(jnp.array([-1.0, 2.0])).tolist()
+      [0.0, 2.0]
+    """
+    return _relu_of_mask(x)
 
 
 def relu6(x: jax.Array) -> jax.Array:

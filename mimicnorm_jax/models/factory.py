@@ -187,9 +187,9 @@ class LayerFactory:
         """ShuffleNetV2's scale and bias behind a residual branch's last ReLU, where scalars are."""
         return ScaleAndShift(self.param_dtype, name=name) if self.method.gain_scalars else lambda x: x
 
-    def relu(self, x: jax.Array) -> jax.Array:
-        """ReLU."""
-        return activations.relu(x)
+    def relu(self, x: jax.Array, *, reused: bool = True) -> jax.Array:
+        """ReLU; `reused` says that a convolution reads its output, which is then kept anyway."""
+        return activations.relu(x) if reused else activations.relu_of_mask(x)
 
     def relu6(self, x: jax.Array) -> jax.Array:
         """ReLU6 where BatchNorm keeps activations in its range, ReLU elsewhere."""

@@ -52,7 +52,7 @@ class Unit(nn.Module):
         make, channels = self.factory, x.shape[-1]
         x = make.conv(channels, 3, strides=self.strides, groups=channels, name="shortcut1")(x, train)
         covers = [((1, 1, channels, half), 1)]
-        return make.relu(make.conv(half, 1, covers=covers, name="shortcut2")(x, train))
+        return make.relu(make.conv(half, 1, covers=covers, name="shortcut2")(x, train), reused=False)
 
 
 class ShuffleNetV2(nn.Module):
@@ -80,5 +80,5 @@ class ShuffleNetV2(nn.Module):
             for i in range(repeats):
                 x = Unit(make, features, strides=1 if i else 2, name=f"stage{stage}_unit{i + 1}")(x, train)
         covers = [((1, 1, x.shape[-1], last), 1)]
-        x = make.relu(make.conv(last, 1, covers=covers, name="last_conv")(x, train))
+        x = make.relu(make.conv(last, 1, covers=covers, name="last_conv")(x, train), reused=False)
         return make.logits(make.classifier(self.num_classes)(x.mean((1, 2))), train)

@@ -20,18 +20,21 @@ FIRES = (
 
 
 class Fire(nn.Module):
-    """A pointwise squeeze, then pointwise and 3x3 expansions side by side."""
+    """A pointwise squeeze, then pointwise and 3x3 expansions side by side; `bypass` adds the input."""
 
     factory: LayerFactory
     features: int
     squeeze: int
+    bypass: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         make, half = self.factory, self.features // 2
+        entry = x
         x = make.relu(make.conv(self.squeeze, 1, name="squeeze")(x, train))
         expanded = [make.conv(half, window, name=f"expand{window}")(x, train) for window in (1, 3)]
-        return make.relu(jnp.concatenate(expanded, axis=-1))
+        y = make.relu(jnp.concatenate(expanded, axis=-1), reused=not self.bypass)
+        return entry + y if self.bypass else y
 
 
 class SqueezeNet(nn.Module):
@@ -55,8 +58,7 @@ class SqueezeNet(nn.Module):
         x = make.relu(make.max_pool(make.conv(scale_width(96, self.width), 3, name="stem")(x, train)))
         for number, (features, squeeze, bypass, pool) in enumerate(FIRES, 2):
             half = scale_width(features // 2, self.width)
-            y = Fire(make, 2 * half, scale_width(squeeze, self.width), name=f"fire{number}")(x, train)
-            x = x + y if bypass else y
+            x = Fire(make, 2 * half, scale_width(squeeze, self.width), bypass, name=f"fire{number}")(x, train)
             if pool:
                 x = make.max_pool(x)
         x = make.conv(self.num_classes, 1, norm=False, name="classifier")(x, train)
