@@ -3,7 +3,7 @@
 Used by memory.py and step_time.py. `network(name, "batchnorm")` has Flax's BatchNorm, ReLU and
 max-pooling; "batchnorm_remat" the same with only what products return kept for the backward pass,
 which then recomputes normalisation and ReLU but no convolution; "groupnorm_ws" has GroupNorm and
-weight standardisation (Qiao et al. 2019). Every name of `mimicnorm_jax.methods` is ours.
+weight standardisation (Qiao et al. 2019). "ours:METHOD" is the library's network under a method.
 """
 
 import dataclasses
@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mimicnorm_jax import models
+from mimicnorm_jax.diagnostics.residuals import nbytes, saved_for_backward
 from mimicnorm_jax.models.factory import ConvUnit, LayerFactory
 
-RIVALS = ("batchnorm", "batchnorm_remat", "groupnorm_ws")
+VARIANTS = ("batchnorm", "batchnorm_remat", "groupnorm_ws", "ours:batchnorm", "ours:none", "ours:mimicnorm")
 Apply = Callable[..., Any]
 
 
@@ -74,7 +75,8 @@ class PlainFactory(LayerFactory):
         return nn.relu6(x)
 
     def max_pool(self, x: jax.Array, window: int = 2, padding: int = 0) -> jax.Array:
-        return nn.max_pool(x, (window, window), (2, 2), [(padding, padding)] * 2)
+        edges: Any = [(padding, padding)] * 2
+        return nn.max_pool(x, (window, window), (2, 2), edges)
 
     def dropout(self, rate: float, train: bool, *, name: str) -> nn.Module:
         return nn.Dropout(rate, deterministic=not train, name=name)
@@ -84,7 +86,7 @@ class PlainFactory(LayerFactory):
 
 
 def network(name: str, variant: str, num_classes: int, dtype: Any) -> nn.Module:
-    """A network of `models.ARCHITECTURES` in one of `RIVALS`, or under one of our methods as `ours:METHOD`."""
+    """A network of `models.ARCHITECTURES` in one of `VARIANTS`; `ours:METHOD` is any of our methods."""
     if variant.startswith("ours:"):
         return models.create(name, method=variant.removeprefix("ours:"), num_classes=num_classes, dtype=dtype)
     model: Any = models.create(name, method="batchnorm", num_classes=num_classes, dtype=dtype)
@@ -92,10 +94,71 @@ def network(name: str, variant: str, num_classes: int, dtype: Any) -> nn.Module:
     return model.clone(factory=PlainFactory(**fields, group_norm=variant == "groupnorm_ws"))
 
 
-def loss(name: str, variant: str, num_classes: int, dtype: Any) -> tuple[nn.Module, Apply]:
-    """A network and its training loss `(params, batch_stats, images, labels, key) -> (loss, batch_stats)`."""
-    model = network(name, variant, num_classes, dtype)
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """One training step of one network in one variant.
 
+    Attributes:
+      model: the network.
+      loss: `(params, batch_stats, images, labels, key)` to the loss and the updated batch_stats.
+      step: `(state, images, labels)` to the next state, by SGD with momentum; to be jitted, state donated.
+      state: shapes of parameters, batch_stats and momentum.
+      images, labels: shapes of a batch.
+    """
+
+    model: nn.Module
+    loss: Apply
+    step: Apply
+    state: Any
+    images: jax.ShapeDtypeStruct
+    labels: jax.ShapeDtypeStruct
+
+    def saved(self) -> int:
+        """Bytes that autodiff keeps for the backward pass."""
+        params, stats, _ = self.state
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        kept = saved_for_backward(lambda p, *a: self.loss(p, *a)[0], params, stats, self.images, self.labels, key)
+        return nbytes(kept)
+
+    def compiled(self) -> Any:
+        """The compiled step."""
+        return jax.jit(self.step, donate_argnums=0).lower(self.state, self.images, self.labels).compile()
+
+    def start(self) -> tuple[Any, jax.Array, jax.Array]:
+        """Values for `state`, random images and labels."""
+        images = jax.random.normal(jax.random.key(1), self.images.shape, self.images.dtype)
+        variables = jax.jit(self.model.init)(jax.random.key(0), images[:2])
+        params, stats = variables["params"], variables.get("batch_stats", {})
+        labels = jnp.arange(self.labels.shape[0]) % 10
+        return (params, stats, jax.tree.map(jnp.zeros_like, params)), images, labels
+
+
+def subject(name: str, variant: str, batch: int, dtype: Any) -> Subject:
+    """The step of a network of `models.ARCHITECTURES`, on 32 x 32 images, or 224 x 224 for an ImageNet form."""
+    size, classes = (224, 1000) if name.endswith("_imagenet") else (32, 100)
+    model = network(name, variant, classes, dtype)
+    loss_fn = _loss(model, variant)
+    images = jax.ShapeDtypeStruct((batch, size, size, 3), dtype)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    params = variables["params"]
+
+    def step(state: Any, images: jax.Array, labels: jax.Array) -> Any:
+        params, stats, momentum = state
+        grads, stats = jax.grad(loss_fn, has_aux=True)(params, stats, images, labels, jax.random.key(0))
+        momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, grads)
+        return jax.tree.map(lambda p, m: p - 0.01 * m, params, momentum), stats, momentum
+
+    return Subject(
+        model,
+        loss_fn,
+        step,
+        (params, variables.get("batch_stats", {}), params),
+        images,
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+    )
+
+
+def _loss(model: nn.Module, variant: str) -> Apply:
     def logits(params: Any, stats: Any, images: jax.Array, key: jax.Array) -> Any:
         return model.apply(
             {"params": params, "batch_stats": stats},
@@ -114,4 +177,4 @@ def loss(name: str, variant: str, num_classes: int, dtype: Any) -> tuple[nn.Modu
         nll = jax.nn.logsumexp(z, axis=-1) - jnp.take_along_axis(z, labels[:, None], axis=-1)[:, 0]
         return nll.mean(), updated.get("batch_stats", {})
 
-    return model, loss_fn
+    return loss_fn

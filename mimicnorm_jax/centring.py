@@ -57,9 +57,9 @@ def centre(kernel: jax.Array) -> jax.Array:
     """
     if fan_in(kernel.shape) < 2:
         raise ValueError(f"centring a kernel of fan-in 1 leaves only zeros; got shape {kernel.shape}")
-    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
-    mean = wide.mean(axis=tuple(range(kernel.ndim - 1)), keepdims=True)
-    return (wide - mean).astype(kernel.dtype)
+    # As a matrix: on a CPU the sum over one axis takes half the time of that over three.
+    wide = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    return (wide - wide.mean(axis=0, keepdims=True)).astype(kernel.dtype).reshape(kernel.shape)
 
 
 def gain(n: int) -> float:

@@ -77,7 +77,7 @@ def _max_pool(x: jax.Array, window: tuple[int, int], strides: tuple[int, int], p
 
 @_max_pool.defjvp
 def _(window: tuple[int, int], strides: tuple[int, int], padding: int, primals: tuple, tangents: tuple) -> tuple:
-    largest, place = _winner(*primals, window, strides, padding)
+    largest, place = _winner(primals[0], window, strides, padding)
 
     # The checkpoint makes autodiff keep the places, and not a mask for each.
     @functools.partial(jax.checkpoint, prevent_cse=False)
