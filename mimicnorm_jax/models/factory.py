@@ -216,9 +216,12 @@ class LayerFactory:
     def logits(self, x: jax.Array, train: bool) -> jax.Array:
         """The last BatchNorm, where the method has one; logits are at least float32."""
         if self.method.last_batch_norm:
-            norm = LastBatchNorm(not train, self.axis_name, running_variance=self.running_variance, name="last_bn")
-            return norm(x)
+            return self.last_batch_norm(train)(x)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def last_batch_norm(self, train: bool) -> LastBatchNorm:
+        """The last BatchNorm itself; its variables stand under `last_bn` in the network's."""
+        return LastBatchNorm(not train, self.axis_name, running_variance=self.running_variance, name="last_bn")
 
     def centres(self, shape: Sequence[int], groups: int = 1) -> bool:
         """Whether the architecture's rule takes the kernel, whatever the method does with it."""

@@ -7,6 +7,7 @@ import jax
 
 from mimicnorm_jax import plots
 from mimicnorm_jax.errors import NonFiniteLossError
+from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training import machine, workdir
 from mimicnorm_jax.training.logs import say, table
 from mimicnorm_jax.training.session import Session
@@ -23,8 +24,20 @@ def headline(session: Session, state: TrainState, folder: Path) -> str:
     return (
         f"{config.model} with {config.method}: {size:,} parameters, {config.dtype}; {config.dataset}: "
         f"{len(dataset.train):,} training and {len(dataset.test):,} test images; {len(session.devices)} x "
-        f"{session.devices[0].device_kind}; {config.epochs} epochs of {session.steps_per_epoch} steps; into {folder}"
+        f"{session.devices[0].device_kind}; {config.epochs} epochs of {session.steps_per_epoch} steps"
+        f"{_microbatches(session)}; into {folder}"
     )
+
+
+def _microbatches(session: Session) -> str:
+    config = session.config
+    if config.microbatches == 1:
+        return ""
+    size = config.batch_size // len(session.devices) // config.microbatches
+    text = f", each in {config.microbatches} microbatches of {size} images a device"
+    if METHODS[config.method].batch_norm:
+        return f"{text} that BatchNorms normalise by themselves: not the gradient of the whole batch"
+    return f"{text}: the gradient of the whole batch"
 
 
 def failure(folder: Path, session: Session, error: NonFiniteLossError, checkpoint: int | None) -> None:

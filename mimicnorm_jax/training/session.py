@@ -70,6 +70,21 @@ def check(config: TrainConfig) -> None:
             f"config.batch_size is {config.batch_size}, one image for each of {devices} devices, which a BatchNorm "
             f"cannot normalise by itself: choose at least {2 * devices}, or --config.sync_bn"
         )
+    _check_microbatches(config, config.batch_size // devices)
+
+
+def _check_microbatches(config: TrainConfig, share: int) -> None:
+    parts = config.microbatches
+    if share % parts:
+        raise ConfigError(
+            f"config.microbatches is {parts}, into which the {share} images of each device (config.batch_size="
+            f"{config.batch_size}) do not split equally: choose a divisor of {share}"
+        )
+    if parts > 1 and share // parts < 2 and METHODS[config.method].batch_norm:
+        raise ConfigError(
+            f"config.microbatches is {parts}, which leaves config.method={config.method!r} one image at a time on "
+            f"each device to normalise: choose at most {share // 2}, or a larger --config.batch_size"
+        )
 
 
 def make_model(config: TrainConfig, **options: Any) -> Any:
@@ -119,6 +134,7 @@ def start(config: TrainConfig) -> Session:
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
         seed=config.seed,
+        microbatches=config.microbatches,
     )
     data = [parallel.replicate((split.images, split.labels), devices) for split in (dataset.train, dataset.test)]
     return Session(

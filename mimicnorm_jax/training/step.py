@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from mimicnorm_jax.data.augment import Augmentation, augment, normalise
+from mimicnorm_jax.training.gradients import Objective
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.state import TrainState
 
@@ -30,6 +31,7 @@ class Task:
       label_smoothing: probability spread over all classes.
       ema_decay: of the averaged parameters.
       seed: of augmentation and dropout.
+      microbatches: see `gradients.Objective`.
     """
 
     model: nn.Module
@@ -41,6 +43,7 @@ class Task:
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     seed: int = 0
+    microbatches: int = 1
 
 
 def train_step(
@@ -66,20 +69,8 @@ def train_step(
     images, labels = data[0][index], data[1][index]
     images = normalise(augment(image_keys, images, task.augmentation), task.mean, task.std, task.dtype)
 
-    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        logits, updated = task.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )
-        targets = optax.smooth_labels(
-            jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), task.label_smoothing
-        )
-        return optax.softmax_cross_entropy(logits, targets).mean(), (logits, updated.get("batch_stats", {}))
-
-    grads, (logits, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+    objective = Objective(task.model, task.label_smoothing, task.microbatches)
+    grads, logits, batch_stats = objective.gradient(state.params, state.batch_stats, images, labels, dropout_key)
     # Running averages of unsynchronised BatchNorms differ between devices; the state does not.
     grads, batch_stats = lax.pmean((grads, batch_stats), AXIS)
     updates, opt_state = task.tx.update(grads, state.opt_state, state.params)

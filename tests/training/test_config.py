@@ -10,6 +10,7 @@ BAD = {
     "dtype": "float16",
     "width": 0.0,
     "batch_size": 1,
+    "microbatches": 0,
     "epochs": 0,
     "learning_rate": float("nan"),
     "warmup_epochs": -0.5,

@@ -148,6 +148,8 @@ def test_a_non_finite_loss_stops_with_a_message_and_a_report(tmp_path):
     [
         ({"batch_size": 66}, ConfigError, "batch_size is 66, which 4 devices cannot share"),
         ({"batch_size": 4, "sync_bn": False}, ConfigError, "one image for each of 4 devices"),
+        ({"microbatches": 3}, ConfigError, "microbatches is 3, into which the 16 images of each .* divisor of 16"),
+        ({"microbatches": 16, "method": "batchnorm"}, ConfigError, "microbatches is 16.*'batchnorm'.* at most 8"),
         ({"batch_size": 2000}, ConfigError, "more than the 1437 training images"),
         ({"model": "vgg16"}, ConfigError, "config.model='vgg16'.* needs at least 32 x 32"),
         ({"model": "resnt18"}, ConfigError, "did you mean resnet18"),

@@ -1,0 +1,150 @@
+"""Microbatches against the whole batch, in double precision, and what each method may expect of them."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from mimicnorm_jax import models
+from mimicnorm_jax.data.augment import Augmentation
+from mimicnorm_jax.layers import LastBatchNorm
+from mimicnorm_jax.models.factory import LayerFactory
+from mimicnorm_jax.training.gradients import Objective
+from mimicnorm_jax.training.state import create_state
+from mimicnorm_jax.training.step import AXIS, Task, train_step
+
+SHAPE = (8, 8, 1)
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (16, *SHAPE)).astype(np.uint8)
+LABELS = RNG.integers(0, 5, 16).astype(np.int32)
+
+
+def _model(method, axis_name=None):
+    options = {"dtype": jnp.float64, "param_dtype": jnp.float64, "running_variance": "unbiased"}
+    return models.create("resnet8", method=method, num_classes=5, width=0.25, axis_name=axis_name, **options)
+
+
+def _close(a, b):
+    # Sums in another order in double precision.
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10), a, b)
+
+
+def _furthest(a, b):
+    return max(jax.tree.leaves(jax.tree.map(lambda x, y: float(abs(x - y).max()), a, b)))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("devices", "sync", "counts"), [(1, False, [4]), (2, True, [2, 4]), (2, False, [2])])
+def test_a_step_in_microbatches_is_the_step_on_the_whole_batch(devices, sync, counts):
+    """At a learning rate of 1 the new parameters are the old ones minus the gradient."""
+    task = Task(
+        model=_model("mimicnorm", AXIS if sync else None),
+        tx=optax.sgd(1.0),
+        augmentation=Augmentation(1, True),
+        mean=(0.5,),
+        std=(0.25,),
+        dtype=jnp.float64,
+        label_smoothing=0.1,
+    )
+    state = create_state(task.model, task.tx, SHAPE, seed=0, ema=False)
+
+    def steps(index):
+        tasks = [replace(task, microbatches=count) for count in (1, *counts)]
+        return [train_step(task, state, (jnp.asarray(IMAGES), jnp.asarray(LABELS)), index) for task in tasks]
+
+    step = jax.pmap(steps, AXIS, devices=jax.local_devices()[:devices])
+    whole, *in_parts = jax.device_get(step(np.arange(16, dtype=np.int32).reshape(devices, -1)))
+    assert _furthest(jax.tree.map(lambda leaf: leaf[0], whole[0].params), state.params) > 1e-2
+    for found in in_parts:
+        _close(found, whole)
+
+
+@pytest.mark.usefixtures("x64")
+def test_batchnorm_in_microbatches_is_the_mean_of_what_each_gives_alone():
+    model, key = _model("batchnorm"), jax.random.key(0)
+    images, labels = jnp.asarray(IMAGES / 255.0), jnp.asarray(LABELS)
+    variables = jax.tree.map(jnp.float64, jax.jit(model.init)(key, images[:1]))
+    params, stats = variables["params"], variables["batch_stats"]
+    alone = jax.jit(Objective(model).gradient)
+    first = alone(params, stats, images[:8], labels[:8], key)
+    second = alone(params, first.batch_stats, images[8:], labels[8:], key)
+    found = jax.jit(Objective(model, microbatches=2).gradient)(params, stats, images, labels, key)
+    _close(found.grads, jax.tree.map(lambda a, b: (a + b) / 2, first.grads, second.grads))
+    _close(found.batch_stats, second.batch_stats)
+    _close(found.logits, jnp.concatenate([first.logits, second.logits]))
+    whole = alone(params, stats, images, labels, key)
+    assert _furthest(found.grads, whole.grads) > 1e-3
+
+
+class _Dropping(nn.Module):
+    factory: LayerFactory
+    rate: float = 0.5
+
+    @nn.compact
+    def __call__(self, x, train):
+        make = self.factory
+        x = make.dense(32, name="dense")(x.reshape(len(x), -1))
+        return make.logits(make.classifier(5)(make.dropout(self.rate, train, name="dropout")(x)), train)
+
+
+@pytest.mark.usefixtures("x64")
+def test_both_passes_drop_the_same_units_and_microbatches_drop_different_ones():
+    model = _Dropping(_model("lastbn").factory)
+    images, labels = jnp.asarray(IMAGES / 255.0), jnp.asarray(LABELS)
+    key = jax.random.key(1)
+    variables = model.init({"params": jax.random.key(0)}, images, False)
+    body = _Dropping(_model("none").factory)
+
+    def loss(params):
+        raw = [
+            body.apply({"params": params}, part, True, rngs={"dropout": jax.random.fold_in(key, i)})
+            for i, part in enumerate(jnp.split(images, 2))
+        ]
+        logits, _ = LastBatchNorm(False).apply(
+            {"batch_stats": variables["batch_stats"]["last_bn"]}, jnp.concatenate(raw), mutable=["batch_stats"]
+        )
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    objective = Objective(model, microbatches=2)
+    params, stats = variables["params"], variables["batch_stats"]
+    found = objective.gradient(params, stats, images, labels, key)
+    _close(found.grads, jax.grad(loss)(params))
+    twice = [jnp.concatenate([half, half]) for half in (images[:8], labels[:8])]
+    first, second = jnp.split(objective.gradient(params, stats, *twice, key).logits, 2)
+    assert float(abs(first - second).max()) > 0.1
+
+
+@pytest.mark.usefixtures("x64")
+def test_without_any_batchnorm_microbatches_change_nothing():
+    model = _Dropping(_model("none").factory, rate=0.0)
+    images, labels = jnp.asarray(IMAGES / 255.0), jnp.asarray(LABELS)
+    params = model.init(jax.random.key(0), images, False)["params"]
+    whole, parts = (
+        Objective(model, 0.1, count).gradient(params, {}, images, labels, jax.random.key(1)) for count in (1, 4)
+    )
+    _close(parts, whole)
+
+
+def test_microbatches_take_the_memory_of_one():
+    model = models.create("resnet8", num_classes=5, width=0.25)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *SHAPE)))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    batch = [jax.ShapeDtypeStruct((512, *shape), dtype) for shape, dtype in ((SHAPE, jnp.float32), ((), jnp.int32))]
+
+    def temporary(parts):
+        gradient = jax.jit(Objective(model, microbatches=parts).gradient)
+        compiled = gradient.lower(shapes["params"], shapes["batch_stats"], *batch, key).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    whole, eighth = temporary(1), temporary(8)
+    assert eighth < whole / 4
+
+
+def test_images_that_do_not_split_are_refused():
+    model = models.create("resnet8", num_classes=5)
+    with pytest.raises(ValueError, match="16 images do not split into 3 equal microbatches"):
+        Objective(model, microbatches=3).gradient({}, {}, jnp.zeros((16, *SHAPE)), jnp.zeros(16), jax.random.key(0))
