@@ -20,6 +20,10 @@ class WorkdirError(UserError):
     """A work directory cannot be used: unwritable, another run's, or with a damaged checkpoint."""
 
 
+class DamagedCheckpointError(WorkdirError):
+    """A checkpoint cannot be read, or its contents are not those that were saved."""
+
+
 class NonFiniteLossError(UserError):
     """The loss became infinite or not a number."""
 

@@ -1,6 +1,8 @@
 """Checkpoints: orbax underneath, a digest and the tree's description beside every state."""
 
 import hashlib
+import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -10,7 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from mimicnorm_jax.errors import WorkdirError
+from mimicnorm_jax.errors import DamagedCheckpointError, WorkdirError
+from mimicnorm_jax.training.logs import say
 from mimicnorm_jax.training.state import TrainState
 
 
@@ -35,8 +38,16 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
-        """Opens or creates the folder; raises WorkdirError if it cannot read what is there."""
+        """Opens or creates the folder; sets aside as `damaged-STEP-N` what cannot be a whole checkpoint.
+
+        Raises:
+          DamagedCheckpointError: if it cannot read what is there.
+        """
         self._folder = folder.absolute()
+        for path in sorted(self._folder.glob("*")):
+            # Orbax reads the metrics of all checkpoints and would give up on the first damaged one.
+            if path.name.isdigit() and (reason := _broken_description(path)):
+                self._set_aside(_damaged("the checkpoint", path, reason), path)
 
         def accuracy(metrics: Any) -> float:
             return metrics["accuracy"]
@@ -69,6 +80,7 @@ class Checkpoints:
             "tree": _describe(leaves),
             "digest": _digest(leaves),
         }
+        about["seal"] = _seal(about)
         self._manager.save(
             int(leaves[".step"]),
             args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), about=ocp.args.JsonSave(about)),
@@ -93,6 +105,8 @@ class Checkpoints:
         try:
             about: Any = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
             tree, record = about["tree"], Record(int(about["epoch"]), float(about["accuracy"]))
+            if about["seal"] != _seal(about):
+                raise ValueError("its description does not match its seal")
         except Exception as error:  # orbax raises bare Exceptions on damaged files
             raise _damaged("the checkpoint", folder, error) from error
         if difference := _difference(tree, _describe(wanted)):
@@ -109,6 +123,38 @@ class Checkpoints:
             raise _damaged("the checkpoint", folder, "its digest does not match its contents")
         return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in wanted]), record
 
+    def restore_newest(self, like: TrainState) -> tuple[TrainState, Record] | None:
+        """Reads the newest checkpoint that is whole; damaged ones are set aside as `damaged-STEP-N`, with a warning.
+
+        Args:
+          like: a state of the same network and optimiser.
+
+        Returns:
+          The state, with numpy leaves, and its record; None if there never was a checkpoint.
+
+        Raises:
+          WorkdirError: if none is whole, or the newest whole one belongs to another network or optimiser.
+        """
+        while self.latest is not None:
+            step = self.latest
+            try:
+                return self.restore(step, like)
+            except DamagedCheckpointError as error:
+                self._set_aside(error, self._folder / str(step))
+                self._manager.reload()
+        if damaged := sorted(path.name for path in self._folder.glob("damaged-*")):
+            raise DamagedCheckpointError(
+                f"no checkpoint in {self._folder} is whole ({', '.join(damaged)}). Restore one from a copy under its "
+                f"step's number, or choose another --workdir to start afresh"
+            )
+        return None
+
+    def _set_aside(self, error: DamagedCheckpointError, path: Path) -> None:
+        names = (f"damaged-{path.name}-{n}" for n in itertools.count(1))
+        aside = next(folder for folder in map(self._folder.joinpath, names) if not folder.exists())
+        say(f"warning: {error}. It is set aside as {aside.name}; the checkpoint before it takes its place")
+        path.rename(aside)
+
     def __enter__(self) -> Self:
         return self
 
@@ -118,11 +164,27 @@ class Checkpoints:
         self._manager.close()
 
 
-def _damaged(which: str, folder: Path, reason: object) -> WorkdirError:
-    return WorkdirError(
-        f"{which} {folder} is damaged: {' '.join(str(reason).split()) or type(reason).__name__}. Delete the folder of "
-        f"that step to go on from the checkpoint before it, or choose another --workdir to start afresh"
-    )
+def _seal(about: dict[str, Any]) -> str:
+    content = {name: value for name, value in about.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _broken_description(folder: Path) -> str:
+    """Why the small files of a checkpoint cannot be those that were saved; empty if they can."""
+    try:
+        about = json.loads((folder / "about" / "metadata").read_text())
+        if about["seal"] != _seal(about):
+            return "its description does not match its seal"
+        if json.loads((folder / "metrics" / "metrics").read_text())["accuracy"] != about["accuracy"]:
+            return "its accuracy is not the one that was saved"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its description cannot be read ({type(error).__name__}: {error})"
+    return ""
+
+
+def _damaged(which: str, folder: Path, reason: object) -> DamagedCheckpointError:
+    text = " ".join(str(reason).split()) or type(reason).__name__
+    return DamagedCheckpointError(f"{which} {folder} is damaged: {text[:200]}")
 
 
 def _leaves(state: TrainState) -> dict[str, np.ndarray]:

@@ -85,14 +85,19 @@ def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
         loss after failure.json is written.
     """
     check(config)
-    workdir.prepare(folder, config)
+    with workdir.lock(folder):
+        workdir.prepare(folder, config)
+        return _run(config, folder)
+
+
+def _run(config: TrainConfig, folder: Path) -> dict[str, Any]:
     session = start(config)
     state = initial_state(session)
     say(report.headline(session, state, folder))
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
         epoch = 0
-        if checkpoints.latest is not None:
-            state, record = checkpoints.restore(checkpoints.latest, state)
+        if (found := checkpoints.restore_newest(state)) is not None:
+            state, record = found
             epoch = record.epoch
             say(f"resuming after epoch {epoch}" if epoch < config.epochs else "this run is complete")
         logs = Logs(folder, resumed_step=int(state.step))

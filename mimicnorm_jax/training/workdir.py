@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,13 @@ from mimicnorm_jax.errors import WorkdirError
 from mimicnorm_jax.training import config as config_lib
 from mimicnorm_jax.training.config import TrainConfig
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 CONFIG = "config.json"
+LOCK = "lock"
 MAY_CHANGE = ("data_dir", "keep_checkpoints", "checkpoint_epochs")
 """Fields that do not change a run's numbers, so a resumed run may change them."""
 
@@ -47,6 +56,41 @@ def prepare(workdir: Path, config: TrainConfig) -> None:
         write_json(workdir / CONFIG, as_json(config))
     except OSError as error:
         raise WorkdirError(f"cannot write to the workdir {workdir}: {error}. Choose another with --workdir") from error
+
+
+@contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Keeps a folder to this process until the context ends or the process dies, however it does.
+
+    Where the file system knows no locks, two runs in one folder go unnoticed.
+
+    Args:
+      workdir: created if it is not there.
+
+    Raises:
+      WorkdirError: if another process holds it, which is named; or if it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / LOCK).open("a+")
+    except OSError as error:
+        raise WorkdirError(f"cannot write to the workdir {workdir}: {error}. Choose another with --workdir") from error
+    with file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip() or "another process"
+            raise WorkdirError(
+                f"{workdir} is in use by {owner}: wait until that run ends or stop it, or choose another --workdir"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def read_config(workdir: Path) -> TrainConfig:

@@ -1,5 +1,7 @@
 """Checkpoints come back bit for bit, or not at all."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 
 from mimicnorm_jax import models
-from mimicnorm_jax.errors import WorkdirError
+from mimicnorm_jax.errors import DamagedCheckpointError, WorkdirError
 from mimicnorm_jax.training.checkpoints import Checkpoints, Record
 from mimicnorm_jax.training.state import TrainState, create_state
 
@@ -59,29 +61,64 @@ def test_checkpoint_of_another_network_or_optimiser_is_refused_by_name(tmp_path,
         checkpoints.restore(1, _state(**other))
 
 
-def _files(folder):
-    return sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda p: (-p.stat().st_size, str(p)))
-
-
 def _flip(path, at):
     content = bytearray(path.read_bytes())
     content[int(at * (len(content) - 1))] ^= 0x10
     path.write_bytes(content)
 
 
+def _of_state(folder):
+    """The file that holds most of the state."""
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 DAMAGES = {
-    "largest file truncated": lambda files: files[0].write_bytes(files[0].read_bytes()[: files[0].stat().st_size // 2]),
-    "largest file deleted": lambda files: files[0].unlink(),
-    "byte flipped in the middle": lambda files: _flip(files[0], 0.5),
-    "byte flipped near the end": lambda files: _flip(files[0], 0.9),
-    "every file emptied": lambda files: [path.write_bytes(b"") for path in files],
+    "state truncated": lambda f: _truncate(_of_state(f)),
+    "state deleted": lambda f: _of_state(f).unlink(),
+    "state flipped in the middle": lambda f: _flip(_of_state(f), 0.5),
+    "state flipped near the end": lambda f: _flip(_of_state(f), 0.9),
+    "manifest deleted": lambda f: (f / "state" / "manifest.ocdbt").unlink(),
+    "description flipped": lambda f: _flip(f / "about" / "metadata", 0.5),
+    "description emptied": lambda f: (f / "about" / "metadata").write_bytes(b""),
+    "accuracy emptied": lambda f: (f / "metrics" / "metrics").write_bytes(b""),
+    "accuracy changed": lambda f: (f / "metrics" / "metrics").write_text('{"accuracy": 0.9}'),
+    "every file emptied": lambda f: [path.write_bytes(b"") for path in f.rglob("*") if path.is_file()],
 }
 
 
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    _save(folder, [0.5, 0.7])
+    return folder
+
+
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_detected_and_named(tmp_path, name):
-    _save(tmp_path, [0.5])
-    DAMAGES[name](_files(tmp_path / "1"))
-    message = r"checkpoints? .* is damaged: .+ Delete the folder of that step"
-    with pytest.raises(WorkdirError, match=message), Checkpoints(tmp_path, 2) as checkpoints:
-        checkpoints.restore(1, _state())
+def test_a_damaged_checkpoint_is_named_and_set_aside_for_the_one_before_it(tmp_path, two_checkpoints, name, capsys):
+    shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
+    DAMAGES[name](tmp_path / "2")
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        state, record = checkpoints.restore_newest(_state())
+        assert record == Record(1, 0.5)
+        jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(_state(1, seed=1)))
+        assert (tmp_path / "damaged-2-1").is_dir()
+        told = capsys.readouterr().out
+        assert f"warning: the checkpoint {tmp_path}/2 is damaged" in told
+        # Its number is free again.
+        checkpoints.save(_state(2, seed=9), Record(2, 0.6))
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        assert checkpoints.restore_newest(_state())[1] == Record(2, 0.6)
+
+
+def test_nothing_is_trained_from_scratch_when_every_checkpoint_is_damaged(tmp_path, two_checkpoints):
+    shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
+    for step in ("1", "2"):
+        _flip(_of_state(tmp_path / step), 0.5)
+    message = r"no checkpoint in .* is whole \(damaged-1-1, damaged-2-1\)"
+    for _ in range(2):  # the second time there are only those set aside
+        with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(DamagedCheckpointError, match=message):
+            checkpoints.restore_newest(_state())
