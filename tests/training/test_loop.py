@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
-from mimicnorm_jax.training import config, loop, metrics, parallel, session, step
+from mimicnorm_jax.training import config, loop, metrics, parallel, report, session, step
 from mimicnorm_jax.training.checkpoints import Checkpoints
 from mimicnorm_jax.training.logs import read_metrics
 
@@ -196,6 +196,16 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(fields, er
         loop.run(_config(**fields), tmp_path / "new")
     if "2000" not in message:
         assert not (tmp_path / "new" / "checkpoints").exists()
+
+
+def test_the_headline_says_what_microbatches_do_to_the_gradient(tmp_path):
+    for method, said in (("batchnorm", "not the gradient of the whole batch"), ("lastbn", ": the gradient of the")):
+        run = session.start(_config(method=method, microbatches=4))
+        line = report.headline(run, session.initial_state(run), tmp_path)
+        assert "each in 4 microbatches of 4 images a device" in line
+        assert said in line
+    run = session.start(_config())
+    assert "microbatches" not in report.headline(run, session.initial_state(run), tmp_path)
 
 
 def test_an_unwritable_workdir_is_refused(tmp_path):
