@@ -47,8 +47,8 @@ class Objective:
         A BatchNorm behind every convolution normalises each microbatch by itself, so the gradient is the mean of
         the microbatches' and running averages advance once for each.
 
-        The microbatches run in a loop, whose convolutions XLA compiles badly for a CPU (jax issue 12868); unrolled
-        they would be fast there and save no memory.
+        The microbatches run in a loop, where XLA is slow at the gradients of convolutions on a CPU (jax issue 12868);
+        unrolled they would be fast there and save no memory.
 
         Args:
           params: raw parameters.

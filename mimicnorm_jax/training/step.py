@@ -99,7 +99,7 @@ def train_steps(
       The state after the last of them, and each step's metrics, `(K,)`, 0 for steps that were not done.
     """
     if len(index) == 1:
-        # XLA compiles convolutions badly in a loop on a CPU (jax issue 12868).
+        # In a loop XLA is slow at the gradients of convolutions on a CPU (jax issue 12868).
         state, metrics = train_step(task, state, data, index[0])
         return state, jax.tree.map(lambda value: value[None], metrics)
 
