@@ -1,6 +1,7 @@
 """Which images make up a batch: a function of seed and step, so that a resumed run needs nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -26,6 +27,21 @@ def train_batches(seed: int, epoch: int, count: int, batch_size: int, devices: i
     order = epoch_order(seed, epoch, count)
     for start in range(0, count - batch_size + 1, batch_size):
         yield order[start : start + batch_size].reshape(devices, -1)
+
+
+def grouped(indices: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches in groups of one shape, the last filled up with repeats.
+
+    Args:
+      indices: of each batch, `(devices, b)`.
+      size: batches in a group.
+
+    Yields:
+      Indices `(devices, size, b)`, and how many of the group's batches count, the first ones.
+    """
+    indices = iter(indices)
+    while group := list(islice(indices, size)):
+        yield np.stack(group + group[-1:] * (size - len(group)), 1), len(group)
 
 
 def eval_batches(count: int, batch_size: int, devices: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

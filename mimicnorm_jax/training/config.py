@@ -58,11 +58,14 @@ class TrainConfig:
         "of the last BatchNorm: Flax's or PyTorch's convention", "biased", "unbiased"
     )
     batch_size: int = _at_least(64, 2, "images in a step, over all devices")
+    steps_per_dispatch: int = _at_least(
+        1, 1, "steps that the devices do in one go, for small networks on fast devices; slow on a CPU if above 1"
+    )
     microbatches: int = _at_least(
         1,
         1,
-        "parts of each device's images, run one after another to save memory: the same gradient, except that "
-        "method=batchnorm normalises each part by itself",
+        "parts of each device's images, run one after another to save memory (slow on a CPU): the same gradient, "
+        "except that method=batchnorm normalises each part by itself",
     )
     epochs: int = _at_least(30, 1, "passes over the training images")
     learning_rate: float = _above_zero(0.1, "after the warm-up")

@@ -47,6 +47,9 @@ class Objective:
         A BatchNorm behind every convolution normalises each microbatch by itself, so the gradient is the mean of
         the microbatches' and running averages advance once for each.
 
+        The microbatches run in a loop, where XLA is slow at the gradients of convolutions on a CPU (jax issue 12868);
+        unrolled they would be fast there and save no memory.
+
         Args:
           params: raw parameters.
           batch_stats: running averages.

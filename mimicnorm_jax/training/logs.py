@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,9 +97,21 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def progress(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
-    """Passes items through, with a progress bar on a terminal and nothing elsewhere."""
-    yield from tqdm(items, title, total, leave=False, disable=not sys.stderr.isatty(), unit="step")
+def progress(
+    items: Iterable[Item], title: str, total: int, steps: Callable[[Item], int] = lambda item: 1
+) -> Iterator[Item]:
+    """Passes items through, with a progress bar on a terminal and nothing elsewhere.
+
+    Args:
+      items: to pass through.
+      title: of the bar.
+      total: steps in all items.
+      steps: how many of them an item is.
+    """
+    with tqdm(None, title, total, leave=False, disable=not sys.stderr.isatty(), unit="step") as bar:
+        for item in items:
+            yield item
+            bar.update(steps(item))
 
 
 def table(rows: dict[str, Any]) -> str:

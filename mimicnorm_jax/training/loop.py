@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mimicnorm_jax.training.state import TrainState
 def train_epoch(session: Session, state: TrainState, epoch: int) -> tuple[TrainState, Metrics]:
     """Trains one epoch.
 
-    The host reads a step's metrics after it has dispatched the next, so the devices never wait.
+    The host reads a dispatch's metrics after it has made the next, so the devices never wait.
 
     Args:
       session: of the run.
@@ -33,23 +34,31 @@ def train_epoch(session: Session, state: TrainState, epoch: int) -> tuple[TrainS
       NonFiniteLossError: names the step.
     """
     config = session.config
-    total, pending = Metrics.zero(), None
+    total, pending = Metrics.zero(), iter(())
     count, batch, devices = len(session.dataset.train), config.batch_size, len(session.devices)
     indices = batches.train_batches(config.seed, epoch, count, batch, devices)
     title = f"epoch {epoch + 1}/{config.epochs}"
     step = epoch * session.steps_per_epoch
-    for index in progress(indices, title, session.steps_per_epoch):
-        state, metrics = session.train_step(state, session.train_data, index)
-        if pending is not None:
-            total += _finite(session, pending, step)
-        pending, step = metrics, step + 1
-    assert pending is not None
-    return state, total + _finite(session, pending, step)
+    groups = batches.grouped(indices, config.steps_per_dispatch)
+    for index, taken in progress(groups, title, session.steps_per_epoch, lambda group: group[1]):
+        state, metrics = session.train_steps(state, session.train_data, index, taken)
+        for done in pending:
+            total += _finite(session, *done)
+        pending, step = _steps(metrics, step, taken), step + taken
+    for done in pending:
+        total += _finite(session, *done)
+    return state, total
+
+
+def _steps(metrics: Metrics, step: int, taken: int) -> Iterator[tuple[Metrics, int]]:
+    """Each of the `taken` steps after `step` with its metrics; fetches them when asked for the first."""
+    metrics = jax.device_get(metrics)
+    for i in range(taken):
+        yield jax.tree.map(lambda values, i=i: values[i], metrics), step + i + 1
 
 
 def _finite(session: Session, metrics: Metrics, step: int) -> Metrics:
-    """Metrics of the `step`-th step, counted from 1, on the host."""
-    metrics = jax.device_get(metrics)
+    """Metrics of the `step`-th step, counted from 1."""
     if not math.isfinite(metrics.loss):
         raise NonFiniteLossError(
             f"the loss is {metrics.loss} at step {step} (epoch {(step - 1) // session.steps_per_epoch + 1}), where "

@@ -14,7 +14,7 @@ from mimicnorm_jax.training.state import TrainState
 
 Tree = TypeVar("Tree")
 Device = Any  # jax.Device, which type checkers do not see
-TrainStep = Callable[[TrainState, Any, np.ndarray], tuple[TrainState, Metrics]]
+TrainSteps = Callable[[TrainState, Any, np.ndarray, int], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Any, Any, np.ndarray, np.ndarray], Metrics]
 
 
@@ -24,12 +24,15 @@ def replicate(tree: Tree, devices: Sequence[Device]) -> Tree:
     return jax.device_put(tree, everywhere)
 
 
-def make_train_step(task: step.Task, devices: Sequence[Device]) -> TrainStep:
-    """`train_step` over devices: `(state, data, index (D, B / D)) -> (state, metrics)`; donates the state."""
+def make_train_steps(task: step.Task, devices: Sequence[Device]) -> TrainSteps:
+    """`train_steps` over devices: `(state, data, index (D, K, B / D), count) -> (state, metrics (K,))`.
+
+    Donates the state.
+    """
     return jax.pmap(
-        partial(step.train_step, task),
+        partial(step.train_steps, task),
         axis_name=step.AXIS,
-        in_axes=(None, None, 0),
+        in_axes=(None, None, 0, None),
         out_axes=None,  # type: ignore[arg-type]  # None is documented for outputs that are the same everywhere
         donate_argnums=(0,),
         devices=devices,

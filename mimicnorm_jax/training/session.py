@@ -29,7 +29,7 @@ class Session:
     dataset: sources.Dataset
     task: Task
     schedule: optax.Schedule
-    train_step: parallel.TrainStep
+    train_steps: parallel.TrainSteps
     eval_step: parallel.EvalStep
     train_data: Any
     test_data: Any
@@ -143,7 +143,7 @@ def start(config: TrainConfig) -> Session:
         dataset,
         task,
         schedule,
-        parallel.make_train_step(task, devices),
+        parallel.make_train_steps(task, devices),
         parallel.make_eval_step(task, devices),
         *data,
     )

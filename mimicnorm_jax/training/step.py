@@ -82,6 +82,36 @@ def train_step(
     return state, Metrics.of_batch(logits, labels).sum_over(AXIS)
 
 
+def train_steps(
+    task: Task, state: TrainState, data: tuple[jax.Array, jax.Array], index: jax.Array, count: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """Several steps of SGD without the host, each as `train_step`.
+
+    Args:
+      task: what to train, closed over.
+      state: the same on every device.
+      data: as in `train_step`.
+      index: this device's part of each batch, `(K, b)`.
+      count: how many of the K to do, the first ones; not known to the compiler, so that any number of them
+        takes the same program.
+
+    Returns:
+      The state after the last of them, and each step's metrics, `(K,)`, 0 for steps that were not done.
+    """
+    if len(index) == 1:
+        # In a loop XLA is slow at the gradients of convolutions on a CPU (jax issue 12868).
+        state, metrics = train_step(task, state, data, index[0])
+        return state, jax.tree.map(lambda value: value[None], metrics)
+
+    def one(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        state, done = carry
+        state, metrics = train_step(task, state, data, index[i])
+        return state, jax.tree.map(lambda all_steps, value: all_steps.at[i].set(value), done, metrics)
+
+    nothing = jnp.zeros(len(index), jnp.promote_types(task.dtype, jnp.float32))
+    return lax.fori_loop(0, count, one, (state, Metrics(nothing, nothing, nothing)))
+
+
 def eval_step(
     task: Task, variables: dict[str, Any], data: tuple[jax.Array, jax.Array], index: jax.Array, mask: jax.Array
 ) -> Metrics:

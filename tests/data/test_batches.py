@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mimicnorm_jax.data.batches import eval_batches, train_batches
+from mimicnorm_jax.data.batches import eval_batches, grouped, train_batches
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -32,3 +32,11 @@ def test_evaluation_counts_every_image_once(count):
         assert index.shape == mask.shape == (4, 3)
         np.add.at(counted, index.ravel(), mask.ravel())
     np.testing.assert_array_equal(counted, 1)
+
+
+def test_groups_hold_every_batch_once_in_order_and_have_one_shape():
+    single = list(train_batches(0, 0, 50, 8, 2))
+    groups = list(grouped(iter(single), 4))
+    assert [(index.shape, count) for index, count in groups] == [((2, 4, 4), 4), ((2, 4, 4), 2)]
+    flat = [index[:, i] for index, count in groups for i in range(count)]
+    np.testing.assert_array_equal(flat, single)

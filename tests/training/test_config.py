@@ -11,6 +11,7 @@ BAD = {
     "width": 0.0,
     "batch_size": 1,
     "microbatches": 0,
+    "steps_per_dispatch": 0,
     "epochs": 0,
     "learning_rate": float("nan"),
     "warmup_epochs": -0.5,

@@ -1,5 +1,6 @@
 """Whole runs on digits: interrupted and resumed, failing, evaluated; on all four (fake) devices."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
-from mimicnorm_jax.training import config, loop, session, step
+from mimicnorm_jax.training import config, loop, metrics, parallel, report, session, step
 from mimicnorm_jax.training.checkpoints import Checkpoints
 from mimicnorm_jax.training.logs import read_metrics
 
@@ -65,6 +66,34 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit_and_compiles_o
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     assert record == other
     assert _timeless(read_metrics(tmp_path / "whole")) == _timeless(read_metrics(tmp_path / "parts"))
+
+
+def test_an_epoch_in_groups_is_the_epoch_in_single_steps_and_compiles_once(monkeypatch):
+    """22 steps are two groups of eight and one of six."""
+    original, traced = step.train_step, []
+    monkeypatch.setattr(step, "train_step", lambda *args: traced.append(1) or original(*args))
+    found = {}
+    for steps in (1, 8):
+        run = session.start(_config(width=0.25, rotation=0.0, steps_per_dispatch=steps))
+        state = parallel.replicate(session.initial_state(run), run.devices)
+        traced.clear()
+        found[steps] = jax.device_get(loop.train_epoch(run, state, 0))
+        assert len(traced) == 1
+        assert found[steps][0].step == run.steps_per_epoch == 22
+    # The compiler orders float32 sums by itself in a loop's body, and 22 steps amplify it.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), found[1], found[8])
+
+
+def test_a_non_finite_loss_in_the_midst_of_a_group_names_its_step():
+    run = session.start(_config(steps_per_dispatch=8))
+    losses = np.ones(8)
+    losses[5] = np.nan
+
+    def train_steps(state, data, index, count):
+        return state, metrics.Metrics(losses, np.ones(8), np.ones(8))
+
+    with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step 28 \(epoch 2\)"):
+        loop.train_epoch(dataclasses.replace(run, train_steps=train_steps), session.initial_state(run), 1)
 
 
 def test_a_finished_run_trains_no_further_and_another_config_is_refused(tmp_path, capsys):
@@ -167,6 +196,16 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(fields, er
         loop.run(_config(**fields), tmp_path / "new")
     if "2000" not in message:
         assert not (tmp_path / "new" / "checkpoints").exists()
+
+
+def test_the_headline_says_what_microbatches_do_to_the_gradient(tmp_path):
+    for method, said in (("batchnorm", "not the gradient of the whole batch"), ("lastbn", ": the gradient of the")):
+        run = session.start(_config(method=method, microbatches=4))
+        line = report.headline(run, session.initial_state(run), tmp_path)
+        assert "each in 4 microbatches of 4 images a device" in line
+        assert said in line
+    run = session.start(_config())
+    assert "microbatches" not in report.headline(run, session.initial_state(run), tmp_path)
 
 
 def test_an_unwritable_workdir_is_refused(tmp_path):

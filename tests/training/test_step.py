@@ -33,12 +33,12 @@ def _start(task) -> TrainState:
 
 def _train(task, batches, devices, state=None):
     devices = jax.local_devices()[:devices]
-    step = parallel.make_train_step(task, devices)
+    step = parallel.make_train_steps(task, devices)
     state, data = parallel.replicate((state or _start(task), DATA), devices)
     for batch in batches:
-        state, metrics = step(state, data, np.asarray(batch, np.int32).reshape(len(devices), -1))
+        state, metrics = step(state, data, np.asarray(batch, np.int32).reshape(len(devices), 1, -1), 1)
         jax.block_until_ready(metrics)
-    return jax.device_get(state), jax.device_get(metrics)
+    return jax.device_get(state), jax.tree.map(lambda values: values[0], jax.device_get(metrics))
 
 
 def _close(a, b, tolerance):
@@ -109,8 +109,24 @@ def test_augmentation_differs_between_steps_and_seeds_and_repeats_with_the_same_
 def test_the_state_is_donated():
     task, devices = _task(), jax.local_devices()[:1]
     state, data = parallel.replicate((_start(task), DATA), devices)
-    parallel.make_train_step(task, devices)(state, data, np.arange(16, dtype=np.int32)[None])
+    parallel.make_train_steps(task, devices)(state, data, np.arange(16, dtype=np.int32)[None, None], 1)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_steps_in_one_dispatch_are_the_single_steps_and_those_beyond_the_count_are_not_done():
+    task = _task(augmentation=Augmentation(1, True))
+    order = np.stack([np.random.default_rng(i).permutation(64)[:32].astype(np.int32) for i in range(3)])
+    devices = jax.local_devices()[:2]
+    index = order.reshape(3, 2, 16).swapaxes(0, 1)
+    several = parallel.make_train_steps(task, devices)
+    for count in (2, 3):
+        state, data = parallel.replicate((_start(task), DATA), devices)
+        found, metrics = jax.device_get(several(state, data, index, count))
+        singles, last = _train(task, order[:count], 2)
+        # The compiler orders float32 sums by itself in a loop's body.
+        _close(found, singles, 1e-5)
+        _close(jax.tree.map(lambda values, last=count - 1: values[last], metrics), last, 1e-5)
+        assert metrics.count.tolist() == [32.0] * count + [0.0] * (3 - count)
 
 
 def test_golden_steps():

@@ -1,0 +1,152 @@
+"""How much of training is not the training step: seconds a step of the bare step, with augmentation, in the loop.
+
+Measures CIFAR-100's shapes, random images unless --data_dir is given, and writes results/input.json and .md.
+
+  python benchmarks/input.py
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+
+from mimicnorm_jax.data import batches, sources
+from mimicnorm_jax.data.augment import Augmentation
+from mimicnorm_jax.training import config, loop, machine, parallel
+from mimicnorm_jax.training.session import Session, initial_state, start
+from mimicnorm_jax.training.workdir import write_json, write_text
+
+RESULTS = Path(__file__).parent / "results"
+NETS = ("resnet8", "resnet18")
+DISPATCHES = (1, 4, 16)
+SEED = 0
+Arm = Callable[[Any], Any]
+
+
+def dataset(data_dir: str, count: int) -> sources.Dataset:
+    """The first `count` training images of CIFAR-100, or random ones of its shape."""
+    if data_dir:
+        real = sources.load("cifar100", data_dir)
+        train = sources.Split(real.train.images[:count], real.train.labels[:count])
+        return dataclasses.replace(real, train=train)
+    rng = np.random.default_rng(SEED)
+    images = rng.integers(0, 256, (count, *sources.SHAPES["cifar100"]), np.uint8)
+    split = sources.Split(images, rng.integers(0, 100, count, np.int32))
+    return sources.Dataset("cifar100", split, split, 100, (0.5,) * 3, (0.25,) * 3)
+
+
+def make_session(net: str, arguments: argparse.Namespace, images: sources.Dataset) -> Session:
+    """A run's session on these images, at a rate that lets no loss diverge."""
+    fields = config.base(dataset="cifar100", model=net, width=arguments.width, batch_size=arguments.batch_size)
+    fields.update(seed=SEED, learning_rate=1e-4, warmup_epochs=0.0, crop_padding=4, flip=True, rotation=15.0)
+    with mock.patch.object(sources, "load", return_value=images):
+        return start(config.validate(fields))
+
+
+def arms(session: Session) -> dict[str, Arm]:
+    """What is timed, by name: each does an epoch's steps on a state and returns the next state."""
+    size, devices, train = session.config.batch_size, session.devices, session.dataset.train
+    batch = parallel.replicate((train.images[:size], train.labels[:size]), devices)
+    there = np.arange(size, dtype=np.int32).reshape(len(devices), 1, -1)
+    bare = parallel.make_train_steps(dataclasses.replace(session.task, augmentation=Augmentation()), devices)
+    order = [index[:, None] for index in batches.train_batches(SEED, 0, len(train), size, len(devices))]
+
+    def step(state: Any) -> Any:
+        for _ in range(session.steps_per_epoch):
+            state, _ = bare(state, batch, there, 1)
+        return state
+
+    def augmented(state: Any) -> Any:
+        for index in order:
+            state, _ = session.train_steps(state, session.train_data, index, 1)
+        return state
+
+    def epoch(steps: int) -> Arm:
+        fields = dataclasses.replace(session.config, steps_per_dispatch=steps)
+        grouped = dataclasses.replace(session, config=fields)
+        return lambda state: loop.train_epoch(grouped, state, 0)[0]
+
+    return {"step": step, "augmented": augmented} | {f"loop, {k} a dispatch": epoch(k) for k in DISPATCHES}
+
+
+def measure(session: Session, rounds: int) -> dict[str, list[float]]:
+    """Seconds a step of each arm in each round; the arms take turns, after one round that compiles."""
+    todo = arms(session)
+    start_state = jax.device_get(initial_state(session))
+    states = {name: parallel.replicate(start_state, session.devices) for name in todo}
+    seconds: dict[str, list[float]] = {name: [] for name in todo}
+    for turn in range(rounds + 1):
+        for name, arm in todo.items():
+            started = time.perf_counter()
+            states[name] = jax.block_until_ready(arm(states[name]))
+            if turn:
+                seconds[name].append((time.perf_counter() - started) / session.steps_per_epoch)
+    return seconds
+
+
+def table(net: str, seconds: dict[str, list[float]]) -> list[str]:
+    """Medians and ranges over rounds; ratios are medians of those within a round."""
+    rows = []
+    for name, values in seconds.items():
+        ratios = [value / step for value, step in zip(values, seconds["step"], strict=True)]
+        shares = [1 - 1 / ratio for ratio in ratios]
+        rows.append(
+            f"| {net} | {name} | {1e3 * statistics.median(values):.2f} | {1e3 * min(values):.2f} to "
+            f"{1e3 * max(values):.2f} | {statistics.median(ratios):.3f} | {statistics.median(shares):.1%} |"
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", default="", help="folder of TFDS datasets; default: random images")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--width", type=float, default=0.25, help="factor on the networks' channels")
+    parser.add_argument("--steps", type=int, default=40, help="steps in a measurement: the epoch's length")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--nets", nargs="+", default=NETS)
+    arguments = parser.parse_args()
+    images = dataset(arguments.data_dir, arguments.steps * arguments.batch_size)
+    results: dict[str, Any] = {"machine": machine.describe(), "seed": SEED, "seconds_per_step": {}}
+    results |= {name: getattr(arguments, name) for name in ("batch_size", "width", "steps", "rounds")}
+    results["images"] = "CIFAR-100" if arguments.data_dir else "random"
+    rows = []
+    for net in arguments.nets:
+        seconds = measure(make_session(net, arguments, images), arguments.rounds)
+        results["seconds_per_step"][net] = seconds
+        rows += table(net, seconds)
+        print("\n".join(rows[-len(seconds) :]), flush=True)
+    write_json(RESULTS / "input.json", results)
+    flags = {name: value for name, value in vars(arguments).items() if value != parser.get_default(name)}
+    flags |= {"data_dir": "DIR"} if arguments.data_dir else {}
+    # The folder's own name says nothing about the result.
+    given = [f"--{name} {' '.join(value) if name == 'nets' else value}" for name, value in flags.items()]
+    command = " ".join(["python benchmarks/input.py", *given])
+    text = f"""# What training costs besides the training step
+
+| network | measured | ms a step | range | ratio to the step | not in the step |
+|---|---|---|---|---|---|
+{chr(10).join(rows)}
+
+`step`: the training step on one batch that lies on the device, without augmentation. `augmented`: the step that
+gathers its batch from all training images on the device and augments it (crop, flip, rotation). `loop`: `train_epoch`
+as a run calls it, with its order of images and the metrics' way to the host, at 1, 4 or 16 steps a dispatch; above 1
+the step stands in a compiled loop, whose convolutions are slow on a CPU, and that counts as not in the step. Medians
+over {arguments.rounds} rounds in which all take turns, ratios within a round; {arguments.steps} steps a measurement,
+batches of {arguments.batch_size}, width {arguments.width:g}, {results["images"]} images, seed {SEED}, MimicNorm.
+
+Command: `{command}`. Machine: {json.dumps(results["machine"])}.
+"""
+    write_text(RESULTS / "input.md", text)
+
+
+if __name__ == "__main__":
+    main()
