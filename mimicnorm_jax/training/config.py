@@ -42,13 +42,20 @@ def _increasing(value: tuple[Any, ...]) -> bool:
 class TrainConfig:
     """A training run. `validate` makes one; config files and flags edit the ConfigDict of `base`."""
 
-    seed: int = _at_least(0, 0, "of parameters, order of images, augmentation and dropout")
+    seed: int = _field(
+        0,
+        "of parameters, order of images, augmentation and dropout",
+        "at least 0 and below 2**32",
+        lambda value: 0 <= value < 2**32,
+    )
     dataset: str = _any("digits", "digits, cifar10 or cifar100")
     data_dir: str = _any("", "folder of TFDS datasets; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     model: str = _any("resnet8", "network, see mimicnorm_jax.models")
     method: str = _any("mimicnorm", "what stands in for BatchNorm, see mimicnorm_jax.methods")
     init: str = _any("published", "initialisation, see mimicnorm_jax.initialisation")
-    width: float = _above_zero(1.0, "factor on the network's channels")
+    width: float = _field(
+        1.0, "factor on the network's channels", "above 0 and at most 100", lambda value: 0 < value <= 100
+    )
     dtype: str = _one_of("of activations; parameters and statistics are float32", "float32", "bfloat16")
     centring: str = _one_of(
         "centre kernels inside the layers or, as the published code, after each step", "in_call", "after_step"
