@@ -5,7 +5,8 @@
   python train.py --eval_only --workdir=DIR
 
 The same command on the same workdir goes on where the run stopped. Exit code: 0 when done, 2 for bad
-input, 3 when the loss is not finite, 130 when interrupted."""
+input, 3 when the loss is not finite, 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint of the
+step reached; a second signal stops at once."""
 
 import dataclasses
 import re
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"do not know what to do with {' '.join(argv[1:])!r}. See --help")
     # Importing these takes seconds, which --help and a mistyped flag need not wait for.
-    from mimicnorm_jax.training import loop, workdir
+    from mimicnorm_jax.training import interrupt, loop, workdir
 
     if _EVAL_ONLY.value:
         if _WORKDIR.value is None:
@@ -63,7 +64,11 @@ def main(argv: Sequence[str]) -> None:
     else:
         config = config_lib.validate(_CONFIG.value)
         default = f"runs/{config.dataset}-{config.model}-{config.method}-seed{config.seed}"
-        loop.run(config, Path(_WORKDIR.value or default))
+        try:
+            loop.run(config, Path(_WORKDIR.value or default))
+        except interrupt.InterruptedRunError as error:
+            print(error, file=sys.stderr)
+            sys.exit(128 + error.signal)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 from mimicnorm_jax.data import batches, sources
 from mimicnorm_jax.data.augment import Augmentation
 from mimicnorm_jax.training import config, loop, machine, parallel
+from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.session import Session, initial_state, start
 from mimicnorm_jax.training.workdir import write_json, write_text
 
@@ -72,7 +73,7 @@ def arms(session: Session) -> dict[str, Arm]:
     def epoch(steps: int) -> Arm:
         fields = dataclasses.replace(session.config, steps_per_dispatch=steps)
         grouped = dataclasses.replace(session, config=fields)
-        return lambda state: loop.train_epoch(grouped, state, 0)[0]
+        return lambda state: loop.train_epoch(grouped, state, 0, Metrics.zero())[0]
 
     return {"step": step, "augmented": augmented} | {f"loop, {k} a dispatch": epoch(k) for k in DISPATCHES}
 

@@ -11,7 +11,9 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
 
 
-def train_batches(seed: int, epoch: int, count: int, batch_size: int, devices: int) -> Iterator[np.ndarray]:
+def train_batches(
+    seed: int, epoch: int, count: int, batch_size: int, devices: int, first: int = 0
+) -> Iterator[np.ndarray]:
     """The batches of one epoch; what does not fill a batch at its end is left for other epochs.
 
     Args:
@@ -20,12 +22,13 @@ def train_batches(seed: int, epoch: int, count: int, batch_size: int, devices: i
       count: number of training images.
       batch_size: over all devices; a multiple of `devices`.
       devices: number of devices.
+      first: batches of this epoch to leave out, because they were trained on before.
 
     Yields:
       Indices `(devices, batch_size / devices)`.
     """
     order = epoch_order(seed, epoch, count)
-    for start in range(0, count - batch_size + 1, batch_size):
+    for start in range(first * batch_size, count - batch_size + 1, batch_size):
         yield order[start : start + batch_size].reshape(devices, -1)
 
 

@@ -23,11 +23,13 @@ class Record:
 
     Attributes:
       epoch: epochs done.
-      accuracy: on the test images, in [0, 1].
+      accuracy: on the test images, in [0, 1]; None in the middle of an epoch.
+      partial: training metrics of the epoch begun, as `Metrics`' sums.
     """
 
     epoch: int
-    accuracy: float
+    accuracy: float | None
+    partial: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 class Checkpoints:
@@ -77,6 +79,7 @@ class Checkpoints:
         about = {
             "epoch": record.epoch,
             "accuracy": record.accuracy,
+            "partial": record.partial,
             "tree": _describe(leaves),
             "digest": _digest(leaves),
         }
@@ -84,7 +87,7 @@ class Checkpoints:
         self._manager.save(
             int(leaves[".step"]),
             args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), about=ocp.args.JsonSave(about)),
-            metrics={"accuracy": record.accuracy},
+            metrics={"accuracy": _rank(record.accuracy)},
         )
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, Record]:
@@ -104,7 +107,7 @@ class Checkpoints:
         wanted = _leaves(like)
         try:
             about: Any = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-            tree, record = about["tree"], Record(int(about["epoch"]), float(about["accuracy"]))
+            tree, record = about["tree"], Record(about["epoch"], about["accuracy"], tuple(about["partial"]))
             if about["seal"] != _seal(about):
                 raise ValueError("its description does not match its seal")
         except Exception as error:  # orbax raises bare Exceptions on damaged files
@@ -164,6 +167,11 @@ class Checkpoints:
         self._manager.close()
 
 
+def _rank(accuracy: float | None) -> float:
+    """What decides which checkpoint is the best; never one in the middle of an epoch."""
+    return -1.0 if accuracy is None else accuracy
+
+
 def _seal(about: dict[str, Any]) -> str:
     content = {name: value for name, value in about.items() if name != "seal"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -175,7 +183,7 @@ def _broken_description(folder: Path) -> str:
         about = json.loads((folder / "about" / "metadata").read_text())
         if about["seal"] != _seal(about):
             return "its description does not match its seal"
-        if json.loads((folder / "metrics" / "metrics").read_text())["accuracy"] != about["accuracy"]:
+        if json.loads((folder / "metrics" / "metrics").read_text())["accuracy"] != _rank(about["accuracy"]):
             return "its accuracy is not the one that was saved"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its description cannot be read ({type(error).__name__}: {error})"

@@ -2,17 +2,19 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from mimicnorm_jax.data import batches
 from mimicnorm_jax.errors import NonFiniteLossError, WorkdirError
 from mimicnorm_jax.training import parallel, report, workdir
 from mimicnorm_jax.training.checkpoints import Checkpoints, Record
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.interrupt import InterruptedRunError, noted_signals
 from mimicnorm_jax.training.logs import Logs, progress, say, table
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.probe import Probe
@@ -20,8 +22,10 @@ from mimicnorm_jax.training.session import Session, check, initial_state, start
 from mimicnorm_jax.training.state import TrainState
 
 
-def train_epoch(session: Session, state: TrainState, epoch: int) -> tuple[TrainState, Metrics]:
-    """Trains one epoch.
+def train_epoch(
+    session: Session, state: TrainState, epoch: int, total: Metrics, stop: Callable[[], int] = lambda: 0
+) -> tuple[TrainState, Metrics]:
+    """Trains one epoch, or the rest of it, or less where `stop` says so.
 
     The host reads a dispatch's metrics after it has made the next, so the devices never wait.
 
@@ -29,22 +33,30 @@ def train_epoch(session: Session, state: TrainState, epoch: int) -> tuple[TrainS
       session: of the run.
       state: replicated; its buffers are given up.
       epoch: from 0.
+      total: metrics of the steps of this epoch that `state` has done.
+      stop: asked after each dispatch; anything but 0 ends the epoch there.
+
+    Returns:
+      The state and the metrics of this epoch's steps so far.
 
     Raises:
       NonFiniteLossError: names the step.
     """
     config = session.config
-    total, pending = Metrics.zero(), iter(())
+    pending = iter(())
     count, batch, devices = len(session.dataset.train), config.batch_size, len(session.devices)
-    indices = batches.train_batches(config.seed, epoch, count, batch, devices)
+    first = round(float(total.count) / batch)
+    indices = batches.train_batches(config.seed, epoch, count, batch, devices, first)
     title = f"epoch {epoch + 1}/{config.epochs}"
-    step = epoch * session.steps_per_epoch
+    step = epoch * session.steps_per_epoch + first
     groups = batches.grouped(indices, config.steps_per_dispatch)
-    for index, taken in progress(groups, title, session.steps_per_epoch, lambda group: group[1]):
+    for index, taken in progress(groups, title, session.steps_per_epoch - first, lambda group: group[1]):
         state, metrics = session.train_steps(state, session.train_data, index, taken)
         for done in pending:
             total += _finite(session, *done)
         pending, step = _steps(metrics, step, taken), step + taken
+        if stop():
+            break
     for done in pending:
         total += _finite(session, *done)
     return state, total
@@ -92,6 +104,7 @@ def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
     Raises:
       UserError: a subclass of it, before training starts where that is possible; for a non-finite
         loss after failure.json is written.
+      InterruptedRunError: after SIGINT or SIGTERM, with a checkpoint of the step reached.
     """
     check(config)
     with workdir.lock(folder):
@@ -104,17 +117,17 @@ def _run(config: TrainConfig, folder: Path) -> dict[str, Any]:
     state = initial_state(session)
     say(report.headline(session, state, folder))
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
-        epoch = 0
+        record = Record(0, None)
         if (found := checkpoints.restore_newest(state)) is not None:
             state, record = found
-            epoch = record.epoch
-            say(f"resuming after epoch {epoch}" if epoch < config.epochs else "this run is complete")
+            complete = record.epoch == config.epochs
+            say("this run is complete" if complete else f"resuming after step {state.step}, epoch {record.epoch}")
         logs = Logs(folder, resumed_step=int(state.step))
         probe = Probe(session, folder, int(state.step)) if config.diagnostics_epochs else None
         try:
-            if probe is not None:
-                probe(state, epoch, logs)
-            _train(session, parallel.replicate(state, session.devices), epoch, checkpoints, logs, probe)
+            if probe is not None and record.partial == Record(0, None).partial:
+                probe(state, record.epoch, logs)
+            _train(session, parallel.replicate(state, session.devices), record, checkpoints, logs, probe)
         except NonFiniteLossError as error:
             report.failure(folder, session, error, checkpoints.latest)
             raise NonFiniteLossError(f"{error}. The report is {folder / report.FAILURE}") from error
@@ -124,35 +137,51 @@ def _run(config: TrainConfig, folder: Path) -> dict[str, Any]:
 
 
 def _train(
-    session: Session, state: TrainState, epoch: int, checkpoints: Checkpoints, logs: Logs, probe: Probe | None
+    session: Session, state: TrainState, record: Record, checkpoints: Checkpoints, logs: Logs, probe: Probe | None
 ) -> None:
-    config = session.config
-    while epoch < config.epochs:
-        started = time.perf_counter()
-        state, train = train_epoch(session, state, epoch)
-        trained = time.perf_counter()
-        test = evaluate(session, state)
-        if not math.isfinite(test.loss):
-            raise NonFiniteLossError(f"the test loss is {test.loss} after epoch {epoch + 1}")
-        epoch += 1
-        step = epoch * session.steps_per_epoch
-        row = {
-            "epoch": epoch,
-            "step": step,
-            "learning_rate": session.learning_rate(step),
-            "train_loss": train.loss,
-            "train_accuracy": train.accuracy,
-            "test_loss": test.loss,
-            "test_accuracy": test.accuracy,
-            "seconds": round(time.perf_counter() - started, 3),
-            "images_per_second": round(float(train.count) / (trained - started), 1),
-        }
-        # The line first: if the save fails, resuming drops it again.
-        logs.epoch(row)
-        if probe is not None:
-            probe(state, epoch, logs)
-        if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs:
-            checkpoints.save(state, Record(epoch, test.accuracy))
+    config, epoch = session.config, record.epoch
+    begun = Metrics(*map(np.float32, record.partial))
+    with noted_signals() as stop:
+        while epoch < config.epochs:
+            started = time.perf_counter()
+            state, train = train_epoch(session, state, epoch, begun, stop)
+            seconds = time.perf_counter() - started
+            if stop():
+                partial = float(train.loss_sum), float(train.correct), float(train.count)
+                checkpoints.save(state, Record(epoch, None, partial))
+                break
+            test = evaluate(session, state)
+            if not math.isfinite(test.loss):
+                raise NonFiniteLossError(f"the test loss is {test.loss} after epoch {epoch + 1}")
+            epoch += 1
+            row = _row(session, epoch, train, test) | {
+                "seconds": round(time.perf_counter() - started, 3),
+                "images_per_second": round(float(train.count - begun.count) / seconds, 1),
+            }
+            # The line first: if the save fails, resuming drops it again.
+            logs.epoch(row)
+            if probe is not None:
+                probe(state, epoch, logs)
+            if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs or stop():
+                checkpoints.save(state, Record(epoch, test.accuracy))
+            begun = Metrics.zero()
+            if stop():
+                break
+        if epoch < config.epochs:
+            raise InterruptedRunError(int(state.step), stop())
+
+
+def _row(session: Session, epoch: int, train: Metrics, test: Metrics) -> dict[str, Any]:
+    step = epoch * session.steps_per_epoch
+    return {
+        "epoch": epoch,
+        "step": step,
+        "learning_rate": session.learning_rate(step),
+        "train_loss": train.loss,
+        "train_accuracy": train.accuracy,
+        "test_loss": test.loss,
+        "test_accuracy": test.accuracy,
+    }
 
 
 def evaluate_checkpoints(config: TrainConfig, folder: Path) -> dict[str, Any]:

@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import signal
 
 import jax
 import numpy as np
 import pytest
 
 from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
-from mimicnorm_jax.training import config, loop, metrics, parallel, report, session, step
+from mimicnorm_jax.training import config, loop, parallel, report, session, step
 from mimicnorm_jax.training.checkpoints import Checkpoints
+from mimicnorm_jax.training.interrupt import InterruptedRunError
 from mimicnorm_jax.training.logs import read_metrics
+from mimicnorm_jax.training.metrics import Metrics
 
 
 def _config(**fields):
@@ -77,7 +80,7 @@ def test_an_epoch_in_groups_is_the_epoch_in_single_steps_and_compiles_once(monke
         run = session.start(_config(width=0.25, rotation=0.0, steps_per_dispatch=steps))
         state = parallel.replicate(session.initial_state(run), run.devices)
         traced.clear()
-        found[steps] = jax.device_get(loop.train_epoch(run, state, 0))
+        found[steps] = jax.device_get(loop.train_epoch(run, state, 0, Metrics.zero()))
         assert len(traced) == 1
         assert found[steps][0].step == run.steps_per_epoch == 22
     # The compiler orders float32 sums by itself in a loop's body, and 22 steps amplify it.
@@ -90,10 +93,48 @@ def test_a_non_finite_loss_in_the_midst_of_a_group_names_its_step():
     losses[5] = np.nan
 
     def train_steps(state, data, index, count):
-        return state, metrics.Metrics(losses, np.ones(8), np.ones(8))
+        return state, Metrics(losses, np.ones(8), np.ones(8))
 
     with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step 28 \(epoch 2\)"):
-        loop.train_epoch(dataclasses.replace(run, train_steps=train_steps), session.initial_state(run), 1)
+        loop.train_epoch(
+            dataclasses.replace(run, train_steps=train_steps), session.initial_state(run), 1, Metrics.zero()
+        )
+
+
+@pytest.mark.parametrize("at", [5, 22])
+def test_stopped_by_a_signal_in_mid_epoch_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, at):
+    """After 5 of the first epoch's 22 steps, and after the last."""
+    fields = _config(width=0.25, epochs=2)
+    loop.run(fields, tmp_path / "whole")
+    start_run = loop.start
+
+    def start(config):
+        run = start_run(config)
+        calls = []
+
+        def train_steps(*args):
+            calls.append(args)
+            if len(calls) == at:
+                signal.raise_signal(signal.SIGTERM)
+            return run.train_steps(*args)
+
+        return dataclasses.replace(run, train_steps=train_steps)
+
+    monkeypatch.setattr(loop, "start", start)
+    with pytest.raises(InterruptedRunError, match=f"stopped by SIGTERM after step {at}: the same command") as stopped:
+        loop.run(fields, tmp_path / "parts")
+    assert stopped.value.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.setattr(loop, "start", start_run)
+    assert read_metrics(tmp_path / "parts") == []
+    loop.run(fields, tmp_path / "parts")
+    (whole, record), (parts, other) = (_final(tmp_path / name, fields) for name in ("whole", "parts"))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert record == other
+    assert _timeless(read_metrics(tmp_path / "whole")) == _timeless(read_metrics(tmp_path / "parts"))
+    with Checkpoints(tmp_path / "parts" / "checkpoints", 2) as checkpoints:
+        assert checkpoints.best in (22, 44)
+    loop.evaluate_checkpoints(fields, tmp_path / "parts")
 
 
 def test_a_finished_run_trains_no_further_and_another_config_is_refused(tmp_path, capsys):
