@@ -70,3 +70,34 @@ def test_verify_passed_where_the_readme_says_so():
     seeds = [name for name in report if name.startswith("seed ")]
     assert seeds == ["seed 0", "seed 1", "seed 2"]
     assert all(row["passed"] for seed in seeds for row in report[seed])
+
+
+def test_memory_and_time_table_is_that_of_the_results():
+    nets = {
+        "ResNet-50": "resnet50",
+        "ResNet-18": "resnet18",
+        "VGG-16": "vgg16",
+        "SqueezeNet": "squeezenet",
+        "ShuffleNetV2": "shufflenetv2_x1",
+        "MobileNetV2": "mobilenetv2",
+    }
+    lines = {}
+    for file in ("memory", "step_time"):
+        for line in map(json.loads, (RESULTS / f"{file}.jsonl").read_text().splitlines()):
+            if (line["machine"]["device"], line["dtype"], line["batch"]) == ("cpu", "float32", 64):
+                lines[file, line["net"], line["variant"]] = line
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d,]+ \| [\d,]+ \| .*) \|$", README, re.MULTILINE)
+    assert [name for name, _ in rows] == list(nets)
+    for name, cells in rows:
+        plain, remat, ours = (
+            lines["memory", nets[name], variant] for variant in ("batchnorm", "batchnorm_remat", "ours:mimicnorm")
+        )
+        kept = [line["saved_bytes"] for line in (plain, remat, ours)]
+        times = [lines["step_time", nets[name], variant]["seconds"] for variant in ("ours:mimicnorm", "batchnorm")]
+        assert cells.split(" | ") == [
+            *(f"{value / 2**20:,.0f}" for value in kept[:2]),
+            f"{kept[2] / 2**20:,.0f} ({kept[2] / kept[0]:.3f})",
+            f"{ours['temp_bytes'] / plain['temp_bytes']:.3f}",
+            f"{ours['largest_batch'] / plain['largest_batch']:.2f}",
+            f"{statistics.median(a / b for a, b in zip(*times, strict=True)):.3f}",
+        ]
