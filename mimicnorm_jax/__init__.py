@@ -1,6 +1,6 @@
 """MimicNorm (Fei et al., arXiv 2010.09278) in JAX and Flax: convolutional networks without intermediate BatchNorm."""
 
-from mimicnorm_jax.activations import relu, relu6
+from mimicnorm_jax.activations import relu, relu6, relu_of_mask
 from mimicnorm_jax.centring import (
     always,
     centre,
@@ -16,6 +16,7 @@ from mimicnorm_jax.centring import (
 from mimicnorm_jax.initialisation import SCHEMES
 from mimicnorm_jax.layers import CentredConv, CentredDense, LastBatchNorm
 from mimicnorm_jax.methods import METHODS, Method
+from mimicnorm_jax.pooling import max_pool
 
 __all__ = [
     "METHODS",
@@ -31,9 +32,11 @@ __all__ = [
     "fan_in",
     "fan_in_above",
     "gain",
+    "max_pool",
     "never",
     "project",
     "relu",
     "relu6",
+    "relu_of_mask",
     "ungrouped",
 ]

@@ -1,0 +1,183 @@
+"""Kills a training run again and again, and damages its checkpoints: does it end as if nothing had happened?
+
+Trains a small network on digits twice: undisturbed, and killed (SIGKILL) at random instants, every
+second time as soon as a save is seen under way; then compares parameters, bit for bit, and metrics.
+Then damages the newest checkpoint of a copy in random ways and asks for the run's evaluation. Writes
+results/faults.json and faults.md.
+
+  python benchmarks/faults.py --kills=50 --damages=20
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mimicnorm_jax.errors import UserError
+from mimicnorm_jax.training import machine
+from mimicnorm_jax.training.checkpoints import Checkpoints
+from mimicnorm_jax.training.logs import read_metrics, say
+from mimicnorm_jax.training.session import initial_state, start
+from mimicnorm_jax.training.workdir import read_config, write_json, write_text
+
+RESULTS = Path(__file__).parent / "results"
+TRAIN = Path(__file__).parents[1] / "train.py"
+PATIENCE = 120
+
+
+def _start(folder: Path, epochs: int, cache: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(TRAIN), f"--workdir={folder}", f"--config.epochs={epochs}", "--config.width=0.25"]
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    command.append("--config.keep_checkpoints=3")
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def _saves(folder: Path) -> tuple[set[str], set[str]]:
+    """Names of complete checkpoints, and of saves under way."""
+    names = {path.name for path in (folder / "checkpoints").glob("*")}
+    complete = {name for name in names if name.isdigit()}
+    return complete, {name for name in names - complete if not name.startswith("damaged")}
+
+
+def _live_until_killed(process: subprocess.Popen[bytes], folder: Path, in_save: bool, rng: random.Random) -> bool:
+    """Kills the process at a random instant after it has saved; False if it ended before by itself."""
+    before, left_over = _saves(folder)
+    deadline = time.monotonic() + PATIENCE
+    while process.poll() is None and _saves(folder)[0] <= before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    until = time.monotonic() + rng.uniform(0, 1.5)
+    while process.poll() is None and time.monotonic() < until:
+        time.sleep(0.002)
+    while in_save and process.poll() is None and not _saves(folder)[1] - left_over:
+        time.sleep(0.0005)
+    if process.poll() is None:
+        process.send_signal(signal.SIGKILL)
+    process.wait()
+    return process.returncode == -signal.SIGKILL
+
+
+def soak(folder: Path, kills: int, epochs: int, cache: Path, rng: random.Random) -> dict[str, int]:
+    """Trains in a folder to the end, killed up to `kills` times on the way."""
+    counts = {"kills": 0, "kills_in_a_save": 0}
+    while True:
+        process = _start(folder, epochs, cache)
+        in_save, left_over = counts["kills"] % 2 == 1, _saves(folder)[1]
+        if counts["kills"] < kills and _live_until_killed(process, folder, in_save, rng):
+            counts["kills"] += 1
+            counts["kills_in_a_save"] += bool(_saves(folder)[1] - left_over)
+            continue
+        message = process.communicate()[1].decode()
+        if process.returncode:
+            sys.exit(f"a restart after {counts['kills']} kills failed with {process.returncode}: {message}")
+        return counts
+
+
+def _outcome(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
+    """Final state, and metrics without times."""
+    saved = read_config(folder)
+    with Checkpoints(folder / "checkpoints", 3) as checkpoints:
+        found = checkpoints.restore_newest(initial_state(start(saved)))
+    assert found is not None
+    return found, [{k: v for k, v in row.items() if "second" not in k} for row in read_metrics(folder)]
+
+
+def damage(folder: Path, rng: random.Random) -> str:
+    """Damages one file of the newest checkpoint; says how."""
+    steps = (path for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+    newest = max(steps, key=lambda path: int(path.name))
+    path = rng.choice(sorted(file for file in newest.rglob("*") if file.is_file()))
+    content = bytearray(path.read_bytes())
+    kind = rng.choice(["truncated", "flipped", "deleted"])
+    if kind == "deleted":
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(content[: rng.randrange(len(content) or 1)])
+    elif content:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+    return f"{path.relative_to(newest).parts[0]} {kind}"
+
+
+def survive(whole: Path, copy: Path, like: Any, good: dict[int, Any], rng: random.Random) -> tuple[str, str]:
+    """Damages a copy and restores from it: what was done, and how it ended."""
+    shutil.copytree(whole, copy)
+    how = damage(copy, rng)
+    try:
+        with Checkpoints(copy / "checkpoints", 3) as checkpoints:
+            found = checkpoints.restore_newest(like)
+    except UserError as error:
+        return how, f"refused: {error}"
+    if found is None:
+        return how, "WRONG: from scratch"
+    step = int(found[0].step)
+    same = jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), found[0], good[step]))
+    if not same:
+        return how, "WRONG: another state"
+    return how, "harmless" if step == max(good) else "detected, the one before it used"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--damages", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        base = Path(temporary)
+        whole, parts = base / "whole", base / "parts"
+        soak(whole, 0, arguments.epochs, base / "cache", rng)
+        counts = soak(parts, arguments.kills, arguments.epochs, base / "cache", rng)
+        (one, rows), (other, other_rows) = _outcome(whole), _outcome(parts)
+        identical = jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one[0], other[0]))
+        like, good = one[0], {}
+        with Checkpoints(whole / "checkpoints", 3) as checkpoints:
+            for path in (whole / "checkpoints").iterdir():
+                if path.name.isdigit():
+                    good[int(path.name)] = checkpoints.restore(int(path.name), like)[0]
+        ends = [survive(whole, base / f"copy{i}", like, good, rng) for i in range(arguments.damages)]
+    result: dict[str, Any] = counts | {
+        "epochs": arguments.epochs,
+        "seed": arguments.seed,
+        "state_identical": identical,
+        "record_identical": one[1] == other[1],
+        "metrics_identical": rows == other_rows,
+        "damages": ends,
+        "machine": machine.describe(),
+    }
+    write_json(RESULTS / "faults.json", result)
+    text = [
+        "# Faults",
+        "",
+        f"`python benchmarks/faults.py`, seed {arguments.seed}, {result['machine']['cores']} cores, "
+        f"jax {result['machine']['jax']}: resnet8 of width 0.25 on digits, {arguments.epochs} epochs.",
+        "",
+        f"* Killed {counts['kills']} times by SIGKILL, {counts['kills_in_a_save']} of them in a save; every restart "
+        "went on.",
+        f"* Final state identical, bit for bit: {identical}. Metrics identical but for times: {rows == other_rows}.",
+        f"* Damages of the newest checkpoint, {len(ends)}:",
+        "",
+        "| damage | end |",
+        "|---|---|",
+        *(f"| {how} | {end} |" for how, end in ends),
+    ]
+    write_text(RESULTS / "faults.md", "\n".join(text) + "\n")
+    say(f"wrote {RESULTS / 'faults.md'}")
+
+
+if __name__ == "__main__":
+    main()
