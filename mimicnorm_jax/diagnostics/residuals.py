@@ -22,6 +22,7 @@ def saved_for_backward(
       inputs: further arguments, likewise.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> image = jax.ShapeDtypeStruct((8, 4), jnp.float32)
       >>> [a.shape for a in saved_for_backward(lambda w, x: jnp.sin(x @ w), jnp.ones((4, 2)), image)]
       [(8, 2)]
@@ -46,6 +47,7 @@ def nbytes(arrays: Iterable[jax.ShapeDtypeStruct]) -> int:
     """Bytes of arrays of these shapes and dtypes.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> nbytes([jax.ShapeDtypeStruct((3, 2), jnp.bfloat16)])
       12
     """

@@ -183,10 +183,10 @@ def test_default_config_learns_digits(tmp_path):
 def test_centring_after_the_step_trains_like_centring_in_the_call_from_the_first_step_on(tmp_path):
     losses = {}
     for centring in ("in_call", "after_step"):
-        loop.run(_config(epochs=2, centring=centring), tmp_path / centring)
+        loop.run(_config(epochs=1, centring=centring), tmp_path / centring)
         losses[centring] = [row["train_loss"] for row in read_metrics(tmp_path / centring)]
-    # The same algorithm for SGD, in float32: trajectories part slowly.
-    np.testing.assert_allclose(losses["in_call"], losses["after_step"], rtol=1e-3)
+    # The same algorithm for SGD. Float32's rounding, 1e-7, grows with every step (a second epoch ends at 1e-3).
+    np.testing.assert_allclose(losses["in_call"], losses["after_step"], rtol=2e-5)
 
 
 def test_bfloat16_activations_train_like_float32_and_leave_the_state_in_float32(tmp_path):
