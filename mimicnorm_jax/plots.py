@@ -84,6 +84,30 @@ def curves(runs: Mapping[str, Sequence[Rows]], path: Path, title: str = "") -> N
         figure.suptitle("\n".join(filter(None, (title, subtitle))))
 
 
+def lines(series: Mapping[str, Series], path: Path, title: str, xlabel: str, ylabel: str, xscale: str) -> None:
+    """Draws points joined by lines, one colour a name; `NAME (paper)` is dashed and has the colour of `NAME`.
+
+    Args:
+      series: by name.
+      path: of the picture; written in one step.
+      title: above the figure.
+      xlabel, ylabel: of the axes.
+      xscale: linear or log.
+    """
+    with _picture(path, (8.5, 4.5)) as (figure, grid):
+        axes = grid[0, 0]
+        names = list(dict.fromkeys(name.removesuffix(" (paper)") for name in series))
+        for name, points in series.items():
+            ours = name.removesuffix(" (paper)")
+            style = {"linestyle": "-" if name == ours else "--", "marker": "." if len(points.x) < 100 else ""}
+            axes.errorbar(
+                points.x, points.y, points.error, color=f"C{names.index(ours)}", label=name, capsize=2, **style
+            )
+        axes.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, title=title)
+        axes.grid(alpha=0.3)
+        figure.legend(frameon=False, loc="outside right center")
+
+
 def transition_maps(lines: Mapping[str, Series], points: Mapping[str, Series], path: Path, title: str) -> None:
     """Draws maps of correlations: the theory's lines and simulated points, in one colour a name."""
     with _picture(path, (6, 6)) as (_, grid):

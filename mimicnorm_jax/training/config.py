@@ -92,10 +92,11 @@ class TrainConfig:
     flip: bool = _any(False, "mirror images with probability 1/2")
     rotation: float = _field(0.0, "rotate by up to so many degrees", "from 0 to 180", lambda value: 0 <= value <= 180)
     keep_checkpoints: int = _at_least(2, 1, "newest ones kept, besides the best")
-    diagnostics_epochs: int = _at_least(
+    diagnostics_epochs: float = _at_least(
+        0.0,
         0,
-        0,
-        "epochs from one line of diagnostics.jsonl (kappa, chi, the last BatchNorm's variance) to the next; 0: none",
+        "epochs, or a fraction of one, from one line of diagnostics.jsonl (kappa, chi, the last BatchNorm's variance) "
+        "to the next; 0: none",
     )
     checkpoint_epochs: int = _at_least(1, 1, "epochs from one checkpoint to the next")
 

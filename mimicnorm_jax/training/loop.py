@@ -23,7 +23,12 @@ from mimicnorm_jax.training.state import TrainState
 
 
 def train_epoch(
-    session: Session, state: TrainState, epoch: int, total: Metrics, stop: Callable[[], int] = lambda: 0
+    session: Session,
+    state: TrainState,
+    epoch: int,
+    total: Metrics,
+    stop: Callable[[], int] = lambda: 0,
+    watch: Callable[[TrainState, int, int], None] | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Trains one epoch, or the rest of it, or less where `stop` says so.
 
@@ -35,6 +40,7 @@ def train_epoch(
       epoch: from 0.
       total: metrics of the steps of this epoch that `state` has done.
       stop: asked after each dispatch; anything but 0 ends the epoch there.
+      watch: called after each dispatch with the state, the steps done since the run began, and the dispatch's.
 
     Returns:
       The state and the metrics of this epoch's steps so far.
@@ -55,6 +61,8 @@ def train_epoch(
         for done in pending:
             total += _finite(session, *done)
         pending, step = _steps(metrics, step, taken), step + taken
+        if watch is not None:
+            watch(state, step, taken)
         if stop():
             break
     for done in pending:
@@ -123,10 +131,10 @@ def _run(config: TrainConfig, folder: Path) -> dict[str, Any]:
             complete = record.epoch == config.epochs
             say("this run is complete" if complete else f"resuming after step {state.step}, epoch {record.epoch}")
         logs = Logs(folder, resumed_step=int(state.step))
-        probe = Probe(session, folder, int(state.step)) if config.diagnostics_epochs else None
+        probe = Probe(session, folder, logs, int(state.step)) if config.diagnostics_epochs else None
         try:
-            if probe is not None and record.partial == Record(0, None).partial:
-                probe(state, record.epoch, logs)
+            if probe is not None:
+                probe(state, int(state.step))
             _train(session, parallel.replicate(state, session.devices), record, checkpoints, logs, probe)
         except NonFiniteLossError as error:
             report.failure(folder, session, error, checkpoints.latest)
@@ -144,7 +152,7 @@ def _train(
     with noted_signals() as stop:
         while epoch < config.epochs:
             started = time.perf_counter()
-            state, train = train_epoch(session, state, epoch, begun, stop)
+            state, train = train_epoch(session, state, epoch, begun, stop, probe)
             seconds = time.perf_counter() - started
             if stop():
                 partial = float(train.loss_sum), float(train.correct), float(train.count)
@@ -160,8 +168,6 @@ def _train(
             }
             # The line first: if the save fails, resuming drops it again.
             logs.epoch(row)
-            if probe is not None:
-                probe(state, epoch, logs)
             if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs or stop():
                 checkpoints.save(state, Record(epoch, test.accuracy))
             begun = Metrics.zero()

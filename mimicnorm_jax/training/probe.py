@@ -1,5 +1,6 @@
-"""Diagnostics along a run: one line of diagnostics.jsonl every so many epochs, from before the first step on."""
+"""Diagnostics along a run: one line of diagnostics.jsonl every so many steps, from before the first one on."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ class Probe:
     Args:
       session: of the run.
       folder: of the run; lines after `resumed_step` are dropped.
+      logs: get every line too.
       resumed_step: see `Lines`.
     """
 
-    def __init__(self, session: Session, folder: Path, resumed_step: int) -> None:
+    def __init__(self, session: Session, folder: Path, logs: Logs, resumed_step: int) -> None:
         self._session = session
+        self._logs = logs
         self._lines = Lines(folder / DIAGNOSTICS, resumed_step)
         self._meter: RegimeMeter | None = None
         count = min(IMAGES, len(session.dataset.test))
@@ -39,11 +42,14 @@ class Probe:
         """Every line so far."""
         return self._lines.rows
 
-    def __call__(self, state: TrainState, epoch: int, logs: Logs) -> None:
-        """Measures after `epoch` epochs, if that is due and not done yet."""
-        every = self._session.config.diagnostics_epochs
-        if epoch % every or any(row["epoch"] == epoch for row in self.rows):
+    def __call__(self, state: TrainState, step: int, taken: int = 1) -> None:
+        """Measures the state after `step` steps, if the last `taken` of them reached a line that is due."""
+        every = self._session.config.diagnostics_epochs * self._session.steps_per_epoch
+        # A hair more, for fractions of an epoch that are whole numbers of steps but for rounding.
+        due = step == 0 or math.floor(step / every + 1e-9) > math.floor((step - taken) / every + 1e-9)
+        if not due or any(row["step"] == step for row in self.rows):
             return
+        epoch = step / self._session.steps_per_epoch
         host = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
         if self._meter is None:
             # With neutral running averages one function serves the whole run, resumed or not: those of the last
@@ -53,8 +59,8 @@ class Probe:
             self._meter = RegimeMeter(subject.apply_fn, coupled=subject.coupled)
         found = self._meter(host["params"], self._images, jax.random.key(self._session.config.seed))
         row: dict[str, Any] = {
-            "epoch": epoch,
-            "step": int(state.step),
+            "epoch": int(epoch) if epoch.is_integer() else epoch,
+            "step": step,
             "kappa": found.kappa,
             "kappa_unit_diagonal": found.kappa_unit_diagonal,
             "chi": found.chi,
@@ -65,7 +71,7 @@ class Probe:
             row |= {"last_bn_variance": float(variance.mean()), "last_bn_variance_std": float(variance.std())}
         row = {name: value if np.isfinite(value) else None for name, value in row.items()}
         self._lines.append(row)
-        logs.scalars(row)
+        self._logs.scalars(row)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step" and value is not None)
         say(f"diagnostics at {shown}")
 

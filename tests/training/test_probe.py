@@ -35,23 +35,24 @@ def _final(fields, folder):
 def probed(tmp_path_factory):
     """A run with diagnostics, its folder and its config."""
     folder = tmp_path_factory.mktemp("probed")
-    fields = _config(diagnostics_epochs=1)
+    fields = _config(diagnostics_epochs=0.5)
     loop.run(fields, folder)
     return folder, fields
 
 
-def test_a_line_before_training_and_after_every_epoch(probed):
+def test_a_line_before_training_and_at_the_step_that_completes_each_half_epoch(probed):
     folder, fields = probed
     lines = _lines(folder)
-    assert [line["epoch"] for line in lines] == [0, 1, 2]
+    # 1,437 images are 5 batches of 256 an epoch.
+    assert [(line["epoch"], line["step"]) for line in lines] == [(0, 0), (0.6, 3), (1, 5), (1.6, 8), (2, 10)]
     assert lines[0]["last_bn_variance"] == 1.0
     variance = _final(fields, folder).batch_stats["last_bn"]["var"]
-    np.testing.assert_allclose(lines[2]["last_bn_variance"], np.mean(variance), rtol=1e-6)
+    np.testing.assert_allclose(lines[-1]["last_bn_variance"], np.mean(variance), rtol=1e-6)
 
 
 def test_measuring_changes_nothing_of_the_training_and_survives_an_interruption(probed, tmp_path, monkeypatch):
     folder, fields = probed
-    plain = dataclasses.replace(fields, diagnostics_epochs=0)
+    plain = dataclasses.replace(fields, diagnostics_epochs=0.0)
     loop.run(plain, tmp_path / "plain")
     for a, b in zip(
         jax.tree.leaves(_final(fields, folder)), jax.tree.leaves(_final(plain, tmp_path / "plain")), strict=True

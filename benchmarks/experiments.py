@@ -1,0 +1,145 @@
+"""The paper's tables and figures as training runs, with the published numbers; and small forms for a CPU.
+
+Everything trains on CIFAR-100 by the recipe of configs/cifar100.py, except for the fields that an arm names.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Published:
+    """The paper's best test accuracy in per cent: mean and standard deviation over `runs`."""
+
+    mean: float
+    std: float | None = None
+    runs: int = 1
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ by their seed only.
+
+    Attributes:
+      net: network.
+      method: what stands in for BatchNorm, with what else sets the arm apart.
+      fields: of the config, besides the recipe's.
+      published: what the paper reports for it; None where it shows a curve or nothing.
+    """
+
+    net: str
+    method: str
+    fields: Mapping[str, Any]
+    published: Published | None = None
+
+    @property
+    def comparison(self) -> tuple[str, float | None]:
+        """What arms have in common that are to be compared: network, and learning rate where that is varied."""
+        return self.net, self.fields.get("learning_rate")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or figure.
+
+    Attributes:
+      summary: one line.
+      arms: compared.
+      epochs: of each run.
+      small: fields that make its runs small enough for a CPU, `epochs` among them; empty if it has no such form.
+    """
+
+    summary: str
+    arms: tuple[Arm, ...]
+    epochs: int
+    small: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _arm(net: str, method: str, published: Published | None = None, **fields: Any) -> Arm:
+    name, _, init = method.partition(", ")
+    if init:
+        fields["init"] = init
+    return Arm(net, method, {"model": net, "method": name, **fields}, published)
+
+
+def _three(mean: float, std: float) -> Published:
+    return Published(mean, std, 3)
+
+
+def _table1() -> tuple[Arm, ...]:
+    rows: dict[str, dict[str, tuple[float, float]]] = {
+        "vgg11": {"batchnorm": (67.90, 0.14), "mimicnorm": (67.87, 0.20), "none": (65.33, 0.08)},
+        "vgg16": {"batchnorm": (72.28, 0.05), "mimicnorm": (72.47, 0.02), "none": (68.97, 0.36)},
+        "resnet18": {"batchnorm": (74.72, 0.31), "mimicnorm": (74.96, 0.14), "fixup": (70.48, 0.18)},
+        "squeezenet": {"batchnorm": (70.88, 0.08), "mimicnorm": (71.15, 0.10)},
+        "shufflenetv2_x1": {"batchnorm": (71.10, 0.49), "mimicnorm": (70.93, 0.13)},
+        "resnet50": {"batchnorm": (78.53, 0.26), "mimicnorm": (77.91, 0.20), "fixup": (72.81, 0.10)},
+    }
+    return tuple(
+        _arm(net, method, _three(*numbers), batch_size=128 if net == "resnet50" else 256)
+        for net, methods in rows.items()
+        for method, numbers in methods.items()
+    )
+
+
+def _table2() -> tuple[Arm, ...]:
+    columns = {
+        "none": (22.12, 26.76, 25.63, 1.24, 1.77, 1.00, 1.00),
+        "weightmean": (34.81, 43.07, 42.63, 36.49, 1.00, 1.00, 1.00),
+        "mimicnorm": (38.39, 44.32, 49.53, 46.92, 39.41, 22.03, 9.83),
+        "batchnorm": (37.82, 40.49, 37.97, 32.4, 25.5, 8.26, 3.93),
+    }
+    return tuple(
+        _arm("vgg16", method, Published(numbers[i]), learning_rate=rate)
+        for i, rate in enumerate(RATES)
+        for method, numbers in columns.items()
+    )
+
+
+def _ablation(*nets: str) -> tuple[Arm, ...]:
+    methods = ("batchnorm", "mimicnorm", "weightmean", "lastbn", "none", "none, he")
+    return tuple(_arm(net, method) for net in nets for method in methods)
+
+
+_SMALL = {"width": 0.25, "batch_size": 128, "schedule": "cosine"}
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "table1": Experiment("best test accuracy of six networks", _table1(), 150),
+    "table2": Experiment(
+        "VGG-16, best test accuracy in 10 epochs by learning rate",
+        _table2(),
+        10,
+        _SMALL | {"epochs": 1, "warmup_epochs": 0.2, "model": "vgg11"},
+    ),
+    "figure6": Experiment(
+        "ablation on VGG-16",
+        _ablation("vgg16"),
+        150,
+        _SMALL | {"epochs": 3, "warmup_epochs": 0.5, "learning_rate": 0.05, "model": "vgg11"},
+    ),
+    "figure7": Experiment("ablation on ResNet-18 and ResNet-50", _ablation("resnet18", "resnet50"), 150),
+    "appendix_b2": Experiment(
+        "running variance of the last BatchNorm in the first two epochs",
+        tuple(_arm(net, "mimicnorm", diagnostics_epochs=0.05) for net in ("vgg11", "resnet18")),
+        2,
+        {"width": 0.25, "batch_size": 128},
+    ),
+}
+"""Every experiment by name."""
+
+
+def small(experiment: Experiment) -> Experiment:
+    """The form of an experiment for a CPU; no published number is for it.
+
+    Raises:
+      ValueError: if it has none.
+    """
+    if not experiment.small:
+        raise ValueError("it has no small form")
+    own = dict(experiment.small)
+    epochs = own.pop("epochs", experiment.epochs)
+    arms = tuple(Arm(own.get("model", arm.net), arm.method, {**arm.fields, **own}) for arm in experiment.arms)
+    return replace(experiment, summary=f"a small form of: {experiment.summary}", arms=arms, epochs=epochs)

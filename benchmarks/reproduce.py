@@ -1,0 +1,230 @@
+"""Reproduces the paper's tables and figures on CIFAR-100: runs what is missing, then writes table and figures.
+
+Every finished run is a line of results/NAME.jsonl and never repeated; one that was stopped goes on from its checkpoint.
+
+  python benchmarks/reproduce.py table2 --data_dir=DIR --budget=9m    # goes on next time, whole comparisons first
+  python benchmarks/reproduce.py table1 --data_dir=DIR --nets vgg11 resnet18 --seeds 0 1 2 --dtype=bfloat16
+  python benchmarks/reproduce.py figure6 --small --data_dir=DIR       # for a machine without GPU
+  python benchmarks/reproduce.py table1 --render                      # table and figures only
+"""
+
+import argparse
+import contextlib
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import comparison
+from experiments import EXPERIMENTS, Arm, Experiment, small
+
+from mimicnorm_jax.training.logs import read_metrics, say
+
+ROOT = Path(__file__).parents[1]
+Line = dict[str, Any]
+
+
+def budget(text: str) -> float:
+    """Seconds of a text like 9m, 90s or 1h30m."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if not text or not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write it like 9m, 90s or 1h30m")
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return 3600.0 * hours + 60 * minutes + seconds
+
+
+def study(arguments: argparse.Namespace) -> comparison.Study:
+    """What the flags ask for.
+
+    Raises:
+      SystemExit: if the experiment has no such form.
+    """
+    name, experiment = arguments.experiment, EXPERIMENTS[arguments.experiment]
+    command = ["python", "benchmarks/reproduce.py", name]
+    if arguments.small:
+        try:
+            name, experiment = f"{name}_small", small(experiment)
+        except ValueError as error:
+            sys.exit(f"error: {arguments.experiment} --small: {error}")
+        command.append("--small")
+    if arguments.epochs is not None and arguments.epochs != experiment.epochs:
+        name, experiment = f"{name}_{arguments.epochs}_epochs", replace(experiment, epochs=arguments.epochs)
+        command.append(f"--epochs={arguments.epochs}")
+    if arguments.dtype != "float32":
+        name = f"{name}_{arguments.dtype}"
+        arms = tuple(replace(arm, fields={**arm.fields, "dtype": arguments.dtype}) for arm in experiment.arms)
+        experiment = replace(experiment, arms=arms)
+        command.append(f"--dtype={arguments.dtype}")
+    return comparison.Study(name, experiment, shlex.join([*command, "--data_dir=DIR"]))
+
+
+def chosen(experiment: Experiment, nets: Sequence[str], methods: Sequence[str]) -> tuple[Arm, ...]:
+    """The arms of these networks and methods; all, where none is named.
+
+    Raises:
+      SystemExit: names what there is instead.
+    """
+    for flag, wanted, there in (
+        ("nets", nets, {arm.net for arm in experiment.arms}),
+        ("methods", methods, {arm.method for arm in experiment.arms}),
+    ):
+        if foreign := set(wanted) - there:
+            sys.exit(
+                f"error: --{flag} {sorted(foreign)[0]!r}: this experiment has {', '.join(map(repr, sorted(there)))}"
+            )
+    return tuple(
+        arm for arm in experiment.arms if (not nets or arm.net in nets) and (not methods or arm.method in methods)
+    )
+
+
+def next_run(
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    lines: Sequence[Line],
+    begun: Callable[[Arm, int], bool],
+    remaining: float,
+) -> tuple[Arm, int] | None:
+    """What to run next, so that whole comparisons (the arms of a network with one seed) get done in time.
+
+    Args:
+      arms: of the experiment.
+      seeds: of each arm.
+      lines: of finished runs.
+      begun: whether a run was stopped on its way.
+      remaining: seconds.
+
+    Returns:
+      An arm and a seed: of a comparison that was begun, if there is one; else of the first that fits in the
+      remaining time or may do so, by the time that this network's runs took; else of the first. None if all is done.
+    """
+
+    def done(arm: Arm, seed: int) -> bool:
+        return any(comparison.belongs(line, arm, seed) for line in lines)
+
+    def rank(seed: int, members: list[Arm]) -> tuple[bool, bool]:
+        open_runs = [arm for arm in members if not done(arm, seed)]
+        started = len(open_runs) < len(members) or any(begun(arm, seed) for arm in members)
+        took = [comparison.seconds(line) for line in lines for arm in members if line["config"]["model"] == arm.net]
+        too_long = bool(took) and len(open_runs) * sum(took) / len(took) > remaining
+        return not started, too_long
+
+    groups = {
+        (seed, arm.comparison): [a for a in arms if a.comparison == arm.comparison] for seed in seeds for arm in arms
+    }
+    open_groups = {key: members for key, members in groups.items() if not all(done(arm, key[0]) for arm in members)}
+    if not open_groups:
+        return None
+    seed, which = min(open_groups, key=lambda key: rank(key[0], open_groups[key]))
+    members = [arm for arm in open_groups[seed, which] if not done(arm, seed)]
+    return min(members, key=lambda arm: not begun(arm, seed)), seed
+
+
+def train(command: Sequence[str], remaining: float) -> int:
+    """Runs train.py until it ends, or asks it after the remaining seconds to save and stop; its exit code."""
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        return process.wait(None if remaining == float("inf") else max(remaining, 0.0))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        return process.wait()
+    except KeyboardInterrupt:
+        with contextlib.suppress(KeyboardInterrupt):
+            process.wait()  # the terminal has sent it the signal too
+        return 130
+
+
+def line_of(folder: Path, arm: Arm, seed: int, command: Sequence[str], ended: str) -> Line:
+    """A finished run's line, from the files of its folder."""
+    about = json.loads((folder / ("failure.json" if ended else "summary.json")).read_text())
+    config = {name: value for name, value in about["config"].items() if name != "data_dir"}
+    line = {"net": arm.net, "arm": arm.method, "seed": seed, "ended": ended, "curve": read_metrics(folder)}
+    names = ("best_accuracy", "final_accuracy", "seconds", "peak_host_bytes", "peak_device_bytes")
+    line |= {name: about[name] for name in names if name in about}
+    diagnostics = folder / "diagnostics.jsonl"
+    if diagnostics.exists():
+        line["diagnostics"] = [json.loads(text) for text in diagnostics.read_text().splitlines()]
+    return line | {"config": config, "machine": about["machine"], "command": shlex.join(command)}
+
+
+def run(arguments: argparse.Namespace, study: comparison.Study) -> bool:
+    """Runs what is missing until all is done or the budget spent; whether all is done."""
+    deadline = time.monotonic() + arguments.budget
+    name, experiment = study.name, study.experiment
+    arms = chosen(experiment, arguments.nets, arguments.methods)
+    path = arguments.results / f"{name}.jsonl"
+
+    def folder(arm: Arm, seed: int) -> Path:
+        rate = f"-lr{arm.fields['learning_rate']:g}" if "learning_rate" in arm.fields else ""
+        return arguments.workdir / name / f"{arm.net}-{arm.method.replace(', ', '-')}{rate}-seed{seed}"
+
+    def begun(arm: Arm, seed: int) -> bool:
+        return folder(arm, seed).exists()
+
+    while True:
+        remaining = deadline - time.monotonic()
+        found = next_run(arms, arguments.seeds, comparison.read(path), begun, remaining)
+        if found is None:
+            return True
+        if remaining <= 0:
+            return False
+        arm, seed = found
+        workdir = folder(arm, seed)
+        fields = {**arm.fields, "epochs": experiment.epochs, "seed": seed, "keep_checkpoints": 1}
+        fields |= {"steps_per_dispatch": arguments.steps_per_dispatch}
+        command = ["train.py", "--config=configs/cifar100.py", *(f"--config.{k}={v}" for k, v in fields.items())]
+        say(f"{name}: {workdir.name}")
+        where = [f"--config.data_dir={arguments.data_dir}", f"--workdir={workdir.absolute()}"]
+        code = train([sys.executable, *command, *where], remaining)
+        if code in (130, 143, -signal.SIGTERM):
+            return False
+        if code not in (0, 3):
+            sys.exit(f"error: train.py ended with exit code {code}; its folder is {workdir}")
+        ended = json.loads((workdir / "failure.json").read_text())["error"].split(". ")[0] if code else ""
+        line = line_of(workdir, arm, seed, ["python", *command], ended)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        shutil.rmtree(workdir)
+        comparison.render(study, arguments.results)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    summaries = "; ".join(f"{name}: {experiment.summary}" for name, experiment in EXPERIMENTS.items())
+    parser.add_argument("experiment", choices=EXPERIMENTS, help=summaries)
+    parser.add_argument("--small", action="store_true", help="in a form for a CPU, without published numbers")
+    parser.add_argument("--nets", nargs="+", default=[], help="default: all of the experiment's")
+    parser.add_argument("--methods", nargs="+", default=[], help="default: all of the experiment's")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0; the paper has three runs")
+    parser.add_argument("--epochs", type=int, help="default: the paper's; others go to files of their own")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of activations")
+    parser.add_argument("--steps_per_dispatch", type=int, default=1, help="of train.py; 1 on a CPU, 8 or so on a GPU")
+    parser.add_argument("--budget", type=budget, default=float("inf"), help="like 9m; stops with a checkpoint then")
+    parser.add_argument("--data_dir", default="", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/reproduce"), help="of runs under way")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="of lines and tables")
+    parser.add_argument("--render", action="store_true", help="train nothing")
+    return parser
+
+
+def main() -> None:
+    arguments = make_parser().parse_args()
+    asked = study(arguments)
+    finished = arguments.render or run(arguments, asked)
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    comparison.render(asked, arguments.results)
+    say((arguments.results / f"{asked.name}.md").read_text())
+    if not finished:
+        sys.exit("stopped before all was done: the same command goes on")
+
+
+if __name__ == "__main__":
+    main()
