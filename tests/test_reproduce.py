@@ -17,7 +17,8 @@ ARMS = tuple(
 
 
 def _line(net, method, seed, accuracies=(0.5,), seconds=100.0, **fields):
-    curve = [{"test_accuracy": value, "seconds": seconds, "epoch": i + 1} for i, value in enumerate(accuracies)]
+    names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
+    curve = [dict.fromkeys(names, v) | {"seconds": seconds, "epoch": i + 1} for i, v in enumerate(accuracies)]
     config = {"model": net, "method": method, "init": "published", "learning_rate": 0.1} | fields
     return {"seed": seed, "ended": "", "curve": curve, "config": config, "machine": {}}
 
@@ -78,7 +79,6 @@ def test_differences_are_in_joint_standard_errors():
 def test_a_page_shows_best_and_final_the_paper_and_what_was_not_run(tmp_path):
     lines = [_line("vgg11", "batchnorm", seed, (0.6, 0.7, 0.65 + seed / 100)) for seed in (0, 1)]
     lines.append(_line("vgg11", "none", 0, ()) | {"ended": "the loss is nan at step 3"})
-    (tmp_path / "table1.jsonl").write_text("".join(json.dumps(line | {"batch": 0}) + "\n" for line in lines))
     for line in lines:
         line["config"]["batch_size"] = 256
     (tmp_path / "table1.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
