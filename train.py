@@ -5,10 +5,14 @@
   python train.py --eval_only --workdir=DIR
 
 The same command on the same workdir goes on where the run stopped. Exit code: 0 when done, 2 for bad
-input, 3 when the loss is not finite, 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint of the
-step reached; a second signal stops at once."""
+input, 3 when the loss is not finite, 4 when another process of the run ended, 130 after Ctrl-C and 143 after
+SIGTERM, both with a checkpoint of the step reached; a second signal stops at once.
+
+On several hosts start the same command on each: with --distributed where TPU pods, SLURM or Open MPI start
+it, else with --coordinator=HOST:PORT --processes=N --process_id=I. The first one writes the workdir."""
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -17,7 +21,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mimicnorm_jax.errors import ConfigError, NonFiniteLossError, UserError, unknown
+from mimicnorm_jax.errors import ConfigError, NonFiniteLossError, PeerError, UserError, unknown
 from mimicnorm_jax.training import config as config_lib
 
 _DEFAULT = Path(__file__).resolve().parent / "configs" / "digits.py"
@@ -30,6 +34,11 @@ _WORKDIR = flags.DEFINE_string(
 _EVAL_ONLY = flags.DEFINE_bool(
     "eval_only", False, "Evaluate the checkpoints in --workdir, with the config saved there."
 )
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Several processes, as the cluster's environment says.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of the first one.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
+_several = False
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
 
 __doc__ = f"{__doc__}\n\nFields of the config, with their defaults before the config file's:\n{config_lib.describe()}\n"
 
@@ -48,12 +57,27 @@ def _parse(argv: Sequence[str]) -> list[str]:
     return rest
 
 
+def _connect() -> bool:
+    """Joins the other processes of the run, if the flags speak of several; whether they do."""
+    given = {"coordinator": _COORDINATOR.value, "processes": _PROCESSES.value, "process_id": _PROCESS_ID.value}
+    if _DISTRIBUTED.value or any(value is not None for value in given.values()):
+        if _EVAL_ONLY.value:
+            raise UserError("--eval_only takes one process: leave out the flags of several")
+        from mimicnorm_jax import hosts
+
+        hosts.connect(**given)
+        return True
+    return False
+
+
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"do not know what to do with {' '.join(argv[1:])!r}. See --help")
     # Importing these takes seconds, which --help and a mistyped flag need not wait for.
     from mimicnorm_jax.training import interrupt, loop, workdir
 
+    global _several
+    _several = _connect()
     if _EVAL_ONLY.value:
         if _WORKDIR.value is None:
             raise UserError("--eval_only needs --workdir=DIR, the folder of the run to evaluate")
@@ -82,4 +106,7 @@ if __name__ == "__main__":
         sys.exit(130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(3 if isinstance(error, NonFiniteLossError) else 2)
+        sys.stderr.flush()
+        code = {NonFiniteLossError: 3, PeerError: 4}.get(type(error), 2)
+        # Leaving as usual would wait minutes for processes that are gone, or that wait for this one.
+        os._exit(code) if _several else sys.exit(code)

@@ -20,7 +20,7 @@ import numpy as np
 
 from mimicnorm_jax.data import batches, sources
 from mimicnorm_jax.data.augment import Augmentation
-from mimicnorm_jax.training import config, loop, machine, parallel
+from mimicnorm_jax.training import config, loop, machine
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.session import Session, initial_state, start
 from mimicnorm_jax.training.workdir import write_json, write_text
@@ -55,10 +55,10 @@ def make_session(net: str, arguments: argparse.Namespace, images: sources.Datase
 def arms(session: Session) -> dict[str, Arm]:
     """What is timed, by name: each does an epoch's steps on a state and returns the next state."""
     size, devices, train = session.config.batch_size, session.devices, session.dataset.train
-    batch = parallel.replicate((train.images[:size], train.labels[:size]), devices)
-    there = np.arange(size, dtype=np.int32).reshape(len(devices), 1, -1)
-    bare = parallel.make_train_steps(dataclasses.replace(session.task, augmentation=Augmentation()), devices)
-    order = [index[:, None] for index in batches.train_batches(SEED, 0, len(train), size, len(devices))]
+    batch = session.spread.replicate((train.images[:size], train.labels[:size]))
+    there = np.arange(size, dtype=np.int32).reshape(devices, 1, -1)
+    bare = session.spread.make_train_steps(dataclasses.replace(session.task, augmentation=Augmentation()))
+    order = [index[:, None] for index in batches.train_batches(SEED, 0, len(train), size, devices)]
 
     def step(state: Any) -> Any:
         for _ in range(session.steps_per_epoch):
@@ -82,7 +82,7 @@ def measure(session: Session, rounds: int) -> dict[str, list[float]]:
     """Seconds a step of each arm in each round; the arms take turns, after one round that compiles."""
     todo = arms(session)
     start_state = jax.device_get(initial_state(session))
-    states = {name: parallel.replicate(start_state, session.devices) for name in todo}
+    states = {name: session.spread.replicate(start_state) for name in todo}
     seconds: dict[str, list[float]] = {name: [] for name in todo}
     for turn in range(rounds + 1):
         for name, arm in todo.items():

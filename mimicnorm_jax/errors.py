@@ -1,7 +1,8 @@
 """The errors that a user can mend, which `train.py` prints as one paragraph instead of a traceback."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class UserError(Exception):
@@ -24,8 +25,20 @@ class DamagedCheckpointError(WorkdirError):
     """A checkpoint cannot be read, or its contents are not those that were saved."""
 
 
+class PeerError(UserError):
+    """Another process of the same run ended or cannot be reached."""
+
+
 class NonFiniteLossError(UserError):
-    """The loss became infinite or not a number."""
+    """The loss or its gradient became infinite or not a number.
+
+    Attributes:
+      where: `step`, `epoch` and `learning_rate`; `norms` of the state's leaves, by path.
+    """
+
+    def __init__(self, message: str, where: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.where = dict(where)
 
 
 def unknown(what: str, value: object, choices: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from mimicnorm_jax import hosts
 from mimicnorm_jax.errors import DataError, unknown
 
 TFDS_NAMES = ("cifar10", "cifar100")
@@ -81,7 +82,7 @@ def _prepared(name: str, folder: Path) -> Path:
 
 @lru_cache(maxsize=1)
 def load(name: str, data_dir: str = "") -> Dataset:
-    """Reads and decodes a dataset; the last one stays in memory.
+    """Reads and decodes a dataset; the last one stays in memory. Of several processes each decodes its share.
 
     Args:
       name: one of `NAMES`.
@@ -125,10 +126,12 @@ def _tfds(name: str, folder: Path) -> tuple[Split, Split]:
     def read(split: str) -> Split:
         try:
             source: Any = tfds.data_source(f"{name}:{version}", data_dir=folder, split=split, download=False)
-            images = np.empty((len(source), *SHAPES[name]), np.uint8)
-            labels = np.empty(len(source), np.int32)
+            mine = hosts.share(len(source))
+            images = np.empty((len(mine), *SHAPES[name]), np.uint8)
+            labels = np.empty(len(mine), np.int32)
             quiet = not sys.stderr.isatty()
-            for i, example in enumerate(tqdm(source, f"decoding {name} {split}", disable=quiet, leave=False)):
+            for i, place in enumerate(tqdm(mine, f"decoding {name} {split}", disable=quiet, leave=False)):
+                example = source[place]
                 images[i], labels[i] = example["image"], example["label"]
         except Exception as error:  # array_record and pillow raise whatever they like on damaged files
             raise DataError(
@@ -136,6 +139,6 @@ def _tfds(name: str, folder: Path) -> tuple[Split, Split]:
                 f"damaged or incomplete: delete that folder and prepare it again with "
                 f"`python -m mimicnorm_jax.data {name} --data_dir={folder}`"
             ) from error
-        return Split(images, labels)
+        return Split(hosts.gather(images, len(source)), hosts.gather(labels, len(source)))
 
     return read("train"), read("test")

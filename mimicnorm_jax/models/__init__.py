@@ -120,6 +120,7 @@ def create(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     axis_name: str | None = None,
+    batch_axis_name: str | None = None,
     centre_in_call: bool = True,
     running_variance: Literal["biased", "unbiased"] = "biased",
 ) -> nn.Module:
@@ -137,6 +138,8 @@ def create(
       dtype: of activations.
       param_dtype: of parameters.
       axis_name: mapped axis over which every BatchNorm, or the last, is synchronised.
+      batch_axis_name: mapped axis over which a batch is spread, with the same dropout key on every device: dropout
+        then does not depend on the number of devices.
       centre_in_call: False leaves centring to `centring.centre_after_step` in the optimiser.
       running_variance: convention of the last BatchNorm's running variance, see `LastBatchNorm`.
 
@@ -169,6 +172,7 @@ def create(
         dtype=dtype,
         param_dtype=param_dtype,
         axis_name=axis_name,
+        batch_axis_name=batch_axis_name,
         centre_in_call=centre_in_call,
         running_variance=running_variance,
     )

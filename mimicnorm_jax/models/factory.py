@@ -15,6 +15,7 @@ from mimicnorm_jax.initialisation import Kernel, Published, Scheme
 from mimicnorm_jax.layers import CentredConv, CentredDense, LastBatchNorm
 from mimicnorm_jax.methods import Method
 from mimicnorm_jax.models.branch import Branch, ScalarBias, ScaleAndShift
+from mimicnorm_jax.models.dropout import Dropout
 from mimicnorm_jax.pooling import max_pool
 
 
@@ -83,6 +84,7 @@ class LayerFactory:
       dtype: of activations.
       param_dtype: of parameters.
       axis_name: mapped axis over which BatchNorms are synchronised, or None.
+      batch_axis_name: mapped axis over which a batch is spread, or None; see `Dropout`.
       centre_in_call: False leaves centring to `centring.centre_after_step`.
       running_variance: as in `LastBatchNorm`.
     """
@@ -96,6 +98,7 @@ class LayerFactory:
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
+    batch_axis_name: str | None = None
     centre_in_call: bool = True
     running_variance: Literal["biased", "unbiased"] = "biased"
 
@@ -199,9 +202,9 @@ class LayerFactory:
         """Max-pooling with a square window and stride 2."""
         return max_pool(x, (window, window), (2, 2), padding)
 
-    def dropout(self, rate: float, train: bool, *, name: str) -> nn.Module:
+    def dropout(self, rate: float, train: bool, *, name: str) -> Callable[[jax.Array], jax.Array]:
         """Dropout whose mask the backward pass draws again from its key."""
-        return nn.remat(nn.Dropout)(rate, deterministic=not train, name=name)
+        return nn.remat(Dropout)(rate, self.batch_axis_name, name=name) if train else lambda x: x
 
     def dense(self, features: int, *, name: str) -> nn.Dense:
         """A hidden dense layer: He initialisation, never centred."""

@@ -57,7 +57,13 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             best_fn=accuracy,
             preservation_policy=AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=accuracy, n=1)]),
+            # The process that opens checkpoints does not wait for others, which open none.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(), active_processes={jax.process_index()}
+            ),
+            create=False,
         )
+        self._folder.mkdir(parents=True, exist_ok=True)
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except Exception as error:  # it reads every checkpoint's metrics, and raises whatever it likes

@@ -60,6 +60,7 @@ class TrainConfig:
     centring: str = _one_of(
         "centre kernels inside the layers or, as the published code, after each step", "in_call", "after_step"
     )
+    mapping: str = _one_of("how a step is mapped over devices: jax.pmap, or its successor", "pmap", "shard_map")
     sync_bn: bool = _any(True, "synchronise the last BatchNorm, or every one, over all devices")
     running_variance: Literal["biased", "unbiased"] = _one_of(
         "of the last BatchNorm: Flax's or PyTorch's convention", "biased", "unbiased"
@@ -86,6 +87,9 @@ class TrainConfig:
     nesterov: bool = _any(False, "Nesterov's momentum")
     weight_decay: float = _at_least(5e-4, 0, "added to the gradient (coupled), on every parameter")
     clip_norm: float = _at_least(0.0, 0, "bound on the gradient's global norm; 0: none")
+    max_skipped_steps: int = _at_least(
+        0, 0, "steps in a row with a non-finite loss or gradient that are left out; one more stops the run"
+    )
     label_smoothing: float = _fraction(0.0, "probability spread over all classes")
     ema_decay: float = _fraction(0.0, "of an average of the parameters that evaluation uses; 0: none")
     crop_padding: int = _at_least(0, 0, "pixels around an image before a random crop")

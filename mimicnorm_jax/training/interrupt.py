@@ -1,10 +1,15 @@
 """Signals that ask a run to stop: the first is noted, so that the run can save; the second acts at once."""
 
+import itertools
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
 
 
 class InterruptedRunError(Exception):
@@ -19,6 +24,40 @@ class InterruptedRunError(Exception):
         name = signal.Signals(number).name
         super().__init__(f"stopped by {name} after step {step}: the same command goes on from there")
         self.step, self.signal = step, number
+
+
+def stop_asked() -> AbstractContextManager[Callable[[], int]]:
+    """`noted_signals`, or `agreed_signals` where several processes have to stop at the same step."""
+    return noted_signals() if jax.process_count() == 1 else agreed_signals()
+
+
+@contextmanager
+def agreed_signals() -> Iterator[Callable[[], int]]:
+    """While the context lasts, a SIGTERM or SIGINT of any process stops all of them, at the same step.
+
+    Yields:
+      A function that gives SIGTERM's number once all are to stop, 0 before; each process has to call it the same
+      number of times.
+    """
+    calls, agreed = itertools.count(), [0]
+
+    def asked() -> int:
+        if not agreed[0] and multihost_utils.reached_preemption_sync_point(next(calls)):
+            agreed[0] = int(signal.SIGTERM)
+        return agreed[0]
+
+    def hand_on(*_: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        os.kill(os.getpid(), signal.SIGTERM)  # to which JAX listens; it tells the other processes
+
+    before = signal.getsignal(signal.SIGINT)
+    if in_main := threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, hand_on)
+    try:
+        yield asked
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -3,18 +3,20 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from mimicnorm_jax import hosts
 from mimicnorm_jax.data import batches
 from mimicnorm_jax.errors import NonFiniteLossError, WorkdirError
-from mimicnorm_jax.training import parallel, report, workdir
+from mimicnorm_jax.training import report, workdir
 from mimicnorm_jax.training.checkpoints import Checkpoints, Record
 from mimicnorm_jax.training.config import TrainConfig
-from mimicnorm_jax.training.interrupt import InterruptedRunError, noted_signals
+from mimicnorm_jax.training.interrupt import InterruptedRunError, stop_asked
 from mimicnorm_jax.training.logs import Logs, progress, say, table
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.probe import Probe
@@ -50,23 +52,27 @@ def train_epoch(
     """
     config = session.config
     pending = iter(())
-    count, batch, devices = len(session.dataset.train), config.batch_size, len(session.devices)
-    first = round(float(total.count) / batch)
-    indices = batches.train_batches(config.seed, epoch, count, batch, devices, first)
+    step = int(state.step)
+    first = step - epoch * session.steps_per_epoch
+    count, batch = len(session.dataset.train), config.batch_size
+    indices = batches.train_batches(config.seed, epoch, count, batch, session.devices, first)
     title = f"epoch {epoch + 1}/{config.epochs}"
-    step = epoch * session.steps_per_epoch + first
     groups = batches.grouped(indices, config.steps_per_dispatch)
-    for index, taken in progress(groups, title, session.steps_per_epoch - first, lambda group: group[1]):
-        state, metrics = session.train_steps(state, session.train_data, index, taken)
+    try:
+        for index, taken in progress(groups, title, session.steps_per_epoch - first, lambda group: group[1]):
+            state, metrics = session.train_steps(state, session.train_data, index, taken)
+            for done in pending:
+                total += _guarded(session, *done)
+            pending, step = _steps(metrics, step, taken), step + taken
+            if watch is not None:
+                watch(state, step, taken)
+            if stop():
+                break
         for done in pending:
-            total += _finite(session, *done)
-        pending, step = _steps(metrics, step, taken), step + taken
-        if watch is not None:
-            watch(state, step, taken)
-        if stop():
-            break
-    for done in pending:
-        total += _finite(session, *done)
+            total += _guarded(session, *done)
+    except NonFiniteLossError as error:
+        error.where["norms"] = report.norms(state)
+        raise
     return state, total
 
 
@@ -77,20 +83,14 @@ def _steps(metrics: Metrics, step: int, taken: int) -> Iterator[tuple[Metrics, i
         yield jax.tree.map(lambda values, i=i: values[i], metrics), step + i + 1
 
 
-def _finite(session: Session, metrics: Metrics, step: int) -> Metrics:
-    """Metrics of the `step`-th step, counted from 1."""
-    if not math.isfinite(metrics.loss):
-        raise NonFiniteLossError(
-            f"the loss is {metrics.loss} at step {step} (epoch {(step - 1) // session.steps_per_epoch + 1}), where "
-            f"the learning rate is {session.learning_rate(step):.4g}. Lower --config.learning_rate, lengthen "
-            f"--config.warmup_epochs or bound gradients with --config.clip_norm"
-        )
-    return metrics
+def _guarded(session: Session, metrics: Metrics, step: int) -> Metrics:
+    epoch = (step - 1) // session.steps_per_epoch + 1
+    return session.guard(metrics, step, epoch, session.learning_rate(step))
 
 
 def evaluate(session: Session, state: TrainState) -> Metrics:
     """Metrics of the whole test set, every image once."""
-    pairs = batches.eval_batches(len(session.dataset.test), session.config.batch_size, len(session.devices))
+    pairs = batches.eval_batches(len(session.dataset.test), session.config.batch_size, session.devices)
     variables = state.eval_variables
     total = Metrics.zero()
     for index, mask in pairs:
@@ -107,17 +107,36 @@ def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
         diagnostics.jsonl where `diagnostics_epochs` asks for it.
 
     Returns:
-      The contents of summary.json.
+      The contents of summary.json; of several processes only the first one's.
 
     Raises:
       UserError: a subclass of it, before training starts where that is possible; for a non-finite
         loss after failure.json is written.
       InterruptedRunError: after SIGINT or SIGTERM, with a checkpoint of the step reached.
+      PeerError: if another process of the run ended.
     """
     check(config)
-    with workdir.lock(folder):
-        workdir.prepare(folder, config)
-        return _run(config, folder)
+    with hosts.peers_named():
+        if not hosts.is_first():
+            return _follow(config)
+        with workdir.lock(folder), workdir.full_disk_named(folder):
+            workdir.prepare(folder, config)
+            return _run(config, folder)
+
+
+def _follow(config: TrainConfig) -> dict[str, Any]:
+    """Takes part in a run that the first process writes down."""
+    session = start(config)
+    state, record = _agree(initial_state(session), Record(0, None))
+    _train(session, session.spread.replicate(state), record, None)
+    return {}
+
+
+def _agree(state: TrainState, record: Record) -> tuple[TrainState, Record]:
+    """The first process's state and record, in every process."""
+    state, numbers = hosts.agree((state, np.array([record.epoch, *record.partial], np.float32)))
+    epoch, *partial = map(float, numbers)
+    return state, Record(int(epoch), record.accuracy, (partial[0], partial[1], partial[2]))
 
 
 def _run(config: TrainConfig, folder: Path) -> dict[str, Any]:
@@ -130,48 +149,62 @@ def _run(config: TrainConfig, folder: Path) -> dict[str, Any]:
             state, record = found
             complete = record.epoch == config.epochs
             say("this run is complete" if complete else f"resuming after step {state.step}, epoch {record.epoch}")
+        state, record = _agree(state, record)
         logs = Logs(folder, resumed_step=int(state.step))
         probe = Probe(session, folder, logs, int(state.step)) if config.diagnostics_epochs else None
         try:
             if probe is not None:
                 probe(state, int(state.step))
-            _train(session, parallel.replicate(state, session.devices), record, checkpoints, logs, probe)
+            _train(session, session.spread.replicate(state), record, Books(checkpoints, logs, probe))
         except NonFiniteLossError as error:
             report.failure(folder, session, error, checkpoints.latest)
-            raise NonFiniteLossError(f"{error}. The report is {folder / report.FAILURE}") from error
+            raise NonFiniteLossError(f"{error}. The report is {folder / report.FAILURE}", error.where) from error
         finally:
             logs.close()
     return report.summarise(session, folder, logs.rows, probe.rows if probe is not None else [])
 
 
-def _train(
-    session: Session, state: TrainState, record: Record, checkpoints: Checkpoints, logs: Logs, probe: Probe | None
-) -> None:
+@dataclass(frozen=True)
+class Books:
+    """What the first process writes along a run."""
+
+    checkpoints: Checkpoints
+    logs: Logs
+    probe: Probe | None
+
+
+def _train(session: Session, state: TrainState, record: Record, books: Books | None) -> None:
     config, epoch = session.config, record.epoch
     begun = Metrics(*map(np.float32, record.partial))
-    with noted_signals() as stop:
+    watch = books.probe if books else None
+    with stop_asked() as stop:
         while epoch < config.epochs:
             started = time.perf_counter()
-            state, train = train_epoch(session, state, epoch, begun, stop, probe)
+            state, train = train_epoch(session, state, epoch, begun, stop, watch)
             seconds = time.perf_counter() - started
             if stop():
                 partial = float(train.loss_sum), float(train.correct), float(train.count)
-                checkpoints.save(state, Record(epoch, None, partial))
+                if books:
+                    books.checkpoints.save(state, Record(epoch, None, partial))
                 break
             test = evaluate(session, state)
-            if not math.isfinite(test.loss):
-                raise NonFiniteLossError(f"the test loss is {test.loss} after epoch {epoch + 1}")
             epoch += 1
-            row = _row(session, epoch, train, test) | {
-                "seconds": round(time.perf_counter() - started, 3),
-                "images_per_second": round(float(train.count - begun.count) / seconds, 1),
-            }
-            # The line first: if the save fails, resuming drops it again.
-            logs.epoch(row)
-            if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs or stop():
-                checkpoints.save(state, Record(epoch, test.accuracy))
+            if not math.isfinite(test.loss):
+                rate = session.learning_rate(int(state.step))
+                where = {"step": int(state.step), "epoch": epoch, "learning_rate": rate, "norms": report.norms(state)}
+                raise NonFiniteLossError(f"the test loss is {test.loss} after epoch {epoch}", where)
+            stopped = bool(stop())
+            if books:
+                row = _row(session, epoch, train, test) | {
+                    "seconds": round(time.perf_counter() - started, 3),
+                    "images_per_second": round(float(train.count - begun.count) / seconds, 1),
+                }
+                # The line first: if the save fails, resuming drops it again.
+                books.logs.epoch(row)
+                if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs or stopped:
+                    books.checkpoints.save(state, Record(epoch, test.accuracy))
             begun = Metrics.zero()
-            if stop():
+            if stopped:
                 break
         if epoch < config.epochs:
             raise InterruptedRunError(int(state.step), stop())
@@ -214,7 +247,7 @@ def evaluate_checkpoints(config: TrainConfig, folder: Path) -> dict[str, Any]:
             if step is None:
                 raise WorkdirError(f"{folder} holds no complete checkpoint to evaluate")
             state, record = checkpoints.restore(step, like)
-            metrics = evaluate(session, parallel.replicate(state, session.devices))
+            metrics = evaluate(session, session.spread.replicate(state))
             results[name] = {"epoch": record.epoch, "test_loss": metrics.loss, "test_accuracy": metrics.accuracy}
             shown[f"{name} checkpoint"] = (
                 f"epoch {record.epoch}: test loss {metrics.loss:.4f}, accuracy {metrics.accuracy:.2%}"

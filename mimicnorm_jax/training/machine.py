@@ -17,7 +17,8 @@ def describe() -> dict[str, Any]:
     device = jax.local_devices()[0]
     return {
         "device": device.device_kind,
-        "devices": jax.local_device_count(),
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
         "cores": os.cpu_count(),
         "architecture": platform.machine(),
         "python": platform.python_version(),

@@ -1,5 +1,6 @@
 """Sums and counts, so that batches, devices and masks add up exactly."""
 
+import math
 from typing import Any
 
 import jax
@@ -37,10 +38,10 @@ class Metrics(struct.PyTreeNode):
 
     @property
     def loss(self) -> float:
-        """Mean cross entropy in nats."""
-        return float(self.loss_sum) / float(self.count)
+        """Mean cross entropy in nats; not a number without images."""
+        return float(self.loss_sum) / float(self.count) if self.count else math.nan
 
     @property
     def accuracy(self) -> float:
-        """Share of correct answers, in [0, 1]."""
-        return float(self.correct) / float(self.count)
+        """Share of correct answers, in [0, 1]; not a number without images."""
+        return float(self.correct) / float(self.count) if self.count else math.nan

@@ -1,6 +1,7 @@
-"""The one place that spreads steps over devices: pmap, with state and data the same on every device."""
+"""The one place that spreads steps over devices, of one process or many, each with the whole state and data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -16,35 +17,84 @@ Tree = TypeVar("Tree")
 Device = Any  # jax.Device, which type checkers do not see
 TrainSteps = Callable[[TrainState, Any, np.ndarray, int], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Any, Any, np.ndarray, np.ndarray], Metrics]
+EVERYWHERE, SHARED = PartitionSpec(), PartitionSpec(step.AXIS)
 
 
-def replicate(tree: Tree, devices: Sequence[Device]) -> Tree:
-    """Puts a copy of every leaf on every device, once; steps then take it without a transfer."""
-    everywhere = NamedSharding(Mesh(np.array(devices), (step.AXIS,)), PartitionSpec())
-    return jax.device_put(tree, everywhere)
+@dataclass(frozen=True)
+class Spread:
+    """Devices, and how functions of one device's part of a batch are mapped over them.
 
-
-def make_train_steps(task: step.Task, devices: Sequence[Device]) -> TrainSteps:
-    """`train_steps` over devices: `(state, data, index (D, K, B / D), count) -> (state, metrics (K,))`.
-
-    Donates the state.
+    Attributes:
+      devices: of all processes; D of them.
+      mapping: `pmap`, or its successor `shard_map`.
     """
-    return jax.pmap(
-        partial(step.train_steps, task),
-        axis_name=step.AXIS,
-        in_axes=(None, None, 0, None),
-        out_axes=None,  # type: ignore[arg-type]  # None is documented for outputs that are the same everywhere
-        donate_argnums=(0,),
-        devices=devices,
-    )
 
+    devices: tuple[Device, ...]
+    mapping: str = "pmap"
 
-def make_eval_step(task: step.Task, devices: Sequence[Device]) -> EvalStep:
-    """`eval_step` over devices: `(variables, data, index (D, B / D), mask (D, B / D)) -> metrics`."""
-    return jax.pmap(
-        partial(step.eval_step, task),
-        axis_name=step.AXIS,
-        in_axes=(None, None, 0, 0),
-        out_axes=None,  # type: ignore[arg-type]
-        devices=devices,
-    )
+    def replicate(self, tree: Tree) -> Tree:
+        """Puts a copy of every leaf on every device, once; steps then take it without a transfer."""
+        # pmap takes and returns what is on this process's devices, shard_map what is on all.
+        return jax.device_put(tree, self._sharding(EVERYWHERE, self.mapping == "pmap"))
+
+    def make_train_steps(self, task: step.Task) -> TrainSteps:
+        """`train_steps` over devices: `(state, data, index (D, K, B / D), count) -> (state, metrics (K,))`.
+
+        Donates the state. Every process gives the same index.
+        """
+        return self._map(partial(step.train_steps, task), (EVERYWHERE, EVERYWHERE, SHARED, EVERYWHERE), donate=(0,))
+
+    def make_eval_step(self, task: step.Task) -> EvalStep:
+        """`eval_step` over devices: `(variables, data, index (D, B / D), mask (D, B / D)) -> metrics`."""
+        return self._map(partial(step.eval_step, task), (EVERYWHERE, EVERYWHERE, SHARED, SHARED))
+
+    def _sharding(self, spec: PartitionSpec, local: bool = False) -> NamedSharding:
+        devices = [device for device in self.devices if not local or self._is_mine(device)]
+        return NamedSharding(Mesh(np.array(devices), (step.AXIS,)), spec)
+
+    def _is_mine(self, device: Device) -> bool:
+        return device.process_index == jax.process_index()
+
+    def _map(self, function: Callable[..., Any], specs: tuple[PartitionSpec, ...], donate: tuple[int, ...] = ()) -> Any:
+        mapped = {"pmap": self._pmap, "shard_map": self._shard_map}[self.mapping](function, specs, donate)
+        mine = [i for i, device in enumerate(self.devices) if self._is_mine(device)]
+        if len(mine) == len(self.devices):
+            return mapped
+
+        def with_own_rows(*arguments: Any) -> Any:
+            return mapped(*(a[mine] if spec == SHARED else a for a, spec in zip(arguments, specs, strict=True)))
+
+        return with_own_rows
+
+    def _pmap(self, function: Callable[..., Any], specs: tuple[PartitionSpec, ...], donate: tuple[int, ...]) -> Any:
+        return jax.pmap(
+            function,
+            axis_name=step.AXIS,
+            in_axes=tuple(0 if spec == SHARED else None for spec in specs),
+            out_axes=None,  # type: ignore[arg-type]  # None is documented for outputs that are the same everywhere
+            donate_argnums=donate,
+            devices=self.devices,
+        )
+
+    def _shard_map(
+        self, function: Callable[..., Any], specs: tuple[PartitionSpec, ...], donate: tuple[int, ...]
+    ) -> Any:
+        def on_a_device(*arguments: Any) -> Any:
+            return function(*(a[0] if spec == SHARED else a for a, spec in zip(arguments, specs, strict=True)))
+
+        # With check_vma the gradient of replicated parameters would come summed over devices already.
+        mesh = self._sharding(SHARED).mesh
+        mapped = jax.jit(
+            jax.shard_map(on_a_device, mesh=mesh, in_specs=specs, out_specs=EVERYWHERE, check_vma=False),
+            donate_argnums=donate,
+        )
+
+        def from_rows(*arguments: Any) -> Any:
+            rows = self._sharding(SHARED)
+            placed = (
+                jax.make_array_from_process_local_data(rows, a) if spec == SHARED else a
+                for a, spec in zip(arguments, specs, strict=True)
+            )
+            return mapped(*placed)
+
+        return from_rows

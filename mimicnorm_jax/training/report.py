@@ -1,9 +1,11 @@
 """What a run says at its start and leaves at its end: headline, summary with curves, report of a failure."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from mimicnorm_jax import plots
 from mimicnorm_jax.errors import NonFiniteLossError
@@ -23,8 +25,8 @@ def headline(session: Session, state: TrainState, folder: Path) -> str:
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     return (
         f"{config.model} with {config.method}: {size:,} parameters, {config.dtype}; {config.dataset}: "
-        f"{len(dataset.train):,} training and {len(dataset.test):,} test images; {len(session.devices)} x "
-        f"{session.devices[0].device_kind}; {config.epochs} epochs of {session.steps_per_epoch} steps"
+        f"{len(dataset.train):,} training and {len(dataset.test):,} test images; {session.devices} x "
+        f"{session.spread.devices[0].device_kind}; {config.epochs} epochs of {session.steps_per_epoch} steps"
         f"{_microbatches(session)}; into {folder}"
     )
 
@@ -33,7 +35,7 @@ def _microbatches(session: Session) -> str:
     config = session.config
     if config.microbatches == 1:
         return ""
-    size = config.batch_size // len(session.devices) // config.microbatches
+    size = config.batch_size // session.devices // config.microbatches
     text = f", each in {config.microbatches} microbatches of {size} images a device"
     if METHODS[config.method].batch_norm:
         return f"{text} that BatchNorms normalise by themselves: not the gradient of the whole batch"
@@ -41,14 +43,26 @@ def _microbatches(session: Session) -> str:
 
 
 def failure(folder: Path, session: Session, error: NonFiniteLossError, checkpoint: int | None) -> None:
-    """Writes failure.json: what happened, the last good checkpoint's step, the config and the machine."""
+    """Writes failure.json: what happened and where, the last good checkpoint's step, the config and the machine."""
     report = {
         "error": str(error),
+        **error.where,
         "last_checkpoint": checkpoint,
         "config": workdir.as_json(session.config),
         "machine": machine.describe(),
     }
     workdir.write_json(folder / FAILURE, report)
+
+
+def norms(state: TrainState) -> dict[str, float | str]:
+    """Euclidean norm of every leaf of a state but its step, by path; as text where JSON has no number for it."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(state.replace(step=None)))
+    found = {jax.tree_util.keystr(path, simple=True, separator="/"): _norm(leaf) for path, leaf in leaves}
+    return {path: norm if math.isfinite(norm) else str(norm) for path, norm in found.items()}
+
+
+def _norm(leaf: Any) -> float:
+    return float(np.linalg.norm(np.asarray(leaf, np.float64)))
 
 
 def summarise(

@@ -1,6 +1,5 @@
 """What stays the same during a run: checked before it costs anything, then built once."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.guard import Guard
 from mimicnorm_jax.training.optimizer import make_optimizer, make_schedule
 from mimicnorm_jax.training.state import TrainState, create_state
 from mimicnorm_jax.training.step import AXIS, Task
@@ -25,7 +25,7 @@ class Session:
     """What stays the same during a run."""
 
     config: TrainConfig
-    devices: Sequence[Any]
+    spread: parallel.Spread
     dataset: sources.Dataset
     task: Task
     schedule: optax.Schedule
@@ -33,6 +33,12 @@ class Session:
     eval_step: parallel.EvalStep
     train_data: Any
     test_data: Any
+    guard: Guard
+
+    @property
+    def devices(self) -> int:
+        """How many devices share a batch, those of other processes included."""
+        return len(self.spread.devices)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -59,7 +65,7 @@ def check(config: TrainConfig) -> None:
         raise ConfigError(f"config.model={config.model!r}, config.method={config.method!r}: {error}") from error
     if config.centring == "after_step" and not METHODS[config.method].centres:
         raise ConfigError(f"config.centring is 'after_step', but config.method={config.method!r} centres no kernel")
-    devices = jax.local_device_count()
+    devices = jax.device_count()
     if config.batch_size % devices:
         raise ConfigError(
             f"config.batch_size is {config.batch_size}, which {devices} devices cannot share equally: "
@@ -104,6 +110,7 @@ def _model_to_train(config: TrainConfig) -> Any:
         config,
         dtype=config.dtype,
         axis_name=AXIS if config.sync_bn else None,
+        batch_axis_name=AXIS,
         centre_in_call=config.centring == "in_call",
         running_variance=config.running_variance,
     )
@@ -116,7 +123,7 @@ def start(config: TrainConfig) -> Session:
       ConfigError: if the training images do not fill one batch.
       DataError: if the data is damaged.
     """
-    devices = jax.local_devices()
+    spread = parallel.Spread(tuple(jax.devices()), config.mapping)
     dataset = sources.load(config.dataset, config.data_dir)
     if config.batch_size > len(dataset.train):
         raise ConfigError(
@@ -136,16 +143,17 @@ def start(config: TrainConfig) -> Session:
         seed=config.seed,
         microbatches=config.microbatches,
     )
-    data = [parallel.replicate((split.images, split.labels), devices) for split in (dataset.train, dataset.test)]
     return Session(
         config,
-        devices,
+        spread,
         dataset,
         task,
         schedule,
-        parallel.make_train_steps(task, devices),
-        parallel.make_eval_step(task, devices),
-        *data,
+        spread.make_train_steps(task),
+        spread.make_eval_step(task),
+        spread.replicate((dataset.train.images, dataset.train.labels)),
+        spread.replicate((dataset.test.images, dataset.test.labels)),
+        Guard(config.max_skipped_steps),
     )
 
 

@@ -59,13 +59,14 @@ def train_step(
 
     Returns:
       The next state, the same on every device, and the whole batch's metrics before the update,
-      with dropout and augmentation, without label smoothing.
+      with dropout and augmentation, without label smoothing. Where the loss or its gradient is not
+      finite, the loss is not a number and nothing of the state changes but the step.
     """
     step_key = jax.random.fold_in(jax.random.key(task.seed), state.step)
     device, b = lax.axis_index(AXIS), index.shape[0]
     # One key for each place in the whole batch, so that the number of devices changes nothing.
     image_keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, device * b + jnp.arange(b))
-    dropout_key = jax.random.fold_in(step_key, -1 - device)
+    dropout_key = jax.random.fold_in(step_key, 2**32 - 1)  # no image's place
     images, labels = data[0][index], data[1][index]
     images = normalise(augment(image_keys, images, task.augmentation), task.mean, task.std, task.dtype)
 
@@ -78,8 +79,12 @@ def train_step(
     ema_params = state.ema_params
     if ema_params is not None:
         ema_params = optax.incremental_update(params, ema_params, 1 - task.ema_decay)
-    state = TrainState(state.step + 1, params, batch_stats, opt_state, ema_params)
-    return state, Metrics.of_batch(logits, labels).sum_over(AXIS)
+    metrics = Metrics.of_batch(logits, labels).sum_over(AXIS)
+    finite = jnp.isfinite(metrics.loss_sum) & jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]).all()
+    after = TrainState(state.step + 1, params, batch_stats, opt_state, ema_params)
+    before = state.replace(step=state.step + 1)
+    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+    return state, metrics.replace(loss_sum=jnp.where(finite, metrics.loss_sum, jnp.nan))
 
 
 def train_steps(

@@ -1,6 +1,7 @@
 """A run's folder: which config it belongs to, and files that are never half-written."""
 
 import dataclasses
+import errno
 import json
 import os
 import socket
@@ -91,6 +92,35 @@ def lock(workdir: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+@contextmanager
+def full_disk_named(workdir: Path) -> Iterator[None]:
+    """Turns a write that found no space into an error for the user.
+
+    Raises:
+      WorkdirError: in place of the failed write's error; what was complete before stays.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _no_space(error):
+            raise
+        raise WorkdirError(
+            f"no space left to write to {workdir}: {' '.join(str(error).split())[:200]}. The checkpoints that were "
+            f"complete are intact: free space, and the same command goes on from the newest"
+        ) from error
+
+
+def _no_space(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is that of a full disk, a quota or a limit on files."""
+    if error is None:
+        return False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    # Tensorstore tells the system's error in words only.
+    said = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+    return said or _no_space(error.__cause__) or _no_space(error.__context__)
 
 
 def read_config(workdir: Path) -> TrainConfig:

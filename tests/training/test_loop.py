@@ -11,6 +11,7 @@ import pytest
 from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
 from mimicnorm_jax.training import config, loop, parallel, report, session, step
 from mimicnorm_jax.training.checkpoints import Checkpoints
+from mimicnorm_jax.training.guard import Guard
 from mimicnorm_jax.training.interrupt import InterruptedRunError
 from mimicnorm_jax.training.logs import read_metrics
 from mimicnorm_jax.training.metrics import Metrics
@@ -78,7 +79,7 @@ def test_an_epoch_in_groups_is_the_epoch_in_single_steps_and_compiles_once(monke
     found = {}
     for steps in (1, 8):
         run = session.start(_config(width=0.25, rotation=0.0, steps_per_dispatch=steps))
-        state = parallel.replicate(session.initial_state(run), run.devices)
+        state = run.spread.replicate(session.initial_state(run))
         traced.clear()
         found[steps] = jax.device_get(loop.train_epoch(run, state, 0, Metrics.zero()))
         assert len(traced) == 1
@@ -89,16 +90,22 @@ def test_an_epoch_in_groups_is_the_epoch_in_single_steps_and_compiles_once(monke
 
 def test_a_non_finite_loss_in_the_midst_of_a_group_names_its_step():
     run = session.start(_config(steps_per_dispatch=8))
+    state = session.initial_state(run)
+    state = state.replace(step=state.step + run.steps_per_epoch)
     losses = np.ones(8)
     losses[5] = np.nan
 
     def train_steps(state, data, index, count):
         return state, Metrics(losses, np.ones(8), np.ones(8))
 
-    with pytest.raises(NonFiniteLossError, match=r"the loss is nan at step 28 \(epoch 2\)"):
-        loop.train_epoch(
-            dataclasses.replace(run, train_steps=train_steps), session.initial_state(run), 1, Metrics.zero()
-        )
+    with pytest.raises(NonFiniteLossError, match=r"not finite at step 28 \(epoch 2\)") as raised:
+        loop.train_epoch(dataclasses.replace(run, train_steps=train_steps), state, 1, Metrics.zero())
+    assert raised.value.where["step"] == 28
+    # What may be left out is not counted, and a finite loss starts the count of steps in a row afresh.
+    losses[3] = np.nan
+    patient = dataclasses.replace(run, train_steps=train_steps, guard=Guard(1))
+    total = loop.train_epoch(patient, state, 1, Metrics.zero())[1]
+    assert total.count == 22 - 6  # two of each group of at most eight
 
 
 @pytest.mark.parametrize("at", [5, 22])
@@ -202,15 +209,50 @@ def test_bfloat16_activations_train_like_float32_and_leave_the_state_in_float32(
     np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.03)
 
 
+def test_too_many_non_finite_steps_in_a_row_stop_the_run(tmp_path, capsys):
+    fields = _config(learning_rate=1e30, warmup_epochs=0.0, method="none", max_skipped_steps=3)
+    with pytest.raises(NonFiniteLossError, match=r"not finite at step 5 .* as were those of 3 steps before"):
+        loop.run(fields, tmp_path)
+    assert capsys.readouterr().out.count("left out (") == 3
+
+
+@pytest.mark.parametrize("method", ["mimicnorm", "batchnorm"])
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch, method):
+    fields = _config(epochs=2, method=method)
+    loop.run(fields, tmp_path / "four")
+
+    def with_devices(count):
+        spread = parallel.Spread
+        monkeypatch.setattr(session.parallel, "Spread", lambda devices, mapping: spread(devices[:count], mapping))
+
+    def stop(self, state, record, save=Checkpoints.save):
+        save(self, state, record)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(fields, tmp_path / "fewer")
+    with_devices(1)
+    loop.run(fields, tmp_path / "fewer")
+    rows = [read_metrics(tmp_path / name) for name in ("four", "fewer")]
+    for name in ("train_loss", "test_loss"):
+        four, fewer = ([row[name] for row in found] for found in rows)
+        assert four[0] == fewer[0]
+        # Float32 sums in another order, after 22 steps.
+        np.testing.assert_allclose(fewer[1], four[1], rtol=1e-3)
+
+
 def test_a_non_finite_loss_stops_with_a_message_and_a_report(tmp_path):
     fields = _config(learning_rate=1e30, warmup_epochs=0.0, method="none")
-    with pytest.raises(
-        NonFiniteLossError, match=r"the loss is (nan|inf) at step \d+ \(epoch 1\).*learning_rate.*failure.json"
-    ):
+    with pytest.raises(NonFiniteLossError, match=r"not finite at step 2 \(epoch 1\).*learning_rate.*failure.json"):
         loop.run(fields, tmp_path)
     report = json.loads((tmp_path / "failure.json").read_text())
     assert report["config"]["learning_rate"] == 1e30
-    assert "at step" in report["error"]
+    assert (report["step"], report["epoch"]) == (2, 1)
+    assert report["learning_rate"] == pytest.approx(1e30)
+    # The state is the one before the step that failed: the first step's update threw the kernels up.
+    assert float(report["norms"]["params/stem/conv/kernel"]) > 1e25
 
 
 @pytest.mark.parametrize(

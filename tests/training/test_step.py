@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from mimicnorm_jax import models
 from mimicnorm_jax.data.augment import Augmentation
+from mimicnorm_jax.models.dropout import Dropout
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.state import TrainState, create_state
 from mimicnorm_jax.training.step import AXIS, Task
@@ -31,12 +33,12 @@ def _start(task) -> TrainState:
     return create_state(task.model, task.tx, SHAPE, seed=0, ema=task.ema_decay > 0)
 
 
-def _train(task, batches, devices, state=None):
-    devices = jax.local_devices()[:devices]
-    step = parallel.make_train_steps(task, devices)
-    state, data = parallel.replicate((state or _start(task), DATA), devices)
+def _train(task, batches, devices, state=None, mapping="pmap"):
+    spread = parallel.Spread(tuple(jax.devices()[:devices]), mapping)
+    step = spread.make_train_steps(task)
+    state, data = spread.replicate((state or _start(task), DATA))
     for batch in batches:
-        state, metrics = step(state, data, np.asarray(batch, np.int32).reshape(len(devices), 1, -1), 1)
+        state, metrics = step(state, data, np.asarray(batch, np.int32).reshape(devices, 1, -1), 1)
         jax.block_until_ready(metrics)
     return jax.device_get(state), jax.tree.map(lambda values: values[0], jax.device_get(metrics))
 
@@ -66,6 +68,47 @@ def test_unsynchronised_devices_average_what_each_does_alone(method):
     synchronised, _ = _train(_task(method), [batch], 4)
     differences = jax.tree.map(lambda a, b: float(abs(a - b).max()), four.params, synchronised.params)
     assert max(jax.tree.leaves(differences)) > 1e-4
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("method", ["mimicnorm", "batchnorm"])
+def test_shard_map_does_the_very_steps_of_pmap(method, sync):
+    task = _task(method, sync, augmentation=Augmentation(1, True, 10.0))
+    batches = [np.random.default_rng(i).permutation(64)[:32] for i in range(3)]
+    jax.tree.map(np.testing.assert_array_equal, *(_train(task, batches, 4, mapping=m) for m in ("pmap", "shard_map")))
+
+
+class Dropping(nn.Module):
+    """A dense network that drops values, and takes the root of one parameter."""
+
+    root: bool = False
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(32)(x.reshape(len(x), -1))
+        x = nn.Dense(5)(Dropout(0.5, AXIS)(x) if train else x)
+        return x + jnp.sqrt(self.param("root", nn.initializers.zeros, ())) if self.root else x
+
+
+def test_dropout_draws_the_same_on_any_number_of_devices_and_drops_its_share():
+    task = replace(_task(), model=Dropping())
+    batches = [np.random.default_rng(i).permutation(64)[:32] for i in range(3)]
+    (one, _), (four, _) = (_train(task, batches, devices) for devices in (1, 4))
+    _close(one, four, 1e-5)
+    out = Dropout(0.25).apply({}, jnp.ones((400, 100)), rngs={"dropout": jax.random.key(0)})
+    assert set(np.unique(out)) == {0.0, np.float32(1 / 0.75)}
+    # Five standard deviations of 40,000 draws; masks of any two images differ.
+    assert abs(float((out == 0).mean()) - 0.25) < 5 * (0.25 * 0.75 / 40_000) ** 0.5
+    assert len(np.unique(np.asarray(out), axis=0)) == 400
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_but_the_step():
+    task = replace(_task(), model=Dropping(root=True))
+    before = jax.device_get(_start(task))
+    after, metrics = _train(task, [np.arange(16)], 2)
+    assert np.isnan(metrics.loss)
+    assert after.step == 1
+    jax.tree.map(np.testing.assert_array_equal, before, after.replace(step=before.step))
 
 
 def test_a_step_with_label_smoothing_and_averaged_parameters_equals_plain_code():
@@ -106,21 +149,22 @@ def test_augmentation_differs_between_steps_and_seeds_and_repeats_with_the_same_
     assert len({loss(0, 1), loss(0, 2), loss(1, 1)}) == 3
 
 
-def test_the_state_is_donated():
-    task, devices = _task(), jax.local_devices()[:1]
-    state, data = parallel.replicate((_start(task), DATA), devices)
-    parallel.make_train_steps(task, devices)(state, data, np.arange(16, dtype=np.int32)[None, None], 1)
+@pytest.mark.parametrize("mapping", ["pmap", "shard_map"])
+def test_the_state_is_donated(mapping):
+    task, spread = _task(), parallel.Spread(tuple(jax.devices()[:1]), mapping)
+    state, data = spread.replicate((_start(task), DATA))
+    spread.make_train_steps(task)(state, data, np.arange(16, dtype=np.int32)[None, None], 1)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 def test_steps_in_one_dispatch_are_the_single_steps_and_those_beyond_the_count_are_not_done():
     task = _task(augmentation=Augmentation(1, True))
     order = np.stack([np.random.default_rng(i).permutation(64)[:32].astype(np.int32) for i in range(3)])
-    devices = jax.local_devices()[:2]
+    spread = parallel.Spread(tuple(jax.devices()[:2]))
     index = order.reshape(3, 2, 16).swapaxes(0, 1)
-    several = parallel.make_train_steps(task, devices)
+    several = spread.make_train_steps(task)
     for count in (2, 3):
-        state, data = parallel.replicate((_start(task), DATA), devices)
+        state, data = spread.replicate((_start(task), DATA))
         found, metrics = jax.device_get(several(state, data, index, count))
         singles, last = _train(task, order[:count], 2)
         # The compiler orders float32 sums by itself in a loop's body.

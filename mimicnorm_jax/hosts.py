@@ -1,0 +1,91 @@
+"""Several processes, usually one a host, as one run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mimicnorm_jax.errors import ConfigError, PeerError
+
+Tree = TypeVar("Tree")
+DEAD_AFTER = 60
+"""Seconds without a sign of life after which a process counts as dead, and JAX ends all others with a message."""
+
+
+def connect(coordinator: str | None, processes: int | None, process_id: int | None, wait: int = 300) -> None:
+    """Joins the other processes; before anything else touches a device.
+
+    Args:
+      coordinator: `HOST:PORT` of the first process.
+      processes: how many there are.
+      process_id: which of them this is, from 0. What is None comes from the environment, on TPU pods, under
+        SLURM and under Open MPI.
+      wait: seconds until all have to be there.
+
+    Raises:
+      ConfigError: if the environment does not say what is missing, or the others do not come.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process_id,
+            cluster_detection_method="deactivate" if None not in (coordinator, processes, process_id) else None,
+            initialization_timeout=wait,
+            heartbeat_timeout_seconds=DEAD_AFTER,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"cannot join the other processes of the run: {' '.join(str(error).split())[:300]}. Give every process "
+            f"the same --coordinator=HOST:PORT and --processes=N, and --process_id=0 to N-1; where TPU pods, SLURM or "
+            f"Open MPI start them, --distributed is enough"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes and speaks for all."""
+    return jax.process_index() == 0
+
+
+def agree(tree: Tree) -> Tree:
+    """The first process's values, on every one; the leaves must have the same shapes and dtypes on all."""
+    return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree
+
+
+def share(count: int) -> range:
+    """Which of `count` things this process reads: equal parts in the order of processes, the last ones shorter."""
+    size = -(-count // jax.process_count())
+    start = min(jax.process_index() * size, count)
+    return range(start, min(start + size, count))
+
+
+def gather(rows: np.ndarray, count: int) -> np.ndarray:
+    """All `count` rows from every process's `share` of them."""
+    if jax.process_count() == 1:
+        return rows
+    size = -(-count // jax.process_count())
+    padded = np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
+    parts = np.asarray(multihost_utils.process_allgather(padded))
+    return parts.reshape(-1, *rows.shape[1:])[:count]
+
+
+@contextmanager
+def peers_named() -> Iterator[None]:
+    """Turns the failure of a step that several processes do together into an error for the user.
+
+    Raises:
+      PeerError: in place of JAX's error, if there are several processes.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        raise PeerError(
+            f"process {jax.process_index()} of {jax.process_count()} cannot go on with the others: "
+            f"{' '.join(str(error).split())[:300]}. If one of them ended, start all of them again with the same "
+            f"command: the run goes on from its newest checkpoint"
+        ) from error
