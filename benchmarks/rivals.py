@@ -17,6 +17,7 @@ from flax import linen as nn
 
 from mimicnorm_jax import models
 from mimicnorm_jax.diagnostics.residuals import nbytes, saved_for_backward
+from mimicnorm_jax.models.branch import ScaledReLU
 from mimicnorm_jax.models.factory import ConvUnit, LayerFactory
 
 VARIANTS = ("batchnorm", "batchnorm_remat", "groupnorm_ws", "ours:batchnorm", "ours:none", "ours:mimicnorm")
@@ -39,7 +40,8 @@ class PlainUnit(ConvUnit):
     """A convolution with Flax's BatchNorm, or GroupNorm, behind it."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, factor: jax.Array | None = None) -> jax.Array:
+        del factor  # BatchNorm networks have none
         make: Any = self.factory
         conv = StandardisedConv if make.group_norm and self.batch_norm else nn.Conv
         x = conv(
@@ -61,6 +63,13 @@ class PlainUnit(ConvUnit):
         return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=make.dtype, name="bn")(x)
 
 
+class PlainReLU(ScaledReLU):
+    """Flax's ReLU at the end of a branch."""
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        return nn.relu(z)
+
+
 @dataclasses.dataclass(frozen=True)
 class PlainFactory(LayerFactory):
     """Flax's own layers in every role."""
@@ -73,6 +82,9 @@ class PlainFactory(LayerFactory):
 
     def relu6(self, x: jax.Array) -> jax.Array:
         return nn.relu6(x)
+
+    def branch_relu(self, name: str) -> ScaledReLU:
+        return PlainReLU(scaled=False, name=name)
 
     def max_pool(self, x: jax.Array, window: int = 2, padding: int = 0) -> jax.Array:
         edges: Any = [(padding, padding)] * 2

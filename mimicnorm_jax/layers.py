@@ -16,6 +16,7 @@ class _CentredKernel(nn.Module):
 
     rule: centring.Rule = centring.always
     scale_init: Initializer | None = None
+    _factor = None  # of the call under way
 
     def param(self, name: str, init_fn: Any, *init_args: Any, **init_kwargs: Any) -> Any:
         value = super().param(name, init_fn, *init_args, **init_kwargs)
@@ -27,12 +28,18 @@ class _CentredKernel(nn.Module):
                 value = value * super().param("scale", self.scale_init, (), value.dtype)
         elif name == "bias" and self.scale_init is not None:
             value = value * self.get_variable("params", "scale")
-        return value
+        return value if self._factor is None or name not in ("kernel", "bias") else value * self._factor
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array, factor: jax.Array | None = None) -> jax.Array:
+        """The layer's output; `factor`, a scalar `()`, multiplies kernel and bias and costs no activation memory."""
+
+        def call(layer: Any, inputs: jax.Array, factor: jax.Array | None) -> jax.Array:
+            object.__setattr__(layer, "_factor", factor)  # for `param`, which the superclass calls
+            return super().__call__(inputs)
+
         # The derivative of a product needs its factors, not the product: the backward pass recomputes
         # the transformed kernel from the raw one, which is there anyway, and no convolution.
-        return nn.remat(lambda layer, x: super().__call__(x))(self, inputs)
+        return nn.remat(call)(self, inputs, factor)
 
 
 class CentredConv(_CentredKernel, nn.Conv):

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 
+from mimicnorm_jax.activations import relu_of_mask
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -41,13 +43,30 @@ class ScalarBias(nn.Module):
         return x + self.param("bias", initializers.zeros, (), self.param_dtype).astype(x.dtype)
 
 
-class ScaleAndShift(nn.Module):
-    """Multiplies by one learnable scalar and adds another."""
+class ScaledReLU(nn.Module):
+    """s relu(z) + b with two learnable scalars, as sign(s) relu(|s| z) + b; or relu(z).
 
+    So the gradient of s comes through the convolution before, and one byte an element is kept instead of the ReLU's
+    output. At s = 0, which no run meets but by being set there, that gradient is 0 instead of the true one.
+
+    Attributes:
+      scaled: whether the scalars are there.
+      param_dtype: of the scalars.
+    """
+
+    scaled: bool
     param_dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", initializers.ones, (), self.param_dtype)
-        bias = self.param("bias", initializers.zeros, (), self.param_dtype)
-        return x * scale.astype(x.dtype) + bias.astype(x.dtype)
+    def setup(self) -> None:
+        if self.scaled:
+            self.scale = self.param("scale", initializers.ones, (), self.param_dtype)
+            self.bias = self.param("bias", initializers.zeros, (), self.param_dtype)
+
+    def factor(self) -> jax.Array | None:
+        """|s|, by which the convolution before has to multiply its kernel and bias."""
+        return jnp.abs(self.scale) if self.scaled else None
+
+    def __call__(self, z: jax.Array) -> jax.Array:
+        """Maps |s| z to s relu(z) + b."""
+        y = relu_of_mask(z)
+        return y * jnp.sign(self.scale).astype(y.dtype) + self.bias.astype(y.dtype) if self.scaled else y

@@ -14,7 +14,7 @@ from mimicnorm_jax import activations, centring
 from mimicnorm_jax.initialisation import Kernel, Published, Scheme
 from mimicnorm_jax.layers import CentredConv, CentredDense, LastBatchNorm
 from mimicnorm_jax.methods import Method
-from mimicnorm_jax.models.branch import Branch, ScalarBias, ScaleAndShift
+from mimicnorm_jax.models.branch import Branch, ScalarBias, ScaledReLU
 from mimicnorm_jax.models.dropout import Dropout
 from mimicnorm_jax.pooling import max_pool
 
@@ -43,7 +43,7 @@ class ConvUnit(nn.Module):
     kernel_init: Callable[..., jax.Array]
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, factor: jax.Array | None = None) -> jax.Array:
         make = self.factory
         x = CentredConv(
             self.features,
@@ -58,7 +58,7 @@ class ConvUnit(nn.Module):
             rule=make.rule if make.method.centres and make.centre_in_call else centring.never,
             scale_init=None if self.scale is None else initializers.constant(self.scale),
             name="conv",
-        )(x)
+        )(x, factor)
         if self.scalar_bias:
             x = ScalarBias(make.param_dtype, name="shift")(x)
         if self.batch_norm:
@@ -186,9 +186,9 @@ class LayerFactory:
         """What stands before a branch's convolutions and the classifier: Fixup's scalar bias."""
         return ScalarBias(self.param_dtype, name=name) if self.method.fixup else lambda x: x
 
-    def scale_and_shift(self, name: str) -> Callable[[jax.Array], jax.Array]:
-        """ShuffleNetV2's scale and bias behind a residual branch's last ReLU, where scalars are."""
-        return ScaleAndShift(self.param_dtype, name=name) if self.method.gain_scalars else lambda x: x
+    def branch_relu(self, name: str) -> ScaledReLU:
+        """ShuffleNetV2's ReLU at the end of a residual branch, with its scale and bias where scalars are."""
+        return ScaledReLU(self.method.gain_scalars, self.param_dtype, name=name)
 
     def relu(self, x: jax.Array, *, reused: bool = True) -> jax.Array:
         """ReLU; `reused` says that a convolution reads its output, which is then kept anyway."""

@@ -44,8 +44,8 @@ class Unit(nn.Module):
         pointwise = [((1, 1, channels, channels), 1), ((1, 1, channels, half), 1)]
         y = make.relu(make.conv(channels, 1, name="conv1")(y, train))
         y = make.conv(channels, 3, strides=self.strides, groups=channels, name="conv2")(y, train)
-        y = make.relu(make.conv(half, 1, covers=pointwise, name="conv3")(y, train))
-        y = make.scale_and_shift("after")(y)
+        relu = make.branch_relu("after")
+        y = relu(make.conv(half, 1, covers=pointwise, name="conv3")(y, train, relu.factor()))
         return shuffle(jnp.concatenate([shortcut, y], axis=-1))
 
     def _shortcut(self, x: jax.Array, half: int, train: bool) -> jax.Array:

@@ -10,13 +10,13 @@ from mimicnorm_jax.diagnostics.residuals import nbytes, saved_for_backward
 BATCH = 8
 # Feature maps kept in the dtype of activations, and in bytes: the inputs of all convolutions (two that
 # read one map share it), one byte for each output of a max-pool and of a ReLU that no convolution
-# reads. ShuffleNetV2 keeps those of its 16 residual branches, which are then scaled, in full.
+# reads.
 NETWORKS = {
     "vgg16": (13, 5),
     "resnet18": (17, 0),
     "resnet50": (49, 0),
     "squeezenet": (19, 3 + 4),
-    "shufflenetv2_x1": (52 + 16, 4),
+    "shufflenetv2_x1": (52, 16 + 4),
     "mobilenetv2": (54, 0),
 }
 

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
-from mimicnorm_jax import centring, models
+from mimicnorm_jax import CentredConv, centring, models
+from mimicnorm_jax.models.branch import ScaledReLU
 
 FAMILIES = ("vgg11", "resnet18", "resnet50", "squeezenet", "shufflenetv2_x0.5", "mobilenetv2")
 
@@ -289,3 +291,30 @@ def test_create_names_near_misses_and_says_why_not():
     with pytest.raises(ValueError, match=r"vgg11 shrinks images by 32 .* these have 8 x 8"):
         models.check_image("vgg11", (8, 8, 1))
     models.check_image("resnet8", (8, 8, 1))
+
+
+@pytest.mark.parametrize("scale", [1.3, -0.7])
+def test_a_scale_behind_a_relu_comes_through_the_convolution_before(x64, scale):
+    """ShuffleNetV2's branch end against s relu(conv) + b written out: values and gradients, for either sign of s."""
+
+    class Folded(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            relu = ScaledReLU(scaled=True, param_dtype=jnp.float64, name="after")
+            return relu(CentredConv(4, (1, 1), param_dtype=jnp.float64, name="conv")(x, relu.factor()))
+
+    def plain(params, x):
+        z = CentredConv(4, (1, 1), param_dtype=jnp.float64).apply({"params": params["conv"]}, x)
+        return params["after"]["scale"] * jax.nn.relu(z) + params["after"]["bias"]
+
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, weights = (jax.random.normal(key, (2, 5, 5, size), jnp.float64) for key, size in zip(keys, (3, 4), strict=False))
+    params = {
+        "conv": {"kernel": jax.random.normal(keys[2], (1, 1, 3, 4)), "bias": jax.random.normal(keys[3], (4,))},
+        "after": {"scale": jnp.float64(scale), "bias": jnp.float64(0.2)},
+    }
+    found, expected = (
+        jax.value_and_grad(lambda p, x, f=f: (f(p, x) * weights).sum(), (0, 1))(params, x)
+        for f in (lambda p, x: Folded().apply({"params": p}, x), plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, expected)
