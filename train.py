@@ -65,6 +65,7 @@ def _connect() -> bool:
             raise UserError("--eval_only takes one process: leave out the flags of several")
         from mimicnorm_jax import hosts
 
+        print(f"waiting at most {hosts.WAIT} s for all processes of the run", flush=True)
         hosts.connect(**given)
         return True
     return False

@@ -15,18 +15,23 @@ DEAD_AFTER = 60
 """Seconds without a sign of life after which a process counts as dead, and JAX ends all others with a message."""
 
 
-def connect(coordinator: str | None, processes: int | None, process_id: int | None, wait: int = 300) -> None:
+WAIT = 300
+"""Seconds in which all processes have to come."""
+
+
+def connect(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
     """Joins the other processes; before anything else touches a device.
+
+    If they do not come in time, JAX ends this process with a message.
 
     Args:
       coordinator: `HOST:PORT` of the first process.
       processes: how many there are.
       process_id: which of them this is, from 0. What is None comes from the environment, on TPU pods, under
         SLURM and under Open MPI.
-      wait: seconds until all have to be there.
 
     Raises:
-      ConfigError: if the environment does not say what is missing, or the others do not come.
+      ConfigError: if the environment does not say what is missing, or what is given makes no sense.
     """
     try:
         jax.distributed.initialize(
@@ -34,7 +39,7 @@ def connect(coordinator: str | None, processes: int | None, process_id: int | No
             processes,
             process_id,
             cluster_detection_method="deactivate" if None not in (coordinator, processes, process_id) else None,
-            initialization_timeout=wait,
+            initialization_timeout=WAIT,
             heartbeat_timeout_seconds=DEAD_AFTER,
         )
     except (ValueError, RuntimeError) as error:
