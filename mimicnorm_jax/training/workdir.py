@@ -23,7 +23,7 @@ except ImportError:  # Windows
 
 CONFIG = "config.json"
 LOCK = "lock"
-MAY_CHANGE = ("data_dir", "keep_checkpoints", "checkpoint_epochs")
+MAY_CHANGE = ("data_dir", "keep_checkpoints", "checkpoint_epochs", "mapping")
 """Fields that do not change a run's numbers, so a resumed run may change them."""
 
 
@@ -120,7 +120,7 @@ def _no_space(error: BaseException | None) -> bool:
         return True
     # Tensorstore tells the system's error in words only.
     said = any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-    return said or _no_space(error.__cause__) or _no_space(error.__context__)
+    return said or _no_space(error.__cause__ or error.__context__)
 
 
 def read_config(workdir: Path) -> TrainConfig:

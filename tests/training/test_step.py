@@ -70,8 +70,7 @@ def test_unsynchronised_devices_average_what_each_does_alone(method):
     assert max(jax.tree.leaves(differences)) > 1e-4
 
 
-@pytest.mark.parametrize("sync", [True, False])
-@pytest.mark.parametrize("method", ["mimicnorm", "batchnorm"])
+@pytest.mark.parametrize(("method", "sync"), [("mimicnorm", True), ("batchnorm", False)])
 def test_shard_map_does_the_very_steps_of_pmap(method, sync):
     task = _task(method, sync, augmentation=Augmentation(1, True, 10.0))
     batches = [np.random.default_rng(i).permutation(64)[:32] for i in range(3)]
