@@ -1,6 +1,10 @@
 """Several processes, usually one a host, as one run."""
 
-from collections.abc import Iterator
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -15,6 +19,8 @@ DEAD_AFTER = 60
 """Seconds without a sign of life after which a process counts as dead, and JAX ends all others with a message."""
 
 
+STUCK_AFTER = 1800
+"""Seconds without a step after which a process gives up on the others: longer than compiling or evaluating takes."""
 WAIT = 300
 """Seconds in which all processes have to come."""
 
@@ -75,6 +81,39 @@ def gather(rows: np.ndarray, count: int) -> np.ndarray:
     padded = np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
     parts = np.asarray(multihost_utils.process_allgather(padded))
     return parts.reshape(-1, *rows.shape[1:])[:count]
+
+
+@contextmanager
+def progress_watched(limit: float = STUCK_AFTER) -> Iterator[Callable[[], None]]:
+    """Ends this process with a message and code 4 when nothing is done for `limit` seconds.
+
+    For processes that wait for one that lives, and so is not counted as dead, but does not come.
+
+    Yields:
+      A function to call whenever something is done.
+    """
+    last, over = [time.monotonic()], threading.Event()
+
+    def progress() -> None:
+        last[0] = time.monotonic()
+
+    def watch() -> None:
+        while not over.wait(limit / 10):
+            if time.monotonic() - last[0] > limit:
+                who = f"process {jax.process_index()} of {jax.process_count()}"
+                print(
+                    f"error: {who} has not done a step for {limit:g} s: another one is late, or the network. Start all "
+                    f"of them again with the same command: the run goes on from its newest checkpoint",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                os._exit(4)  # the main thread waits where no exception reaches it
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield progress
+    finally:
+        over.set()
 
 
 @contextmanager

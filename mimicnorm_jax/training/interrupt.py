@@ -11,6 +11,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from mimicnorm_jax import hosts
+
 
 class InterruptedRunError(Exception):
     """A run stopped because a signal asked it to, with a checkpoint of the step that it had reached.
@@ -37,11 +39,12 @@ def agreed_signals() -> Iterator[Callable[[], int]]:
 
     Yields:
       A function that gives SIGTERM's number once all are to stop, 0 before; each process has to call it the same
-      number of times.
+      number of times, and at least every `hosts.STUCK_AFTER` seconds.
     """
     calls, agreed = itertools.count(), [0]
 
     def asked() -> int:
+        progress()
         if not agreed[0] and multihost_utils.reached_preemption_sync_point(next(calls)):
             agreed[0] = int(signal.SIGTERM)
         return agreed[0]
@@ -54,7 +57,8 @@ def agreed_signals() -> Iterator[Callable[[], int]]:
     if in_main := threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, hand_on)
     try:
-        yield asked
+        with hosts.progress_watched() as progress:
+            yield asked
     finally:
         if in_main:
             signal.signal(signal.SIGINT, before)

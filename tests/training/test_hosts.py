@@ -153,6 +153,24 @@ def test_when_one_of_two_processes_ends_so_does_the_other_and_both_go_on_togethe
     assert not (ROOT / "nowhere").exists()
 
 
+def test_who_waits_too_long_for_another_process_ends_with_a_message():
+    waiting = """
+import time
+from mimicnorm_jax import hosts
+with hosts.progress_watched(1.0) as progress:
+    for _ in range(8):
+        time.sleep(0.25)
+        progress()
+    print("still there", flush=True)
+    time.sleep(60)
+"""
+    process = _start(["-c", waiting], 1)
+    output, _ = process.communicate(timeout=40)
+    assert process.returncode == 4
+    assert "still there" in output
+    assert "process 0 of 1 has not done a step for 1 s: another one is late" in output
+
+
 def test_every_row_is_read_by_one_process(monkeypatch):
     for processes in (1, 2, 3, 7, 11):
         monkeypatch.setattr(jax, "process_count", lambda processes=processes: processes)
