@@ -4,6 +4,8 @@ import json
 import re
 import statistics
 
+from comparison import best
+
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -31,6 +33,23 @@ def test_ablation_table_is_that_of_the_results():
         assert cell == f"{statistics.mean(final):.2f} ± {statistics.stdev(final):.2f}"
     losses = [statistics.mean(row["test_loss"] for row in runs[arm]) for arm in ("batchnorm", "mimicnorm")]
     assert "({:.2f} against {:.2f})".format(*losses) in README
+
+
+def test_table_by_rate_is_that_of_the_results():
+    lines = [json.loads(line) for line in (RESULTS / "table2_small.jsonl").read_text().splitlines()]
+    methods = ("none", "weightmean", "mimicnorm", "batchnorm")
+    header, body = re.search(r"\| rate \| (.*) \|\n\|[-|]*\n((?:\| .*\n)+)", README).groups()
+    assert tuple(header.split(" | ")) == methods
+    rows = [row.strip("| ").split(" | ") for row in body.splitlines()]
+    assert len(rows) == 7
+    for rate, *cells in rows:
+        for method, cell in zip(methods, cells, strict=True):
+            config = {"learning_rate": float(rate), "method": method}
+            (line,) = (line for line in lines if line["config"].items() >= config.items())
+            assert cell == f"{best(line):.2f}"
+    diagnostics = json.loads((RESULTS / "appendix_b2_small.jsonl").read_text().splitlines()[0])["diagnostics"]
+    assert f"grows from 1 to {diagnostics[-1]['last_bn_variance']:,.0f}," in README
+    assert diagnostics[0]["last_bn_variance"] == 1
 
 
 def test_default_run_is_that_of_the_results():
@@ -72,6 +91,16 @@ def test_verify_passed_where_the_readme_says_so():
     seeds = [name for name in report if name.startswith("seed ")]
     assert seeds == ["seed 0", "seed 1", "seed 2"]
     assert all(row["passed"] for seed in seeds for row in report[seed])
+
+
+def test_bfloat16_ratios_are_those_of_the_results():
+    lines = map(json.loads, (RESULTS / "memory.jsonl").read_text().splitlines())
+    kind = ("resnet50", "bfloat16", "cpu")
+    found = {e["variant"]: e for e in lines if (e["net"], e["dtype"], e["machine"]["device"]) == kind}
+    ours, plain = found["ours:mimicnorm"], found["batchnorm"]
+    temporaries, batch = ours["temp_bytes"] / plain["temp_bytes"], ours["largest_batch"] / plain["largest_batch"]
+    assert f"plans {temporaries:.3f} of BatchNorm's temporaries for ResNet-50" in README
+    assert f"a {batch:.2f} times larger batch" in README
 
 
 def test_memory_and_time_table_is_that_of_the_results():
