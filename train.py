@@ -37,10 +37,12 @@ _EVAL_ONLY = flags.DEFINE_bool(
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Several processes, as the cluster's environment says.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "Several processes: HOST:PORT of the first one.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many there are.", lower_bound=1)
-_several = False
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
 
 __doc__ = f"{__doc__}\n\nFields of the config, with their defaults before the config file's:\n{config_lib.describe()}\n"
+
+
+_several = False
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
