@@ -207,7 +207,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, help="default: the paper's; others go to files of their own")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of activations")
     parser.add_argument("--steps_per_dispatch", type=int, default=1, help="of train.py; 1 on a CPU, 8 or so on a GPU")
-    parser.add_argument("--budget", type=budget, default=float("inf"), help="like 9m; stops with a checkpoint then")
+    parser.add_argument(
+        "--budget",
+        type=budget,
+        default=float("inf"),
+        help="like 9m; stops with a checkpoint then, or once a compilation under way is done",
+    )
     parser.add_argument("--data_dir", default="", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     parser.add_argument("--workdir", type=Path, default=Path("runs/reproduce"), help="of runs under way")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="of lines and tables")
