@@ -103,6 +103,18 @@ def test_bfloat16_ratios_are_those_of_the_results():
     assert f"a {batch:.2f} times larger batch" in README
 
 
+def test_the_soak_went_as_the_readme_says():
+    found = json.loads((RESULTS / "faults.json").read_text())
+    assert (
+        f"killed {found['kills']} times by SIGKILL, {found['kills_in_a_save']} of them in the midst of a save" in README
+    )
+    assert found["state_identical"]
+    assert found["record_identical"]
+    assert found["metrics_identical"]
+    assert f"and {len(found['damages'])} damages" in README
+    assert {end for _, end in found["damages"]} == {"harmless", "detected, the one before it used"}
+
+
 def test_memory_and_time_table_is_that_of_the_results():
     nets = {
         "ResNet-50": "resnet50",
