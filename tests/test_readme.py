@@ -31,6 +31,10 @@ def test_ablation_table_is_that_of_the_results():
         final = [100 * row["test_accuracy"] for row in runs[arm]]
         assert len(final) == 3
         assert cell == f"{statistics.mean(final):.2f} ± {statistics.stdev(final):.2f}"
+    text = (RESULTS / "figure6_small_bfloat16.jsonl").read_text()
+    half = [100 * json.loads(line)["curve"][-1]["test_accuracy"] for line in text.splitlines()]
+    assert f"reaches {statistics.mean(half):.2f} ± {statistics.stdev(half):.2f} (two seeds)" in README
+    assert len(half) == 2
     losses = [statistics.mean(row["test_loss"] for row in runs[arm]) for arm in ("batchnorm", "mimicnorm")]
     assert "({:.2f} against {:.2f})".format(*losses) in README
 

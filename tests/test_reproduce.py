@@ -94,11 +94,11 @@ def test_a_page_shows_best_and_final_the_paper_and_what_was_not_run(tmp_path):
 RESULTS = reproduce.ROOT / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("name", [*EXPERIMENTS, *sorted(path.stem for path in RESULTS.glob("*_small.md"))])
+@pytest.mark.parametrize("name", [*EXPERIMENTS, *sorted(path.stem for path in RESULTS.glob("*_small*.md"))])
 def test_committed_pages_are_those_of_the_committed_lines(name, tmp_path):
     lines = RESULTS / f"{name}.jsonl"
     (tmp_path / lines.name).write_text(lines.read_text() if lines.exists() else "")
-    flags = name.replace("_small", " --small").split()
+    flags = name.replace("_small", " --small").replace("_bfloat16", " --dtype=bfloat16").split()
     comparison.render(reproduce.study(reproduce.make_parser().parse_args(flags)), tmp_path)
     assert (tmp_path / f"{name}.md").read_text() == (RESULTS / f"{name}.md").read_text()
 
