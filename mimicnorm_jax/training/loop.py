@@ -182,7 +182,8 @@ def _train(session: Session, state: TrainState, record: Record, books: Books | N
             started = time.perf_counter()
             state, train = train_epoch(session, state, epoch, begun, stop, watch)
             seconds = time.perf_counter() - started
-            if stop():
+            # A whole epoch is evaluated and logged first: two checkpoints of one step cannot stand side by side.
+            if stop() and int(state.step) < (epoch + 1) * session.steps_per_epoch:
                 partial = float(train.loss_sum), float(train.correct), float(train.count)
                 if books:
                     books.checkpoints.save(state, Record(epoch, None, partial))

@@ -108,11 +108,8 @@ def test_a_non_finite_loss_in_the_midst_of_a_group_names_its_step():
     assert total.count == 22 - 6  # two of each group of at most eight
 
 
-@pytest.mark.parametrize("at", [5, 22])
-def test_stopped_by_a_signal_in_mid_epoch_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, at):
-    """After 5 of the first epoch's 22 steps, and after the last."""
-    fields = _config(width=0.25, epochs=2)
-    loop.run(fields, tmp_path / "whole")
+def _signalled_at(at, monkeypatch):
+    """Makes runs send themselves SIGTERM before one of their steps; returns what makes them without it."""
     start_run = loop.start
 
     def start(config):
@@ -128,20 +125,42 @@ def test_stopped_by_a_signal_in_mid_epoch_and_resumed_equals_uninterrupted_bit_f
         return dataclasses.replace(run, train_steps=train_steps)
 
     monkeypatch.setattr(loop, "start", start)
+    return start_run
+
+
+@pytest.mark.parametrize(("at", "epochs"), [(5, 0), (22, 1)])
+def test_stopped_by_a_signal_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, at, epochs):
+    """After 5 of the first epoch's 22 steps, and after the last, when the epoch is brought to its end."""
+    fields = _config(width=0.25, epochs=2)
+    loop.run(fields, tmp_path / "whole")
+    start_run = _signalled_at(at, monkeypatch)
     with pytest.raises(InterruptedRunError, match=f"stopped by SIGTERM after step {at}: the same command") as stopped:
         loop.run(fields, tmp_path / "parts")
     assert stopped.value.signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.setattr(loop, "start", start_run)
-    assert read_metrics(tmp_path / "parts") == []
+    assert len(read_metrics(tmp_path / "parts")) == epochs
     loop.run(fields, tmp_path / "parts")
     (whole, record), (parts, other) = (_final(tmp_path / name, fields) for name in ("whole", "parts"))
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
     assert record == other
     assert _timeless(read_metrics(tmp_path / "whole")) == _timeless(read_metrics(tmp_path / "parts"))
-    with Checkpoints(tmp_path / "parts" / "checkpoints", 2) as checkpoints:
-        assert checkpoints.best in (22, 44)
+    best = []
+    for name in ("whole", "parts"):
+        with Checkpoints(tmp_path / name / "checkpoints", 2) as checkpoints:
+            best.append(checkpoints.best)
+    assert best[0] == best[1]
     loop.evaluate_checkpoints(fields, tmp_path / "parts")
+
+
+def test_a_signal_at_the_last_step_of_all_leaves_a_finished_run(tmp_path, monkeypatch, capsys):
+    fields = _config(width=0.25, epochs=1)
+    start_run = _signalled_at(22, monkeypatch)
+    summary = loop.run(fields, tmp_path)
+    monkeypatch.setattr(loop, "start", start_run)
+    assert summary["final_accuracy"] == loop.run(fields, tmp_path)["final_accuracy"]
+    assert "this run is complete" in capsys.readouterr().out
+    assert len(read_metrics(tmp_path)) == 1
 
 
 def test_a_finished_run_trains_no_further_and_another_config_is_refused(tmp_path, capsys):
