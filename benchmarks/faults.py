@@ -1,11 +1,11 @@
-"""Kills a training run again and again, and damages its checkpoints: does it end as if nothing had happened?
+"""Stops a training run again and again, and damages its checkpoints: does it end as if nothing had happened?
 
-Trains a small network on digits twice: undisturbed, and killed (SIGKILL) at random instants, every
-second time as soon as a save is seen under way; then compares parameters, bit for bit, and metrics.
-Then damages the newest checkpoint of a copy in random ways and asks for the run's evaluation. Writes
+Trains a small network on digits twice: undisturbed, and stopped at random instants, in turn by SIGKILL, by SIGKILL
+as soon as a save is seen under way, by SIGTERM, and by SIGTERM with SIGKILL within 0.3 s; then compares parameters,
+bit for bit, and metrics. Then damages the newest checkpoint of a copy in random ways and restores from it. Writes
 results/faults.json and faults.md.
 
-  python benchmarks/faults.py --kills=50 --damages=20
+  python benchmarks/faults.py --stops=100 --damages=20
 """
 
 import argparse
@@ -33,6 +33,9 @@ from mimicnorm_jax.training.workdir import read_config, write_json, write_text
 RESULTS = Path(__file__).parent / "results"
 TRAIN = Path(__file__).parents[1] / "train.py"
 PATIENCE = 120
+ENDS = ("killed", "killed in a save", "asked", "asked, then killed")
+STOPPED = 128 + signal.SIGTERM
+"""The exit code of a run that SIGTERM stopped, with a checkpoint."""
 
 
 def _start(folder: Path, epochs: int, cache: Path) -> subprocess.Popen[bytes]:
@@ -52,36 +55,43 @@ def _saves(folder: Path) -> tuple[set[str], set[str]]:
     return complete, {name for name in names - complete if not name.startswith("damaged")}
 
 
-def _live_until_killed(process: subprocess.Popen[bytes], folder: Path, in_save: bool, rng: random.Random) -> bool:
-    """Kills the process at a random instant after it has saved; False if it ended before by itself."""
+def _live_until(end: str, process: subprocess.Popen[bytes], folder: Path, rng: random.Random) -> int | None:
+    """Ends the process in one of the ways of `ENDS`, at a random instant after it has saved; gives its exit code."""
     before, left_over = _saves(folder)
     deadline = time.monotonic() + PATIENCE
     while process.poll() is None and _saves(folder)[0] <= before and time.monotonic() < deadline:
         time.sleep(0.01)
-    until = time.monotonic() + rng.uniform(0, 1.5)
+    _wait(process, rng.uniform(0, 1.5))
+    while end == "killed in a save" and process.poll() is None and not _saves(folder)[1] - left_over:
+        time.sleep(0.0005)
+    if end in ("asked", "asked, then killed"):
+        process.send_signal(signal.SIGTERM)
+        _wait(process, rng.uniform(0, 0.3) if end == "asked, then killed" else PATIENCE)
+    if process.poll() is None:
+        process.kill()
+    return process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
+    until = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < until:
         time.sleep(0.002)
-    while in_save and process.poll() is None and not _saves(folder)[1] - left_over:
-        time.sleep(0.0005)
-    if process.poll() is None:
-        process.send_signal(signal.SIGKILL)
-    process.wait()
-    return process.returncode == -signal.SIGKILL
 
 
-def soak(folder: Path, kills: int, epochs: int, cache: Path, rng: random.Random) -> dict[str, int]:
-    """Trains in a folder to the end, killed up to `kills` times on the way."""
-    counts = {"kills": 0, "kills_in_a_save": 0}
+def soak(folder: Path, stops: int, epochs: int, cache: Path, rng: random.Random) -> dict[str, int]:
+    """Trains in a folder to the end, stopped up to `stops` times on the way: how often by what, and what was cut."""
+    counts = {"SIGKILL": 0, "SIGTERM obeyed": 0, "in a save": 0}
     while True:
-        process = _start(folder, epochs, cache)
-        in_save, left_over = counts["kills"] % 2 == 1, _saves(folder)[1]
-        if counts["kills"] < kills and _live_until_killed(process, folder, in_save, rng):
-            counts["kills"] += 1
-            counts["kills_in_a_save"] += bool(_saves(folder)[1] - left_over)
+        process, left_over = _start(folder, epochs, cache), _saves(folder)[1]
+        done = counts["SIGKILL"] + counts["SIGTERM obeyed"]
+        code = _live_until(ENDS[done % len(ENDS)], process, folder, rng) if done < stops else None
+        if code in (-signal.SIGKILL, STOPPED):
+            counts["SIGTERM obeyed" if code == STOPPED else "SIGKILL"] += 1
+            counts["in a save"] += bool(_saves(folder)[1] - left_over)
             continue
         message = process.communicate()[1].decode()
         if process.returncode:
-            sys.exit(f"a restart after {counts['kills']} kills failed with {process.returncode}: {message}")
+            sys.exit(f"a restart after {done} stops failed with {process.returncode}: {message}")
         return counts
 
 
@@ -131,7 +141,7 @@ def survive(whole: Path, copy: Path, like: Any, good: dict[int, Any], rng: rando
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--stops", type=int, default=100)
     parser.add_argument("--damages", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
@@ -141,7 +151,7 @@ def main() -> None:
         base = Path(temporary)
         whole, parts = base / "whole", base / "parts"
         soak(whole, 0, arguments.epochs, base / "cache", rng)
-        counts = soak(parts, arguments.kills, arguments.epochs, base / "cache", rng)
+        counts = soak(parts, arguments.stops, arguments.epochs, base / "cache", rng)
         (one, rows), (other, other_rows) = _outcome(whole), _outcome(parts)
         identical = jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one[0], other[0]))
         like, good = one[0], {}
@@ -166,8 +176,8 @@ def main() -> None:
         f"`python benchmarks/faults.py`, seed {arguments.seed}, {result['machine']['cores']} cores, "
         f"jax {result['machine']['jax']}: resnet8 of width 0.25 on digits, {arguments.epochs} epochs.",
         "",
-        f"* Killed {counts['kills']} times by SIGKILL, {counts['kills_in_a_save']} of them in a save; every restart "
-        "went on.",
+        f"* Stopped {counts['SIGKILL']} times by SIGKILL and {counts['SIGTERM obeyed']} times by SIGTERM; "
+        f"{counts['in a save']} left a save unfinished; every restart went on.",
         f"* Final state identical, bit for bit: {identical}. Metrics identical but for times: {rows == other_rows}.",
         f"* Damages of the newest checkpoint, {len(ends)}:",
         "",
