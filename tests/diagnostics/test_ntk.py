@@ -35,8 +35,11 @@ def _images(count, side, channels=3, seed=1):
 def _reference(apply_fn, params, x1, x2=None, weights=lambda path, leaf: 1.0):
     """Written out: no line of the library in it."""
     total = 0
-    for path, j1 in jax.tree_util.tree_leaves_with_path(jax.jit(jax.jacrev(apply_fn))(params, x1)):
-        j2 = j1 if x2 is None else _leaf(jax.jit(jax.jacrev(apply_fn))(params, x2), path)
+    jacobian = jax.jit(jax.jacrev(apply_fn))
+    first = jacobian(params, x1)
+    second = first if x2 is None else jacobian(params, x2)
+    for path, j1 in jax.tree_util.tree_leaves_with_path(first):
+        j2 = _leaf(second, path)
         weight = weights(tuple(entry.key for entry in path), None)
         rows = [np.asarray(j).reshape(*j.shape[:2], -1) for j in (j1, j2)]
         total = total + weight * np.einsum("nok,mpk->nmop", *rows)

@@ -93,7 +93,7 @@ FLAGS = ("--config.width=0.25", "--config.epochs=16", "--config.diagnostics_epoc
 
 
 # Shorter than for users, since nothing here compiles for minutes.
-TRAIN = "import mimicnorm_jax.hosts as h, runpy; h.DEAD_AFTER = 15; runpy.run_path('train.py', run_name='__main__')"
+TRAIN = "import mimicnorm_jax.hosts as h, runpy; h.DEAD_AFTER = 10; runpy.run_path('train.py', run_name='__main__')"
 
 
 def _pair(folder):
