@@ -162,7 +162,7 @@ def test_who_waits_too_long_for_another_process_ends_with_a_message():
     waiting = """
 import time
 from mimicnorm_jax import hosts
-with hosts.progress_watched(1.0) as progress:
+with hosts.progress_watched(2.0) as progress:
     for _ in range(8):
         time.sleep(0.25)
         progress()
@@ -173,7 +173,7 @@ with hosts.progress_watched(1.0) as progress:
     output, _ = process.communicate(timeout=40)
     assert process.returncode == 4
     assert "still there" in output
-    assert "process 0 of 1 has not done a step for 1 s: another one is late" in output
+    assert "process 0 of 1 has not done a step for 2 s: another one is late" in output
 
 
 def test_every_row_is_read_by_one_process(monkeypatch):
