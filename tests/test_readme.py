@@ -109,9 +109,8 @@ def test_bfloat16_ratios_are_those_of_the_results():
 
 def test_the_soak_went_as_the_readme_says():
     found = json.loads((RESULTS / "faults.json").read_text())
-    assert (
-        f"killed {found['kills']} times by SIGKILL, {found['kills_in_a_save']} of them in the midst of a save" in README
-    )
+    signals = f"stopped {found['SIGKILL']} times by SIGKILL and {found['SIGTERM obeyed']} times by SIGTERM"
+    assert f"{signals}, {found['in a save']} of them in the midst of a save" in " ".join(README.split())
     assert found["state_identical"]
     assert found["record_identical"]
     assert found["metrics_identical"]
