@@ -55,7 +55,7 @@ def _saves(folder: Path) -> tuple[set[str], set[str]]:
     return complete, {name for name in names - complete if not name.startswith("damaged")}
 
 
-def _live_until(end: str, process: subprocess.Popen[bytes], folder: Path, rng: random.Random) -> int | None:
+def _live_until(end: str, process: subprocess.Popen[bytes], folder: Path, rng: random.Random) -> int:
     """Ends the process in one of the ways of `ENDS`, at a random instant after it has saved; gives its exit code."""
     before, left_over = _saves(folder)
     deadline = time.monotonic() + PATIENCE
