@@ -21,17 +21,19 @@ def _shapes(name, **options):
     return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
 
 
-def _initial(name, suffix, **options):
-    """Initial parameters whose path ends in `suffix`, by path; the compiler drops the work for all others."""
-    model = models.create(name, **options)
+def _draw(key, name, suffix, **options):
+    """Initial parameters whose path ends in `suffix`, by path; under jit the compiler drops the work for all others."""
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    flat = _by_path(models.create(name, **options).lazy_init(key, image)["params"])
+    return {path: leaf for path, leaf in flat.items() if path.endswith(suffix)}
 
-    @jax.jit
-    def draw(key):
-        flat = _by_path(model.lazy_init(key, image)["params"])
-        return {path: leaf for path, leaf in flat.items() if path.endswith(suffix)}
 
-    return draw(jax.random.key(0, impl="rbg"))  # compiles faster than the default generator
+def _key():
+    return jax.random.key(0, impl="rbg")  # compiles faster than the default generator
+
+
+def _initial(name, suffix, **options):
+    return jax.jit(lambda key: _draw(key, name, suffix, **options))(_key())
 
 
 def _by_path(params):
@@ -138,17 +140,12 @@ def test_logits_loss_and_gradients_ignore_constants_added_to_centred_kernels(nam
 @pytest.mark.parametrize("name", FAMILIES)
 def test_same_seed_gives_every_method_the_same_raw_kernels(name):
     """Bit for bit, but for Fixup and other initialisations, where up to scale or zero."""
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
 
     @jax.jit  # one program, in which what is the same draw is drawn once
     def draw(key):
-        found = {}
-        for method in models.methods_of(name):
-            params = models.create(name, method=method, width=0.25).lazy_init(key, image)["params"]
-            found[method] = {path: leaf for path, leaf in _by_path(params).items() if path.endswith("kernel")}
-        return found
+        return {method: _draw(key, name, "kernel", method=method, width=0.25) for method in models.methods_of(name)}
 
-    by_method = draw(jax.random.key(0, impl="rbg"))
+    by_method = draw(_key())
     reference = by_method["mimicnorm"]
     for method, kernels in by_method.items():
         assert kernels.keys() == reference.keys()
@@ -235,7 +232,7 @@ def test_energy_through_vgg16_at_initialisation():
             )
             return state["intermediates"]["stage5_conv3"]["__call__"][0]
 
-        output = last_conv(jax.random.key(0, impl="rbg"))
+        output = last_conv(_key())
         energy[method, init] = float((jax.nn.relu(output) ** 2).mean() * 2)
     # One draw of a net with 512 channels at few pixels; zero padding loses energy and max-pooling gains some.
     assert 20 < energy["none", "published"] / energy["none", "he"] < 300
@@ -247,7 +244,7 @@ def test_residual_branches_start_at_zero(name, method, x64):
     """So changing a kernel inside a branch changes nothing behind it."""
     model = models.create(name, method=method, width=0.25, num_classes=5, dtype=float, param_dtype=float)
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3), float)
-    params = jax.jit(model.init)(jax.random.key(0, impl="rbg"), images)["params"]
+    params = jax.jit(model.init)(_key(), images)["params"]
     params["classifier"]["kernel"] = jnp.ones_like(params["classifier"]["kernel"])
     apply = jax.jit(lambda params: model.apply({"params": params}, images))
     before = apply(params)
