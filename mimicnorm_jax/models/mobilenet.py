@@ -12,13 +12,17 @@ BLOCKS = sum(repeats for _, _, repeats, _ in STAGES)
 
 
 class InvertedResidual(nn.Module):
-    """Pointwise expansion, depthwise 3x3, linear pointwise; a sum where the shape stays."""
+    """Pointwise expansion, depthwise 3x3, linear pointwise; and a sum, in the blocks that keep the shape.
+
+    Attributes:
+      number: the running index, from 1, among the blocks with a sum; None for a block without one.
+    """
 
     factory: LayerFactory
     features: int
     expansion: int
     strides: int
-    block: int
+    number: int | None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -29,9 +33,9 @@ class InvertedResidual(nn.Module):
         y = relu(make.conv(wide, 1, bias=bias(*expand), name="conv1")(x, train))
         y = make.conv(wide, 3, strides=self.strides, groups=wide, bias=bias((3, 3, 1, wide)), name="conv2")(y, train)
         y = relu(y)
-        if self.strides != 1 or channels != self.features:
+        if self.number is None:
             return make.conv(self.features, 1, bias=bias(*project), covers=[expand, project], name="conv3")(y, train)
-        branch = Branch(self.block, BLOCKS, (expand, project), 3)
+        branch = Branch(self.number, BLOCKS, (expand, project), 3)
         return x + make.branch_end(self.features, 1, branch=branch, bias=bias(*project), name="conv3")(y, train)
 
 
@@ -57,16 +61,18 @@ class MobileNetV2(nn.Module):
         relu = make.relu6
         stem = scale_width(32, self.width)
         x = relu(make.conv(stem, 1, padding=1, bias=make.centres((1, 1, x.shape[-1], stem)), name="stem")(x, train))
-        block = 0
+        number = 0
         for stage, (expansion, features, repeats, strides) in enumerate(STAGES, 1):
             for i in range(repeats):
-                block += 1
+                stride, channels = 1 if i else strides, scale_width(features, self.width)
+                keeps_shape = stride == 1 and channels == x.shape[-1]
+                number += keeps_shape  # the l of the published scalar 1.2^2/l, which no other block counts in
                 x = InvertedResidual(
                     make,
-                    scale_width(features, self.width),
+                    channels,
                     expansion,
-                    strides=1 if i else strides,
-                    block=block,
+                    strides=stride,
+                    number=number if keeps_shape else None,
                     name=f"stage{stage}_block{i + 1}",
                 )(x, train)
         x = relu(make.conv(scale_width(1280, self.width), 1, name="last_conv")(x, train))

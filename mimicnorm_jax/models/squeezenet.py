@@ -6,7 +6,7 @@ from jax import numpy as jnp
 
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 
-# (out, squeeze, bypass sum, max-pool after)
+# (out, squeeze, bypass sum, max-pool after). Unlike the original paper, the published code has no sum around the last.
 FIRES = (
     (128, 16, False, False),
     (128, 16, True, False),
@@ -15,7 +15,7 @@ FIRES = (
     (384, 48, False, False),
     (384, 48, True, False),
     (512, 64, False, True),
-    (512, 64, True, False),
+    (512, 64, False, False),
 )
 
 
@@ -38,7 +38,7 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-    """Eight fire modules, identity sums around every second, a convolutional classifier.
+    """Eight fire modules, identity sums around the second, fourth and sixth, a convolutional classifier.
 
     Attributes:
       factory: makes the layers.

@@ -15,7 +15,7 @@ NETWORKS = {
     "vgg16": (13, 5),
     "resnet18": (17, 0),
     "resnet50": (49, 0),
-    "squeezenet": (19, 3 + 4),
+    "squeezenet": (19, 3 + 3),
     "shufflenetv2_x1": (52, 16 + 4),
     "mobilenetv2": (54, 0),
 }
