@@ -1,6 +1,5 @@
 """Flax linen layers: convolution and dense layers with centred kernels, and the last BatchNorm."""
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -10,22 +9,31 @@ from jax import lax
 from jax.nn.initializers import Initializer
 
 from mimicnorm_jax import centring
+from mimicnorm_jax.row_major import row_major
 
 
 class _Arrays:
     """A layer's options beside given arrays as its parameters: all that Flax's code of the layer reads.
 
-    Not a module, so that Flax runs this code as a plain function and neither counts nor intercepts a second call.
+    Not a module, so that Flax runs this code as a plain function and neither counts nor intercepts a second call. The
+    bias is only cast: it is added outside of the checkpoint, where XLA fuses its gradient with the mask of the ReLU
+    behind, instead of reading that map once more.
     """
 
-    def __init__(self, layer: nn.Module, params: Mapping[str, jax.Array | None]) -> None:
-        self._layer, self._params = layer, params
+    use_bias = False
+
+    def __init__(self, layer: nn.Module, kernel: jax.Array, bias: jax.Array | None) -> None:
+        self._layer, self._kernel, self.bias = layer, kernel, bias
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
 
     def param(self, name: str, *_: Any) -> jax.Array | None:
-        return self._params[name]
+        return {"kernel": self._kernel}[name]
+
+    def promote_dtype(self, inputs: jax.Array, kernel: jax.Array, bias: None, **options: Any) -> tuple[Any, ...]:
+        inputs, kernel, self.bias = self._layer.promote_dtype(inputs, kernel, self.bias, **options)
+        return inputs, row_major(kernel), bias
 
 
 class _CentredKernel(nn.Module):
@@ -51,13 +59,15 @@ class _CentredKernel(nn.Module):
         # The derivative of a product needs its factors, not the product: the backward pass recomputes the transformed,
         # cast kernel from the raw one, which is there anyway, and no convolution.
         @jax.checkpoint
-        def product(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *factors: jax.Array) -> jax.Array:
+        def product(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *factors: jax.Array) -> Any:
             kernel = centring.centre(kernel) if centred else kernel
             for one in factors:
                 kernel, bias = kernel * one, None if bias is None else bias * one
-            return plain.__func__(_Arrays(self, {"kernel": kernel, "bias": bias}), inputs)
+            arrays = _Arrays(self, kernel, bias)
+            return plain.__func__(arrays, inputs), arrays.bias
 
-        return product(inputs, kernel, bias, *(one for one in (scale, factor) if one is not None))
+        y, bias = product(inputs, kernel, bias, *(one for one in (scale, factor) if one is not None))
+        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
 
 
 class CentredConv(_CentredKernel, nn.Conv):

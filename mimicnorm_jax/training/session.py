@@ -62,7 +62,9 @@ def check(config: TrainConfig) -> None:
         _model_to_train(config)
         models.check_image(config.model, sources.SHAPES[config.dataset])
     except ValueError as error:
-        raise ConfigError(f"config.model={config.model!r}, config.method={config.method!r}: {error}") from error
+        raise ConfigError(
+            f"config.model={config.model!r}, config.method={config.method!r}, config.remat={config.remat!r}: {error}"
+        ) from error
     if config.centring == "after_step" and not METHODS[config.method].centres:
         raise ConfigError(f"config.centring is 'after_step', but config.method={config.method!r} centres no kernel")
     devices = jax.device_count()
@@ -113,6 +115,7 @@ def _model_to_train(config: TrainConfig) -> Any:
         batch_axis_name=AXIS,
         centre_in_call=config.centring == "in_call",
         running_variance=config.running_variance,
+        remat=config.remat,
     )
 
 
