@@ -183,9 +183,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if _CONFIG.value is None:
-            raise UserError(
-                "--config=FILE[:MODEL[,METHOD]] is needed, such as configs/cifar100.py:resnet18 (see --help)"
-            )
+            raise UserError("--config=FILE[:MODEL[,METHOD]] is needed, as for train.py (see --help)")
         _CONFIG.value.to_dict()  # a file that could not be loaded says so when it is first used
     except flags.Error as error:
         raise UserError(f"{error} (see --help)") from error

@@ -155,19 +155,27 @@ def _compile(lowered: Any, found: Target, folder: str) -> Any:
         text = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in text:
             raise PlanError(f"the compiler of {found.name} refuses the program: {text[:600]}") from error
-        needed, available = _exhausted(text)
+        needed, available = _exhausted(text, _argument_bytes(lowered))
         sizes = "" if needed is None or available is None else _missing(needed, available)
         raise DoesNotFitError(
             f"the program does not fit {found.name}{sizes}: give it smaller shapes", needed, available
         ) from error
 
 
-def _exhausted(text: str) -> tuple[int | None, int | None]:
-    """Bytes needed and available, from libtpu's `Used 18.20G of 15.75G hbm`."""
-    match = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", text)
+def _exhausted(text: str, arguments: int) -> tuple[int | None, int | None]:
+    """Bytes needed and available, from libtpu's words; where it names temporaries alone, arguments are added."""
+    whole = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", text)
+    temporaries = re.search(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", text)
+    match = whole or temporaries
     if not match:
         return None, None
-    return int(float(match[1]) * _UNITS[match[2]]), int(float(match[3]) * _UNITS[match[4]])
+    needed, available = (int(float(match[i]) * _UNITS[match[i + 1]]) for i in (1, 3))
+    return needed if whole else needed + arguments, available
+
+
+def _argument_bytes(lowered: Any) -> int:
+    shapes = jax.tree.leaves(lowered.in_avals)
+    return sum(shape.size * shape.dtype.itemsize for shape in shapes)
 
 
 def _missing(needed: int, available: int) -> str:

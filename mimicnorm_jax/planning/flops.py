@@ -33,6 +33,8 @@ class Geometry:
         """Two for each multiplication of a kernel's element with an image's; padding and holes do not count.
 
         A convolution and its gradients multiply the same pairs, so they count the same. So does XLA's own analysis.
+        Zeros that the compiler wrote into an array before are numbers like others, as the kernel multiplies them:
+        those around and between the gradient of a depthwise convolution with a stride on CUDA, for one.
         """
         images, kernel, outputs = re.split("_|->", self.labels)
         pairs = 1

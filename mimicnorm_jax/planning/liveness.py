@@ -31,9 +31,9 @@ class Buffer:
     Attributes:
       nbytes: what it takes.
       shape: as XLA writes it, `bf16[256,56,56,64]`.
-      role: `argument`, `output`, `forward` for what the forward pass made, `backward` for what its transpose made,
-        `unnamed` for what the compiler made.
-      layer: path of the module that made it; of an argument its name.
+      role: `argument`, `copy` of an argument, `forward` for what the forward pass made, `backward` for what its
+        transpose made, `unnamed` for what the compiler made.
+      layer: path of the module that made it; of an argument and its copy its name.
       operation: the primitive; empty for an argument.
     """
 
@@ -173,11 +173,17 @@ def live_at_peak(module: Module, assignment: str, live_ranges: str) -> tuple[Buf
     ]
     for values in _temporaries(assignment, _ranges(live_ranges)):
         for value in _peak(values):
-            name = _made_by(module, value.name)
-            layer, operation = layer_of(name)
-            role = "unnamed" if not name else "backward" if "transpose(" in name else "forward"
-            buffers.append(Buffer(value.size, _plain(value.shape), role, layer, operation))
+            buffers.append(_buffer(value, _made_by(module, value.name)))
     return tuple(sorted(buffers, key=lambda buffer: -buffer.nbytes))
+
+
+def _buffer(value: _Value, op_name: str) -> Buffer:
+    shape = _plain(value.shape)
+    if not op_name:
+        return Buffer(value.size, shape, "unnamed", "")
+    if "/" not in op_name:
+        return Buffer(value.size, shape, "copy", op_name)
+    return Buffer(value.size, shape, "backward" if "transpose(" in op_name else "forward", *layer_of(op_name))
 
 
 def _shape(parameter: Instruction) -> str:

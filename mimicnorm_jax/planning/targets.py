@@ -69,7 +69,11 @@ class Target:
             return None
         if self.platform == "tpu":
             return self.memory - TPU_RESERVED
-        return int(self.memory * float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", GPU_FRACTION)))
+        text = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", GPU_FRACTION)
+        try:
+            return int(self.memory * float(text))
+        except ValueError as error:
+            raise PlanError(f"$XLA_PYTHON_CLIENT_MEM_FRACTION must be a number, and is {text!r}") from error
 
     def jax_devices(self, count: int | None = None) -> tuple[Any, ...]:
         """The target's devices, to give shardings.

@@ -146,7 +146,7 @@ def require_fit(plan_of: PlanOf, config: TrainConfig, devices: int = 1) -> Train
         sizes = ": it needs {:.2f} GiB of {:.2f} usable on each device, {:.2f} GiB too much".format(*amounts)
     advice = f"by the plan each of these fits: {', '.join(ways)}" if ways else "no smaller batch fits either"
     raise DoesNotFitError(
-        f"{config.model} under {config.method} with config.batch_size={config.batch_size} does not fit{sizes}; {advice}",
+        f"{config.model}, {config.method}, config.batch_size={config.batch_size}: does not fit{sizes}; {advice}",
         needed,
         available,
     )

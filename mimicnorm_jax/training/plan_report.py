@@ -14,6 +14,7 @@ MIB = 2**20
 ROLES = {
     "forward": "kept from the forward pass",
     "backward": "of the backward pass",
+    "copy": "copies of arguments",
     "unnamed": "made by the compiler",
 }
 
@@ -75,13 +76,12 @@ HEAD = (
     "target", "run", "peak MiB", "temporaries MiB", "arguments MiB", "GFLOP", "GB moved", "bound ms", "fused",
     "largest batch",
 )  # fmt: skip
-LEGEND = (
-    "Planned by the compiler, for one device; nothing was run. In brackets: ratio to the target's first run. Peak: the "
-    "step with\nthe dataset, both splits of which wait on the device; ! does not fit. GFLOP: of convolutions and "
-    "products, what is done\nagain included. GB moved: what kernels read and write. Bound: the time of a step cannot be "
-    "less, by operations or bytes;\nit is no prediction. Fused: forward convolutions that apply an activation / add a "
-    "residual in their kernel / all (CUDA)."
-)
+LEGEND = """\
+Planned by the compiler, for one device; nothing was run. In brackets: ratio to the target's first run. Peak: the step
+and the dataset, both splits of which wait on the device; ! does not fit. GFLOP: of convolutions and products, what is
+done again included. GB moved: what kernels read and write. Bound: a step cannot take less time, by its operations or
+bytes; it is no prediction. Fused: forward convolutions that apply an activation / add a residual in their kernel / all
+(CUDA)."""
 
 
 def references(rows: Sequence[Row]) -> dict[str, TrainingPlan]:
