@@ -25,6 +25,22 @@ class DamagedCheckpointError(WorkdirError):
     """A checkpoint cannot be read, or its contents are not those that were saved."""
 
 
+class PlanError(UserError):
+    """A plan cannot be made: the target, its plugin, or the function stands in the way."""
+
+
+class DoesNotFitError(PlanError):
+    """A program needs more memory than its target has.
+
+    Attributes:
+      needed, available: bytes of one device; None where the compiler does not say.
+    """
+
+    def __init__(self, message: str, needed: int | None, available: int | None) -> None:
+        super().__init__(message)
+        self.needed, self.available = needed, available
+
+
 class PeerError(UserError):
     """Another process of the same run ended or cannot be reached."""
 

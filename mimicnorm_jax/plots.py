@@ -278,3 +278,19 @@ def along_run(rows: Rows, path: Path, title: str) -> None:
             if len(names) > 1:
                 axes.legend(frameon=False)
         figure.suptitle(title)
+
+
+def stacked_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path, title: str, label: str) -> None:
+    """Draws in every panel a bar a name, stacked of its parts, one colour a part."""
+    parts = list(dict.fromkeys(part for bars in panels.values() for bar in bars.values() for part in bar))
+    with _picture(path, (4.5 * len(panels) + 2.5, 4), columns=len(panels)) as (figure, grid):
+        for axes, (name, bars) in zip(grid[0], panels.items(), strict=True):
+            bottom = np.zeros(len(bars))
+            for i, part in enumerate(parts):
+                heights = np.array([bar.get(part, 0.0) for bar in bars.values()])
+                axes.bar(list(bars), heights, bottom=bottom, color=f"C{i}", label=part)
+                bottom += heights
+            axes.set(title=name, ylabel=label)
+            axes.tick_params(axis="x", rotation=20)
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), frameon=False, loc="outside right center")
+        figure.suptitle(title)

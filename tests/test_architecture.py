@@ -26,8 +26,9 @@ MAY_IMPORT = {
     "models": FIRST,
     "data": {"data", "errors", "hosts"},
     "hosts": {"errors"},
-    "training": FIRST | {"data", "diagnostics", "hosts", "training", "plots"},
+    "training": FIRST | {"data", "diagnostics", "hosts", "planning", "training", "plots"},
     "diagnostics": GROUND | {"diagnostics", "plots"},
+    "planning": {"planning", "errors"},
     "plots": {"errors"},
     "__init__": FIRST,
 }

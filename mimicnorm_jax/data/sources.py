@@ -19,6 +19,8 @@ NAMES = ("digits", *TFDS_NAMES)
 """Every dataset that `load` knows."""
 SHAPES: dict[str, tuple[int, int, int]] = {"digits": (8, 8, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
 """Images' (H, W, C), known before anything is read."""
+COUNTS: dict[str, tuple[int, int]] = {"digits": (1437, 360), "cifar10": (50000, 10000), "cifar100": (50000, 10000)}
+"""Numbers of training and test images."""
 NUM_CLASSES: dict[str, int] = {"digits": 10, "cifar10": 10, "cifar100": 100}
 
 

@@ -48,6 +48,14 @@ class Spread:
         """`eval_step` over devices: `(variables, data, index (D, B / D), mask (D, B / D)) -> metrics`."""
         return self._map(partial(step.eval_step, task), (EVERYWHERE, EVERYWHERE, SHARED, SHARED))
 
+    def train_program(self, task: step.Task) -> tuple[Any, tuple[NamedSharding, ...]]:
+        """What `make_train_steps` runs under shard_map, to be lowered, and the shardings of its four arguments."""
+        return self._program(partial(step.train_steps, task), (EVERYWHERE, EVERYWHERE, SHARED, EVERYWHERE), (0,))
+
+    def eval_program(self, task: step.Task) -> tuple[Any, tuple[NamedSharding, ...]]:
+        """What `make_eval_step` runs under shard_map, to be lowered, and the shardings of its four arguments."""
+        return self._program(partial(step.eval_step, task), (EVERYWHERE, EVERYWHERE, SHARED, SHARED), ())
+
     def _sharding(self, spec: PartitionSpec, local: bool = False) -> NamedSharding:
         devices = [device for device in self.devices if not local or self._is_mine(device)]
         return NamedSharding(Mesh(np.array(devices), (step.AXIS,)), spec)
@@ -76,9 +84,9 @@ class Spread:
             devices=self.devices,
         )
 
-    def _shard_map(
+    def _program(
         self, function: Callable[..., Any], specs: tuple[PartitionSpec, ...], donate: tuple[int, ...]
-    ) -> Any:
+    ) -> tuple[Any, tuple[NamedSharding, ...]]:
         def on_a_device(*arguments: Any) -> Any:
             return function(*(a[0] if spec == SHARED else a for a, spec in zip(arguments, specs, strict=True)))
 
@@ -88,6 +96,12 @@ class Spread:
             jax.shard_map(on_a_device, mesh=mesh, in_specs=specs, out_specs=EVERYWHERE, check_vma=False),
             donate_argnums=donate,
         )
+        return mapped, tuple(self._sharding(spec) for spec in specs)
+
+    def _shard_map(
+        self, function: Callable[..., Any], specs: tuple[PartitionSpec, ...], donate: tuple[int, ...]
+    ) -> Any:
+        mapped, _ = self._program(function, specs, donate)
 
         def from_rows(*arguments: Any) -> Any:
             rows = self._sharding(SHARED)

@@ -58,6 +58,15 @@ def check(config: TrainConfig) -> None:
       DataError: if the dataset is unknown or not prepared.
     """
     sources.check(config.dataset, config.data_dir)
+    check_program(config, jax.device_count())
+
+
+def check_program(config: TrainConfig, devices: int) -> None:
+    """What `check` can say of so many devices without a dataset.
+
+    Raises:
+      ConfigError: names the field.
+    """
     try:
         _model_to_train(config)
         models.check_image(config.model, sources.SHAPES[config.dataset])
@@ -67,7 +76,6 @@ def check(config: TrainConfig) -> None:
         ) from error
     if config.centring == "after_step" and not METHODS[config.method].centres:
         raise ConfigError(f"config.centring is 'after_step', but config.method={config.method!r} centres no kernel")
-    devices = jax.device_count()
     if config.batch_size % devices:
         raise ConfigError(
             f"config.batch_size is {config.batch_size}, which {devices} devices cannot share equally: "
@@ -119,6 +127,32 @@ def _model_to_train(config: TrainConfig) -> Any:
     )
 
 
+def make_task(
+    config: TrainConfig, count: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[Task, optax.Schedule]:
+    """What a config's steps close over, and the learning rate by step.
+
+    Args:
+      config: of the run.
+      count: of training images.
+      mean, std: of the training images, see `Task`.
+    """
+    schedule = make_schedule(config, count // config.batch_size)
+    task = Task(
+        model=_model_to_train(config),
+        tx=make_optimizer(config, schedule),
+        augmentation=Augmentation(config.crop_padding, config.flip, config.rotation),
+        mean=mean,
+        std=std,
+        dtype=config.dtype,
+        label_smoothing=config.label_smoothing,
+        ema_decay=config.ema_decay,
+        seed=config.seed,
+        microbatches=config.microbatches,
+    )
+    return task, schedule
+
+
 def start(config: TrainConfig) -> Session:
     """Reads the data, puts it on the devices and builds the steps.
 
@@ -133,19 +167,7 @@ def start(config: TrainConfig) -> Session:
             f"config.batch_size is {config.batch_size}, more than the {len(dataset.train)} training images of "
             f"{config.dataset}"
         )
-    schedule = make_schedule(config, len(dataset.train) // config.batch_size)
-    task = Task(
-        model=_model_to_train(config),
-        tx=make_optimizer(config, schedule),
-        augmentation=Augmentation(config.crop_padding, config.flip, config.rotation),
-        mean=dataset.mean,
-        std=dataset.std,
-        dtype=config.dtype,
-        label_smoothing=config.label_smoothing,
-        ema_decay=config.ema_decay,
-        seed=config.seed,
-        microbatches=config.microbatches,
-    )
+    task, schedule = make_task(config, len(dataset.train), dataset.mean, dataset.std)
     return Session(
         config,
         spread,
@@ -161,10 +183,13 @@ def start(config: TrainConfig) -> Session:
 
 
 def initial_state(session: Session) -> TrainState:
-    """A fresh state from the config's seed, on the host's first device; centred where steps keep it centred."""
-    config = session.config
-    shape = sources.SHAPES[config.dataset]
-    state = create_state(session.task.model, session.task.tx, shape, config.seed, config.ema_decay > 0)
+    """A fresh state from the config's seed, on the host's first device."""
+    return fresh_state(session.config, session.task)
+
+
+def fresh_state(config: TrainConfig, task: Task) -> TrainState:
+    """A state from the config's seed; centred where steps keep it centred."""
+    state = create_state(task.model, task.tx, sources.SHAPES[config.dataset], config.seed, config.ema_decay > 0)
     if config.centring == "after_step":
         state = state.replace(params=project(state.params), ema_params=project(state.ema_params))
     return state

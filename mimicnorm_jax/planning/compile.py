@@ -1,0 +1,193 @@
+"""Compiles a function for a target and reads the plan."""
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import SingleDeviceSharding
+
+from mimicnorm_jax.errors import DoesNotFitError, PlanError
+from mimicnorm_jax.planning import hlo, liveness, traffic
+from mimicnorm_jax.planning.cache import Cache
+from mimicnorm_jax.planning.plans import Plan
+from mimicnorm_jax.planning.targets import Target, target
+
+_PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda13-pjrt", "libtpu")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def plan(
+    function: Callable[..., Any],
+    *shapes: Any,
+    target: Target | str,
+    donate: tuple[int, ...] = (),
+    cache: Cache | None = None,
+) -> Plan:
+    """Compiles a function for a device that need not be there, and says what it will take.
+
+    Args:
+      function: any that JAX can compile, or one that `jax.jit` returned.
+      *shapes: its arguments, trees of arrays or of `jax.ShapeDtypeStruct`. One without a sharding on the target's
+        devices (`Target.jax_devices`) goes to the first of them.
+      target: from `targets.target`, or its name.
+      donate: numbers of the arguments whose memory the results may take; of a function not jitted yet.
+      cache: of plans; None compiles always.
+
+    Raises:
+      PlanError: if there is no such target, its plugin is missing, or the function cannot be traced or compiled.
+      DoesNotFitError: if the target's compiler refuses the program for want of memory, as a TPU's does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> square = plan(jnp.square, jax.ShapeDtypeStruct((1024,), jnp.float32), target="cpu")
+      >>> square.argument_bytes, square.output_bytes, square.total_moved
+      (4096, 4096, 8192)
+    """
+    found = _target(target)
+    placed = jax.tree.map(lambda leaf: _placed(leaf, found), shapes)
+    lowered = lower(function, *placed, donate=donate)
+    versions = _versions()
+    key = cache and cache.key(lowered.as_text(debug_info=True), f"{found}", f"{versions}")
+    if cache and key and (known := cache.get(key)):
+        return known
+    made = _read(lowered, found, _devices(placed), versions)
+    if cache and key:
+        cache.put(key, made)
+    return made
+
+
+def _target(name: Target | str) -> Target:
+    return target(name) if isinstance(name, str) else name
+
+
+def lower(function: Callable[..., Any], *shapes: Any, donate: tuple[int, ...] = ()) -> Any:
+    """Traces a function.
+
+    Raises:
+      PlanError: if it cannot be.
+    """
+    name = getattr(function, "__qualname__", repr(function))
+    if hasattr(function, "lower") and donate:
+        raise PlanError(f"{name} is compiled by jax.jit already: give donate_argnums there")
+    jitted: Any = function if hasattr(function, "lower") else jax.jit(function, donate_argnums=donate)
+    try:
+        return jitted.lower(*shapes)
+    except Exception as error:  # whatever the function raises while it is traced
+        reason = " ".join(str(error).split())[:600]
+        raise PlanError(f"jax.jit cannot trace {name} with these shapes: {type(error).__name__}: {reason}") from error
+
+
+def _placed(leaf: Any, found: Target) -> Any:
+    sharding = getattr(leaf, "sharding", None) if isinstance(leaf, jax.ShapeDtypeStruct) else None
+    if sharding is None:
+        sharding = SingleDeviceSharding(found.jax_devices()[0])
+    leaf = leaf if hasattr(leaf, "dtype") else jax.numpy.asarray(leaf)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _devices(shapes: Any) -> int:
+    return max((len(leaf.sharding.device_set) for leaf in jax.tree.leaves(shapes)), default=1)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def _no_compilation_cache() -> Iterator[None]:
+    """A program that JAX has cached comes without the compiler's report."""
+    before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
+def _read(lowered: Any, found: Target, devices: int, versions: dict[str, str]) -> Plan:
+    with tempfile.TemporaryDirectory(prefix="mimicnorm_plan_") as folder:
+        compiled = _compile(lowered, found, folder)
+        dump = liveness.read_dump(Path(folder))
+    module = hlo.parse(compiled.as_text())
+    work = traffic.work(module)
+    memory = compiled.memory_analysis()
+    costs = compiled.cost_analysis()
+    replaced = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    bound, by = _bound(found, module, work)
+    return Plan(
+        target=found.name,
+        devices=devices,
+        argument_bytes=memory.argument_size_in_bytes,
+        output_bytes=memory.output_size_in_bytes,
+        aliased_bytes=memory.alias_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        peak_bytes=replaced + memory.temp_size_in_bytes,
+        usable_bytes=found.usable,
+        flops=work.flops,
+        bytes_moved={name: work.moved[name] for name in traffic.CLASSES},
+        bytes_accessed=(costs or {}).get("bytes accessed"),
+        unknown_loops=work.unknown_loops,
+        convolutions=traffic.convolutions(module),
+        live=() if dump is None else liveness.live_at_peak(module, *dump),
+        bound_seconds=bound,
+        bound_by=by,
+        versions=versions,
+    )
+
+
+def _compile(lowered: Any, found: Target, folder: str) -> Any:
+    options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+    try:
+        with _no_compilation_cache():
+            return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        text = " ".join(str(error).split())
+        if "RESOURCE_EXHAUSTED" not in text:
+            raise PlanError(f"the compiler of {found.name} refuses the program: {text[:600]}") from error
+        needed, available = _exhausted(text, _argument_bytes(lowered))
+        sizes = "" if needed is None or available is None else _missing(needed, available)
+        raise DoesNotFitError(
+            f"the program does not fit {found.name}{sizes}: give it smaller shapes", needed, available
+        ) from error
+
+
+def _exhausted(text: str, arguments: int) -> tuple[int | None, int | None]:
+    """Bytes needed and available, from libtpu's words; where it names temporaries alone, arguments are added."""
+    whole = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", text)
+    temporaries = re.search(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)", text)
+    match = whole or temporaries
+    if not match:
+        return None, None
+    needed, available = (int(float(match[i]) * _UNITS[match[i + 1]]) for i in (1, 3))
+    return needed if whole else needed + arguments, available
+
+
+def _argument_bytes(lowered: Any) -> int:
+    shapes = jax.tree.leaves(lowered.in_avals)
+    return sum(shape.size * shape.dtype.itemsize for shape in shapes)
+
+
+def _missing(needed: int, available: int) -> str:
+    gib = 2**30
+    return f": it needs {needed / gib:.2f} GiB of {available / gib:.2f}, {(needed - available) / gib:.2f} GiB too much"
+
+
+def _bound(found: Target, module: hlo.Module, work: traffic.Work) -> tuple[float | None, str]:
+    if found.bandwidth is None or not found.peak:
+        return None, ""
+    # A program that multiplies float32 anywhere may do so everywhere else in bfloat16: the faster rate is the bound.
+    rate = max(found.peak.values()) if traffic.narrow(module) else found.peak["float32"]
+    times = {"flops": work.flops / rate, "bytes": sum(work.moved.values()) / found.bandwidth}
+    by = max(times, key=lambda name: times[name])
+    return times[by], by

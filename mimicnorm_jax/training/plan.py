@@ -1,0 +1,176 @@
+"""What a run of `train.py` will take on devices that need not be there: its very step, planned by their compiler."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mimicnorm_jax.data import sources
+from mimicnorm_jax.errors import ConfigError
+from mimicnorm_jax.planning import Cache, Plan, Target, plan, target
+from mimicnorm_jax.planning.liveness import Buffer
+from mimicnorm_jax.training import parallel
+from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.session import check_program, fresh_state, make_task
+
+REMAT_SUFFIX = "_remat"
+"""Behind a method's name: the network under `jax.checkpoint`, which keeps what convolutions and products return."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The plans of a run's two programs.
+
+    Attributes:
+      method: of the run, with `REMAT_SUFFIX` if the network was checkpointed.
+      batch_size: over all devices.
+      step: of a training step. A program of several steps, see `config.steps_per_dispatch`, is one of so many turns.
+      evaluation: of an evaluation step.
+      test_bytes: of the test images, which wait on the device during training.
+      waiting_bytes: of what waits on the device during evaluation: training images, momentum and the like.
+    """
+
+    method: str
+    batch_size: int
+    step: Plan
+    evaluation: Plan
+    test_bytes: int
+    waiting_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that the run has on a device at one time, by the plans."""
+        return max(self.step.peak_bytes + self.test_bytes, self.evaluation.peak_bytes + self.waiting_bytes)
+
+    @property
+    def missing_bytes(self) -> int:
+        """What the run needs beyond what it can have; 0 or less if it fits."""
+        usable = self.step.usable_bytes
+        return 0 if usable is None else self.peak_bytes - usable
+
+    @property
+    def fits(self) -> bool:
+        return self.missing_bytes <= 0
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as what JSON can hold."""
+        about = {"method": self.method, "batch_size": self.batch_size, "peak_bytes": self.peak_bytes}
+        waiting = {"test_bytes": self.test_bytes, "waiting_bytes": self.waiting_bytes, "fits": self.fits}
+        parts = {"step": json.loads(self.step.to_json()), "evaluation": json.loads(self.evaluation.to_json())}
+        return {**about, **waiting, **parts}
+
+
+@dataclass(frozen=True)
+class _Checkpointed:
+    """A network that keeps what convolutions and matrix products return, and computes the rest again."""
+
+    network: Any
+
+    @property
+    def factory(self) -> Any:
+        return self.network.factory
+
+    def init(self, *arguments: Any, **options: Any) -> Any:
+        return self.network.init(*arguments, **options)
+
+    def apply(self, variables: Any, images: jax.Array, **options: Any) -> Any:
+        rngs = options.pop("rngs", {})
+        call = jax.checkpoint(
+            lambda variables, images, rngs: self.network.apply(variables, images, rngs=rngs, **options),
+            policy=jax.checkpoint_policies.dots_saveable,
+        )
+        return call(variables, images, rngs)
+
+    def clone(self, **fields: Any) -> "_Checkpointed":
+        return _Checkpointed(self.network.clone(**fields))
+
+
+def plan_training(
+    config: TrainConfig,
+    target: Target | str,
+    devices: int | None = None,
+    checkpointed: bool = False,
+    cache: Cache | None = None,
+) -> TrainingPlan:
+    """Compiles what `train.py` would run, without reading the dataset.
+
+    The step is the run's: augmentation, the guard against losses that are not finite, optimiser, average of the
+    parameters, microbatches, the state donated, and the whole dataset resident on every device as an argument.
+    For either `config.mapping` the program that `jit(shard_map)` makes is compiled, as `jax.pmap` makes it inside too
+    and cannot be asked for a grid of TPUs of several hosts.
+
+    Args:
+      config: of the run.
+      target: see `planning.target`.
+      devices: that share a batch; default: as many as the target's name says.
+      checkpointed: the network under `jax.checkpoint` with the policy `dots_saveable`, to compare with.
+      cache: of plans.
+
+    Raises:
+      ConfigError: names the field.
+      PlanError: if there is no such target or its plugin is missing.
+      DoesNotFitError: if the target's compiler refuses the program for want of memory.
+    """
+    found = _target(target)
+    count = found.devices if devices is None else devices
+    if config.dataset not in sources.COUNTS:
+        sources.check(config.dataset)
+    check_program(config, count)
+    spread = parallel.Spread(found.jax_devices(count), "shard_map")
+    train_count, test_count = sources.COUNTS[config.dataset]
+    if config.batch_size > train_count:
+        raise ConfigError(
+            f"config.batch_size is {config.batch_size}, more than the {train_count} training images of {config.dataset}"
+        )
+    channels = sources.SHAPES[config.dataset][-1]
+    # Mean and deviation are numbers in the program, whose value changes nothing of what it takes.
+    task, _ = make_task(config, train_count, (0.5,) * channels, (0.25,) * channels)
+    if checkpointed:
+        model: Any = _Checkpointed(task.model)
+        task = dataclasses.replace(task, model=model)
+    state = jax.eval_shape(partial(fresh_state, config, task))
+    training, test = _data(config, train_count), _data(config, test_count)
+    share, steps = config.batch_size // count, config.steps_per_dispatch
+    index = jax.ShapeDtypeStruct((count, steps, share), jnp.int32)
+    step = _plan(
+        spread.train_program(task), (state, training, index, jax.ShapeDtypeStruct((), jnp.int32)), found, cache
+    )
+    rows = jax.ShapeDtypeStruct((count, share), jnp.int32), jax.ShapeDtypeStruct((count, share), jnp.float32)
+    evaluation = _plan(spread.eval_program(task), (state.eval_variables, test, *rows), found, cache)
+    waiting = _nbytes(training) + _nbytes(state) - _nbytes(state.eval_variables)
+    method = config.method + REMAT_SUFFIX * checkpointed
+    return TrainingPlan(method, config.batch_size, step, evaluation, _nbytes(test), waiting)
+
+
+def _target(name: Target | str) -> Target:
+    return target(name) if isinstance(name, str) else name
+
+
+def _data(config: TrainConfig, count: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    images = jax.ShapeDtypeStruct((count, *sources.SHAPES[config.dataset]), jnp.uint8)
+    return images, jax.ShapeDtypeStruct((count,), jnp.int32)
+
+
+def _plan(program: tuple[Any, tuple[Any, ...]], shapes: tuple[Any, ...], found: Target, cache: Cache | None) -> Plan:
+    function, shardings = program
+    placed = [
+        jax.tree.map(lambda leaf, s=sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shape)
+        for shape, sharding in zip(shapes, shardings, strict=True)
+    ]
+    made = plan(function, *placed, target=found, cache=cache)
+    return dataclasses.replace(made, live=tuple(map(_with_plain_name, made.live)))
+
+
+def _with_plain_name(buffer: Buffer) -> Buffer:
+    for i, name in enumerate(("state", "data", "index")):
+        if buffer.layer.startswith(f"arguments[{i}]"):
+            return dataclasses.replace(buffer, layer=buffer.layer.replace(f"arguments[{i}]", name, 1))
+    return buffer
+
+
+def _nbytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,127 @@
+"""Targets: every one compiles, what is wrong is said."""
+
+import importlib.util
+import os
+import re
+
+import jax.numpy as jnp
+import pytest
+
+from mimicnorm_jax.errors import PlanError
+from mimicnorm_jax.planning import compile as compile_lib
+from mimicnorm_jax.planning import facts, plan, target, targets
+from tests.planning.programs import needs_cuda, needs_tpu, shape
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", facts.GPUS)
+def test_every_gpu_compiles(name):
+    found = plan(lambda a: a @ a, shape(128, 128, dtype=jnp.bfloat16), target=name)
+    gpu = facts.GPUS[name]
+    assert found.bound_seconds == pytest.approx(
+        max(2 * 128**3 / gpu.bfloat16, found.total_moved / gpu.bandwidth), rel=1e-12
+    )
+
+
+@needs_tpu
+@pytest.mark.parametrize("name", facts.TPUS)
+def test_every_tpu_has_one_chip_and_grids(name):
+    (device,) = target(name).jax_devices()
+    assert device.platform == "tpu"
+    chips = 8 * facts.TPUS[name].cores
+    grid = "2x4" if facts.TPUS[name].axes == 2 else "2x2x2"
+    assert target(f"{name}:{grid}").devices == chips
+    assert len(target(f"{name}:{grid}").jax_devices()) == chips
+    assert len(set(target(name).jax_devices(4))) == 4
+
+
+def test_float32_is_bound_by_its_own_rate():
+    """At the same time a program with bfloat16 in it has the faster rate, or the bound would be none."""
+    h100 = target("h100")
+    assert h100.peak["bfloat16"] == 2 * h100.peak["float32"]
+
+
+@needs_cuda
+def test_a_description_that_xla_wrote_makes_the_same_plan(tmp_path):
+    arguments = shape(256, 256)
+    lowered = compile_lib.lower(jnp.sin, compile_lib._placed(arguments, target("h200")))
+    compile_lib._compile(lowered, target("h200"), str(tmp_path))
+    (written,) = tmp_path.glob("*gpu_target_config.pbtxt")
+    described = target("h100", written)
+    h200 = target("h200")
+    assert (described.memory, described.bandwidth) == (h200.memory, h200.bandwidth)
+    assert "H200" in described.description
+    ours, theirs = (plan(jnp.sin, arguments, target=each) for each in (h200, described))
+    assert ours.bound_seconds == theirs.bound_seconds
+    assert ours.bytes_moved == theirs.bytes_moved
+
+
+def test_the_share_of_a_gpu_is_jaxs(monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    h100 = target("h100")
+    assert h100.usable == int(0.75 * h100.memory)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    assert h100.usable == int(0.95 * h100.memory)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "lots")
+    with pytest.raises(PlanError, match=r"XLA_PYTHON_CLIENT_MEM_FRACTION.*'lots'"):
+        _ = h100.usable
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("h10", "did you mean h100"),
+        ("v5", "did you mean v5p or v5e"),
+        ("h100:2x2", "unknown target 'h100:2x2'"),
+        ("v5e:8", "2 numbers of at least 1, as in v5e:2x2"),
+        ("v5e:0x1", "2 numbers of at least 1"),
+        ("v5p:2x2", "3 numbers of at least 1, as in v5p:2x2x1"),
+        ("v5e:two", "2 numbers"),
+    ],
+)
+def test_unknown_targets(name, message):
+    with pytest.raises(PlanError, match=re.escape(message)):
+        target(name)
+
+
+@pytest.mark.parametrize(("name", "module"), [("h100", "jax_cuda13_plugin"), ("v5e", "libtpu")])
+def test_a_missing_plugin_names_the_command(name, module, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    targets._cuda_devices.cache_clear()
+    targets._tpu_devices.cache_clear()
+    with pytest.raises(PlanError, match=rf"{module} must be installed.*pip install 'mimicnorm_jax\[plan\]'"):
+        target(name).jax_devices()
+
+
+@needs_tpu
+def test_a_grid_that_the_plugin_refuses():
+    with pytest.raises(PlanError, match="the tpu plugin refuses v5e:3x3: .*not divisible"):
+        target("v5e:3x3").jax_devices()
+    with pytest.raises(PlanError, match="5 devices of v5e make no grid"):
+        target("v5e").jax_devices(5)
+    with pytest.raises(PlanError, match="has 4 devices, and 8 were asked for"):
+        target("v5e:2x2").jax_devices(8)
+
+
+@needs_tpu
+def test_the_environment_is_left_as_it_was():
+    targets._tpu_devices.cache_clear()
+    before = dict(os.environ)
+    target("v5e").jax_devices()
+    assert dict(os.environ) == before
+
+
+def test_too_many_cpu_devices():
+    with pytest.raises(PlanError, match="100 devices were asked for, and this process has 4 CPU devices"):
+        target("cpu").jax_devices(100)
+
+
+def test_a_file_that_describes_no_gpu(tmp_path):
+    path = tmp_path / "target.pbtxt"
+    with pytest.raises(PlanError, match="cannot read the target config"):
+        target("h100", path)
+    path.write_text("hello")
+    with pytest.raises(PlanError, match="lacks device_memory_size or memory_bandwidth"):
+        target("h100", path)
+    with pytest.raises(PlanError, match="describes a GPU, and the target is 'v5e'"):
+        target("v5e", path)
