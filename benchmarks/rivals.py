@@ -98,6 +98,11 @@ class PlainFactory(LayerFactory):
         return nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=kernel_init, name=name)
 
 
+def makes_sense(name: str, variant: str) -> bool:
+    """Whether the network has the variant: `cheap` is nothing for networks without wide pointwise convolutions."""
+    return not variant.endswith("+cheap") or models.ARCHITECTURES[name].cheap_remat
+
+
 def network(name: str, variant: str, num_classes: int, dtype: Any) -> nn.Module:
     """A network of `models.ARCHITECTURES` in one of `VARIANTS`; `ours:METHOD` or `ours:METHOD+REMAT` is any of ours."""
     if variant.startswith("ours:"):
