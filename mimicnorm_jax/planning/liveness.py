@@ -22,6 +22,7 @@ _STRUCTURE = {
     "shard_map",
     "main",
 }
+_PASSED = {"copy", "copy-start", "copy-done", "slice-start", "slice-done", "bitcast", "get-tuple-element", "transpose"}
 
 
 @dataclass(frozen=True)
@@ -136,9 +137,11 @@ def _made_by(module: Module, name: str) -> str:
     for computation in module.computations.values():
         if maker in computation.by_name:
             instruction = computation.by_name[maker]
-            if instruction.opcode == "tuple" and (part := re.match(r"\{(\d+)\}", name[len(maker) :])):
-                instruction = computation.operand(instruction, int(part[1]))
-            return instruction.op_name or _inner_name(module, instruction)
+            while not (found := instruction.op_name or _inner_name(module, instruction)):
+                if instruction.opcode not in _PASSED or not instruction.operands:
+                    return ""
+                instruction = computation.operand(instruction, 0)
+            return found
     return ""
 
 

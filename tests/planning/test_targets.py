@@ -95,7 +95,7 @@ def test_a_missing_plugin_names_the_command(name, module, monkeypatch):
 
 @needs_tpu
 def test_a_grid_that_the_plugin_refuses():
-    with pytest.raises(PlanError, match="the tpu plugin refuses v5e:3x3: .*not divisible"):
+    with pytest.raises(PlanError, match=r"the tpu plugin refuses v5e:3x3: .*not divisible"):
         target("v5e:3x3").jax_devices()
     with pytest.raises(PlanError, match="5 devices of v5e make no grid"):
         target("v5e").jax_devices(5)
