@@ -1,13 +1,12 @@
-"""Memory of a training step: what autodiff keeps, what the compiler plans, what a device really uses.
+"""Memory and traffic of a training step, as the compilers for an H100, a TPU v5e and others plan them.
 
-For every network, variant (see rivals.py) and dtype, in a fresh process each: bytes kept for the
-backward pass (exact, machine-independent), temporary bytes of the compiled step at two batch sizes and
-the largest batch that fits 16 GiB by them, and, on a device that counts them, peak bytes in use over
-three real steps with preallocation off. Keeps what benchmarks/results/memory.jsonl already holds for
-the same device, then writes memory.md.
+For every network, variant (see rivals.py), dtype and target: what the compiler plans (temporaries, peak, bytes that
+its kernels move, operations, fused convolutions, what is alive at the peak) and, beside it, what autodiff keeps for
+the backward pass. No device is needed. Keeps what benchmarks/results/memory.jsonl already holds for the same
+compiler, then writes memory.md.
 
   python benchmarks/memory.py
-  python benchmarks/memory.py --nets resnet50_imagenet --batch=256
+  python benchmarks/memory.py --targets v5e --nets resnet50_imagenet --variants batchnorm ours:mimicnorm
   python benchmarks/memory.py --render
 """
 
@@ -24,127 +23,145 @@ import jax.numpy as jnp
 import rivals
 from tqdm import tqdm
 
-from mimicnorm_jax.training import machine
+from mimicnorm_jax.planning import plan
 from mimicnorm_jax.training.logs import say
 from mimicnorm_jax.training.workdir import write_text
 
 RESULTS = Path(__file__).parent / "results"
-NETS = ("resnet50", "resnet18", "vgg16", "squeezenet", "shufflenetv2_x1", "mobilenetv2")
-DTYPES = ("float32", "bfloat16")
-BUDGET = 16 * 2**30
+NETS = ("resnet50_imagenet", "resnet18", "resnet50", "vgg16", "squeezenet", "shufflenetv2_x1", "mobilenetv2")
+VARIANTS = (*rivals.VARIANTS, "ours:mimicnorm+cheap", "ours:mimicnorm+stage")
+DTYPES = ("bfloat16", "float32")
+TARGETS = ("h100", "v5e")
+LARGEST_SHOWN = 8
 
 
-def measure(net: str, variant: str, dtype: str, batch: int) -> dict[str, Any]:
-    """One line; to be called in a fresh process."""
+def measure(net: str, variant: str, dtype: str, batch: int, target: str) -> dict[str, Any]:
+    """One line."""
     subject = rivals.subject(net, variant, batch, jnp.dtype(dtype))
-    memory = subject.compiled().memory_analysis()
-    half = rivals.subject(net, variant, batch // 2, jnp.dtype(dtype)).compiled().memory_analysis()
-    # Both are measured to the byte; from batch to batch the plan grows all but linearly.
-    each = (memory.temp_size_in_bytes - half.temp_size_in_bytes) / (batch - batch // 2)
-    fixed = memory.temp_size_in_bytes - each * batch + memory.argument_size_in_bytes
-    line = {
+    planned = plan(subject.step, subject.state, subject.images, subject.labels, target=target, donate=(0,))
+    fields = ("argument_bytes", "temporary_bytes", "aliased_bytes", "peak_bytes", "flops", "bytes_moved")
+    return {
+        "target": target,
         "net": net,
         "variant": variant,
         "dtype": dtype,
         "batch": batch,
         "saved_bytes": subject.saved(),
-        "temp_bytes": memory.temp_size_in_bytes,
-        "argument_bytes": memory.argument_size_in_bytes,
-        "largest_batch": int((BUDGET - fixed) / each),
-        "machine": machine.describe(),
+        **{field: getattr(planned, field) for field in (*fields, "bytes_accessed", "bound_seconds", "fused")},
+        "live_by_role": planned.live_by_role,
+        "live": [[buffer.nbytes, buffer.shape, buffer.role, buffer.layer] for buffer in planned.live[:LARGEST_SHOWN]],
+        "versions": planned.versions,
     }
-    if (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use") is None:
-        return line
-    step = jax.jit(subject.step, donate_argnums=0)
-    state, images, labels = subject.start()
-    for _ in range(3):
-        state = step(state, images, labels)
-    jax.block_until_ready(state)
-    return line | machine.peak_memory()
 
 
-def _in_fresh_process(case: tuple[str, str, str, int]) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--measure", *map(str, case)]
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+def traffic(line: dict[str, Any]) -> float:
+    """Bytes that a step moves: the compiler's own figure for a TPU, the sum over kernels for a GPU."""
+    return line["bytes_accessed"] or sum(line["bytes_moved"].values())
+
+
+def _in_fresh_process(case: tuple[str, ...]) -> dict[str, Any] | None:
+    command = [sys.executable, __file__, "--measure", *case]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        # Out of memory is a result too; the reason is on stderr.
-        net, variant, dtype, batch = case
-        failed = {"net": net, "variant": variant, "dtype": dtype, "batch": batch}
-        return failed | {"failed": done.returncode, "machine": machine.describe()}
+        say(f"failed: {' '.join(case)}")
+        return None
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _key(line: dict[str, Any]) -> tuple[Any, ...]:
-    return line["machine"]["device"], line["net"], line["variant"], line["dtype"], line["batch"]
+def key(line: dict[str, Any]) -> tuple[Any, ...]:
+    return line["target"], line["dtype"], line["batch"], line["versions"]["jax"], line["net"], line["variant"]
 
 
-def read(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+def read(path: Path = RESULTS / "memory.jsonl") -> dict[tuple[Any, ...], dict[str, Any]]:
     lines = map(json.loads, path.read_text().splitlines()) if path.exists() else []
-    return {_key(line): line for line in lines}
+    return {key(line): line for line in lines}
 
 
-def _cell(line: dict[str, Any], reference: dict[str, Any], quantity: str, unit: int = 2**20) -> str:
-    if quantity not in line:
-        return "-"
-    ratio = f" ({line[quantity] / reference[quantity]:.3f})" if reference.get(quantity) else ""
-    return f"{line[quantity] / unit:,.0f}{ratio}"
+def write(lines: dict[tuple[Any, ...], dict[str, Any]]) -> None:
+    """Both files, in one order however the lines came."""
+    ordered = sorted(lines.values(), key=lambda line: (*key(line)[:4], NETS.index(line["net"])))
+    write_text(RESULTS / "memory.jsonl", "".join(json.dumps(line) + "\n" for line in ordered))
+    write_text(RESULTS / "memory.md", render(ordered))
 
 
-def render(lines: dict[tuple[Any, ...], dict[str, Any]]) -> str:
-    """The table, one block for each device, dtype and batch."""
+def _cell(value: float, reference: float | None, unit: float, digits: int = 0) -> str:
+    ratio = f" ({value / reference:.3f})" if reference else ""
+    return f"{value / unit:,.{digits}f}{ratio}"
+
+
+def _row(line: dict[str, Any], reference: dict[str, Any] | None) -> str:
+    other = reference or {}
+    fused = line["fused"]
+    cells = [
+        line["net"],
+        line["variant"],
+        _cell(line["saved_bytes"], other.get("saved_bytes"), 2**20),
+        _cell(line["temporary_bytes"], other.get("temporary_bytes"), 2**20),
+        _cell(traffic(line), traffic(reference) if reference else None, 1e9, 2),
+        _cell(line["flops"], other.get("flops"), 1e9),
+        f"{fused['activation']} of {fused['forward']}" if fused["forward"] else "-",
+        f"{1e3 * line['bound_seconds']:,.1f}" if line["bound_seconds"] else "-",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def render(lines: list[dict[str, Any]]) -> str:
+    """The table, one block for each target, dtype, batch and compiler."""
     text = [
-        "# Memory of a training step",
+        "# Memory and traffic of a training step, planned by the compiler",
         "",
-        "`python benchmarks/memory.py`. MiB, and in brackets the ratio to the same network with Flax's BatchNorm, ReLU",
-        "and max-pooling. Kept: what autodiff keeps for the backward pass, each array once, parameters and images not",
-        "counted. Temporaries: what the compiler plans for the step (SGD with momentum) besides its arguments. Peak:",
-        "bytes in use on the device over three steps in a fresh process. Largest batch: by the plan, in 16 GiB.",
-        "`batchnorm_remat` keeps what convolutions return and recomputes normalisation and ReLU. No seed enters: all",
-        "but the peak is a property of the program.",
+        "`python benchmarks/memory.py`. In brackets the ratio to the same network with Flax's BatchNorm, ReLU and",
+        "max-pooling. Kept: MiB that autodiff keeps for the backward pass, before any compiler, each array once.",
+        "Temporaries: MiB that the compiler plans for the step (SGD with momentum, state donated) besides arguments.",
+        "Moved: GB that the compiled kernels read and write (for a TPU the compiler's `bytes accessed`). GFLOP: of",
+        "convolutions and products, repeated ones counted again. ReLU fused: forward convolutions with an activation",
+        "in their kernel. Bound: ms, the larger of GFLOP over the device's peak and bytes over its bandwidth; it is no",
+        "prediction. `batchnorm_remat` keeps what convolutions return and recomputes normalization and ReLU. No seed",
+        "enters, and no device: all is a property of the compiled program. What a device did is in confirm_plan.md.",
     ]
     blocks: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for line in lines.values():
-        blocks.setdefault((line["machine"]["device"], line["dtype"], line["batch"]), []).append(line)
-    for (device, dtype, batch), block in blocks.items():
-        versions = {name: block[0]["machine"][name] for name in ("jax", "flax")}
-        about = ", ".join(f"{name} {number}" for name, number in versions.items())
-        text += ["", f"## {device}, {dtype}, batch {batch} ({about})", ""]
-        text += [
-            "| net | variant | kept | temporaries | peak on the device | largest batch |",
-            "|---|---|---|---|---|---|",
-        ]
-        for line in block:
-            reference = next((b for b in block if (b["net"], b["variant"]) == (line["net"], "batchnorm")), {})
-            cells = [_cell(line, reference, name) for name in ("saved_bytes", "temp_bytes", "peak_device_bytes")]
-            cells.append(_cell(line, reference, "largest_batch", 1) if "failed" not in line else "failed")
-            text.append("| " + " | ".join([line["net"], line["variant"], *cells]) + " |")
+    for line in lines:
+        blocks.setdefault(key(line)[:4], []).append(line)
+    for (target, dtype, batch, _), block in blocks.items():
+        about = ", ".join(f"{name} {number}" for name, number in block[0]["versions"].items())
+        text += ["", f"## {target}, {dtype}, batch {batch} ({about})", ""]
+        text += ["| net | variant | kept | temporaries | moved | GFLOP | ReLU fused | bound |", "|---" * 8 + "|"]
+        references = {line["net"]: line for line in block if line["variant"] == "batchnorm"}
+        order = {variant: i for i, variant in enumerate(VARIANTS)}
+        for line in sorted(block, key=lambda line: (NETS.index(line["net"]), order.get(line["variant"], len(order)))):
+            text.append(_row(line, references.get(line["net"])))
     return "\n".join(text) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", nargs="+", default=NETS, metavar="NET")
-    parser.add_argument("--variants", nargs="+", default=rivals.VARIANTS, metavar="VARIANT")
+    parser.add_argument("--targets", nargs="+", default=TARGETS, metavar="TARGET")
+    parser.add_argument("--nets", nargs="+", default=NETS, choices=NETS, metavar="NET")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, metavar="VARIANT", help=", ".join(VARIANTS))
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--render", action="store_true", help="only write the table again")
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        net, variant, dtype, batch = arguments.measure
-        print(json.dumps(measure(net, variant, dtype, int(batch))))
+        net, variant, dtype, batch, target = arguments.measure
+        print(json.dumps(measure(net, variant, dtype, int(batch), target)))
         return
-    path = RESULTS / "memory.jsonl"
-    lines = read(path)
-    cases = [(n, v, d, arguments.batch) for d in arguments.dtypes for n in arguments.nets for v in arguments.variants]
-    device = machine.describe()["device"]
-    missing = [case for case in cases if (device, *case) not in lines and not arguments.render]
-    for case in tqdm(missing, "memory"):
-        line = _in_fresh_process(case)
-        lines[_key(line)] = line
-        write_text(path, "".join(json.dumps(line) + "\n" for line in lines.values()))
-    write_text(RESULTS / "memory.md", render(lines))
+    cases = [
+        (target, dtype, arguments.batch, jax.__version__, net, variant)
+        for target in arguments.targets
+        for dtype in arguments.dtypes
+        for net in arguments.nets
+        for variant in arguments.variants
+        if rivals.makes_sense(net, variant)
+    ]
+    for case in tqdm([] if arguments.render else [case for case in cases if case not in read()], "memory"):
+        target, dtype, batch, _, net, variant = case
+        if line := _in_fresh_process((net, variant, dtype, str(batch), target)):
+            # Read again: another process may have added lines for another target.
+            write(read() | {key(line): line})
+    write(read())
     say(f"wrote {RESULTS / 'memory.md'}")
 
 

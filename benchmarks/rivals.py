@@ -18,7 +18,8 @@ from flax import linen as nn
 from mimicnorm_jax import models
 from mimicnorm_jax.diagnostics.residuals import nbytes, saved_for_backward
 from mimicnorm_jax.models.branch import ScaledReLU
-from mimicnorm_jax.models.factory import ConvUnit, LayerFactory
+from mimicnorm_jax.models.conv_unit import ConvUnit
+from mimicnorm_jax.models.factory import LayerFactory
 
 VARIANTS = ("batchnorm", "batchnorm_remat", "groupnorm_ws", "ours:batchnorm", "ours:none", "ours:mimicnorm")
 Apply = Callable[..., Any]
@@ -77,10 +78,10 @@ class PlainFactory(LayerFactory):
     unit: ClassVar[type[ConvUnit]] = PlainUnit
     group_norm: bool = False
 
-    def relu(self, x: jax.Array, *, reused: bool = True) -> jax.Array:
+    def relu(self, x: jax.Array, *, reused: bool = True, cheap: bool = False) -> jax.Array:
         return nn.relu(x)
 
-    def relu6(self, x: jax.Array) -> jax.Array:
+    def relu6(self, x: jax.Array, *, reused: bool = True, cheap: bool = False) -> jax.Array:
         return nn.relu6(x)
 
     def branch_relu(self, name: str) -> ScaledReLU:
@@ -97,10 +98,16 @@ class PlainFactory(LayerFactory):
         return nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=kernel_init, name=name)
 
 
+def makes_sense(name: str, variant: str) -> bool:
+    """Whether the network has the variant: `cheap` is nothing for networks without wide pointwise convolutions."""
+    return not variant.endswith("+cheap") or models.ARCHITECTURES[name].cheap_remat
+
+
 def network(name: str, variant: str, num_classes: int, dtype: Any) -> nn.Module:
-    """A network of `models.ARCHITECTURES` in one of `VARIANTS`; `ours:METHOD` is any of our methods."""
+    """A network of `models.ARCHITECTURES` in one of `VARIANTS`; `ours:METHOD` or `ours:METHOD+REMAT` is any of ours."""
     if variant.startswith("ours:"):
-        return models.create(name, method=variant.removeprefix("ours:"), num_classes=num_classes, dtype=dtype)
+        method, _, remat = variant.removeprefix("ours:").partition("+")
+        return models.create(name, method=method, num_classes=num_classes, dtype=dtype, remat=remat or "none")
     model: Any = models.create(name, method="batchnorm", num_classes=num_classes, dtype=dtype)
     fields = {f.name: getattr(model.factory, f.name) for f in dataclasses.fields(LayerFactory)}
     return model.clone(factory=PlainFactory(**fields, group_norm=variant == "groupnorm_ws"))

@@ -1,6 +1,6 @@
 """MimicNorm (Fei et al., arXiv 2010.09278) in JAX and Flax: convolutional networks without intermediate BatchNorm."""
 
-from mimicnorm_jax.activations import relu, relu6, relu_of_mask
+from mimicnorm_jax.activations import relu, relu6, relu_save_mask
 from mimicnorm_jax.centring import (
     always,
     centre,
@@ -37,6 +37,6 @@ __all__ = [
     "project",
     "relu",
     "relu6",
-    "relu_of_mask",
+    "relu_save_mask",
     "ungrouped",
 ]

@@ -9,6 +9,31 @@ from jax import lax
 from jax.nn.initializers import Initializer
 
 from mimicnorm_jax import centring
+from mimicnorm_jax.row_major import row_major
+
+
+class _Arrays:
+    """A layer's options beside given arrays as its parameters: all that Flax's code of the layer reads.
+
+    Not a module, so that Flax runs this code as a plain function and neither counts nor intercepts a second call. The
+    bias is only cast: it is added outside of the checkpoint, where XLA fuses its gradient with the mask of the ReLU
+    behind, instead of reading that map once more.
+    """
+
+    use_bias = False
+
+    def __init__(self, layer: nn.Module, kernel: jax.Array, bias: jax.Array | None) -> None:
+        self._layer, self._kernel, self.bias = layer, kernel, bias
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+    def param(self, name: str, *_: Any) -> jax.Array | None:
+        return {"kernel": self._kernel}[name]
+
+    def promote_dtype(self, inputs: jax.Array, kernel: jax.Array, bias: None, **options: Any) -> tuple[Any, ...]:
+        inputs, kernel, self.bias = self._layer.promote_dtype(inputs, kernel, self.bias, **options)
+        return inputs, row_major(kernel), bias
 
 
 class _CentredKernel(nn.Module):
@@ -16,30 +41,33 @@ class _CentredKernel(nn.Module):
 
     rule: centring.Rule = centring.always
     scale_init: Initializer | None = None
-    _factor = None  # of the call under way
 
-    def param(self, name: str, init_fn: Any, *init_args: Any, **init_kwargs: Any) -> Any:
-        value = super().param(name, init_fn, *init_args, **init_kwargs)
-        if name == "kernel":
-            if self.rule(value.shape, getattr(self, "feature_group_count", 1)):
-                value = centring.centre(value)
-            # After the kernel, so that the kernel's random numbers do not depend on it.
-            if self.scale_init is not None:
-                value = value * super().param("scale", self.scale_init, (), value.dtype)
-        elif name == "bias" and self.scale_init is not None:
-            value = value * self.get_variable("params", "scale")
-        return value if self._factor is None or name not in ("kernel", "bias") else value * self._factor
-
+    @nn.compact
     def __call__(self, inputs: jax.Array, factor: jax.Array | None = None) -> jax.Array:
         """The layer's output; `factor`, a scalar `()`, multiplies kernel and bias and costs no activation memory."""
+        layer: Any = self  # the options are those of the Flax layer beside this class
+        window, groups = getattr(layer, "kernel_size", ()), getattr(layer, "feature_group_count", 1)
+        window = (window,) if isinstance(window, int) else tuple(window)
+        shape = (*window, jnp.shape(inputs)[-1] // groups, layer.features)
+        # Flax's names and order, and the scalar last: the random numbers are those of the plain layer.
+        kernel = self.param("kernel", layer.kernel_init, shape, layer.param_dtype)
+        bias = self.param("bias", layer.bias_init, (layer.features,), layer.param_dtype) if layer.use_bias else None
+        scale = None if self.scale_init is None else self.param("scale", self.scale_init, (), layer.param_dtype)
+        centred = self.rule(shape, groups)
+        plain: Any = super().__call__
 
-        def call(layer: Any, inputs: jax.Array, factor: jax.Array | None) -> jax.Array:
-            object.__setattr__(layer, "_factor", factor)  # for `param`, which the superclass calls
-            return super().__call__(inputs)
+        # The derivative of a product needs its factors, not the product: the backward pass recomputes the transformed,
+        # cast kernel from the raw one, which is there anyway, and no convolution.
+        @jax.checkpoint
+        def product(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *factors: jax.Array) -> Any:
+            kernel = centring.centre(kernel) if centred else kernel
+            for one in factors:
+                kernel, bias = kernel * one, None if bias is None else bias * one
+            arrays = _Arrays(self, kernel, bias)
+            return plain.__func__(arrays, inputs), arrays.bias
 
-        # The derivative of a product needs its factors, not the product: the backward pass recomputes
-        # the transformed kernel from the raw one, which is there anyway, and no convolution.
-        return nn.remat(call)(self, inputs, factor)
+        y, bias = product(inputs, kernel, bias, *(one for one in (scale, factor) if one is not None))
+        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
 
 
 class CentredConv(_CentredKernel, nn.Conv):

@@ -1,4 +1,4 @@
-"""Max-pooling that keeps one byte an output for its backward pass, and not its input."""
+"""Max-pooling that keeps a few bits an output for its backward pass, and not its input."""
 
 import functools
 import math
@@ -7,13 +7,18 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from mimicnorm_jax import bits
+from mimicnorm_jax.activations import SAVED
 
 
 def max_pool(x: jax.Array, window: Sequence[int], strides: Sequence[int], padding: int = 0) -> jax.Array:
     """The largest value in each window; a NaN in a window makes its output NaN.
 
-    The backward pass needs which place of the window won, a uint8, where autodiff of `nn.max_pool`
-    keeps the whole input. Of equal values the first in row-major order takes the gradient, as there.
+    The backward pass needs which place of the window won: 2 bits for a window of 2 x 2, 4 for one of 3 x 3, where
+    autodiff of `nn.max_pool` keeps the whole input. Of equal values the first in row-major order takes the
+    gradient, as there.
 
     Args:
       x: `(B, H, W, C)`, floating point.
@@ -78,12 +83,16 @@ def _max_pool(x: jax.Array, window: tuple[int, int], strides: tuple[int, int], p
 @_max_pool.defjvp
 def _(window: tuple[int, int], strides: tuple[int, int], padding: int, primals: tuple, tangents: tuple) -> tuple:
     largest, place = _winner(primals[0], window, strides, padding)
+    width = next(width for width in (1, 2, 4, 8) if math.prod(window) <= 2**width)
+    # Else XLA finds the winners in the backward pass, and keeps the input until then.
+    packed = checkpoint_name(lax.optimization_barrier(bits.pack(lax.optimization_barrier(place), width)), SAVED)
 
-    # The checkpoint makes autodiff keep the places, and not a mask for each.
+    # The checkpoint makes autodiff keep the packed places, and not a mask for each.
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def tangent(place: jax.Array, dx: jax.Array) -> jax.Array:
+    def tangent(packed: jax.Array, dx: jax.Array) -> jax.Array:
+        place = bits.unpack(packed, width, dx.shape[-1])
         parts = _places(dx, window, strides, 0.0, padding)
         chosen = [jnp.where(place == k, part, jnp.zeros_like(part)) for k, part in enumerate(parts)]
         return functools.reduce(jnp.add, chosen)
 
-    return largest, tangent(place, *tangents)
+    return largest, tangent(packed, *tangents)

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.activations import relu, relu6, relu_of_mask
+from mimicnorm_jax.activations import relu, relu6, relu_save_mask
 from mimicnorm_jax.diagnostics.residuals import saved_for_backward
 
 POINTS = jnp.array([-3.0, -0.5, 0.0, 0.5, 5.9, 6.0, 7.0])
 
 
 @pytest.mark.parametrize(
-    ("lean", "reference"), [(relu, jax.nn.relu), (relu_of_mask, jax.nn.relu), (relu6, jax.nn.relu6)]
+    ("lean", "reference"), [(relu, jax.nn.relu), (relu_save_mask, jax.nn.relu), (relu6, jax.nn.relu6)]
 )
 def test_agrees_with_jax_nn_in_value_and_every_kind_of_derivative(lean, reference):
     direction = jnp.arange(1.0, 8.0)
@@ -40,6 +40,6 @@ def test_backward_pass_keeps_outputs_only():
     assert len(kept(jax.nn.relu)) > 2
 
 
-def test_relu_of_mask_keeps_a_byte_an_element():
-    kept = saved_for_backward(lambda w, x: (relu_of_mask(x @ w) + x).sum(), jnp.ones((16, 16)), jnp.ones((8, 16)))
-    assert [(a.shape, a.dtype) for a in kept] == [((8, 16), jnp.bool_)]
+def test_relu_save_mask_keeps_a_bit_an_element():
+    kept = saved_for_backward(lambda w, x: (relu_save_mask(x @ w) + x).sum(), jnp.ones((16, 16)), jnp.ones((8, 16)))
+    assert [(a.shape, a.dtype) for a in kept] == [((8, 2), jnp.uint8)]

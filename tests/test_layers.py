@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax import lax
 
 from mimicnorm_jax import centring
+from mimicnorm_jax.diagnostics.residuals import saved_for_backward
 from mimicnorm_jax.layers import CentredConv, CentredDense, LastBatchNorm
 
 CONVS = {
@@ -17,6 +19,13 @@ CONVS = {
     "transposed": {"kernel_size": (3, 3), "input_dilation": 2, "padding": 1},
     "bfloat16": {"kernel_size": (3, 3), "dtype": jnp.bfloat16, "precision": "highest"},
     "masked": {"kernel_size": (3, 3), "mask": jnp.ones((3, 3, 8, 6)).at[0].set(0)},
+    "circular": {"kernel_size": (3, 3), "padding": "CIRCULAR"},
+    "flat": {"kernel_size": 3},  # further leading axes are batch
+    "own product": {
+        "kernel_size": (3, 3),
+        "conv_general_dilated": lambda *a, **k: 2 * lax.conv_general_dilated(*a, **k),
+    },
+    "own dtypes": {"kernel_size": (3, 3), "promote_dtype": lambda *a, dtype: [x.astype(jnp.bfloat16) for x in a]},
 }
 
 
@@ -86,6 +95,51 @@ def test_gradient_of_the_raw_kernel_sums_to_zero_over_the_fan_in(layer, x64):
     kernel = jax.grad(lambda p: jnp.sin(layer.apply(p, x)).sum())(params)["params"]["kernel"]
     sums = kernel.sum(tuple(range(kernel.ndim - 1)))
     assert abs(sums).max() < 1e-12 * abs(kernel).sum()
+
+
+LAYERS = [
+    CentredConv(6, (3, 3), scale_init=nn.initializers.ones),
+    CentredConv(6, (3, 3), rule=centring.never),
+    CentredConv(6, (3, 3), feature_group_count=2, mask=jnp.ones((3, 3, 4, 6)), rule=centring.always),
+    CentredDense(6, scale_init=nn.initializers.ones),
+]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_backward_pass_keeps_raw_kernel_and_input_only_and_repeats_no_product(layer, dtype):
+    layer = layer.clone(dtype=dtype)
+    x = jnp.ones((2, 9, 9, 8), dtype)
+    params = layer.init(jax.random.key(0), x)
+
+    def output(arguments):
+        params, x, factor = arguments
+        return layer.apply(params, x, factor)
+
+    arguments = (params, x, jnp.float32(1.5))
+    assert saved_for_backward(output, arguments) == ()
+    program = jax.jit(jax.grad(lambda arguments: output(arguments).astype(jnp.float32).sum()))
+    text = program.lower(arguments).as_text()
+    # One for each gradient: the value itself is not asked for, and a sum's gradient does not need it.
+    assert text.count("stablehlo.convolution") + text.count("stablehlo.dot_general") == 2
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_flax_sees_one_call_of_a_layer(layer):
+    """An interceptor that adds a term adds it once; what the layer returns is captured once."""
+    x = jax.random.normal(jax.random.key(1), (2, 9, 9, 8))
+    variables = layer.init(jax.random.key(0), x)
+    seen = []
+
+    def add_one(call, args, kwargs, context):
+        seen.append(context.method_name)
+        return call(*args, **kwargs) + 1
+
+    with nn.intercept_methods(add_one):
+        raised, state = layer.apply(variables, x, capture_intermediates=True)
+    assert seen == ["__call__"]
+    np.testing.assert_array_equal(raised, layer.apply(variables, x) + 1)
+    assert len(state["intermediates"]["__call__"]) == 1
 
 
 def test_dense_is_bit_for_bit_the_plain_dense_of_the_centred_kernel():

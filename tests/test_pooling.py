@@ -35,13 +35,14 @@ def test_agrees_with_flax_in_value_and_derivatives_also_where_values_tie(window,
     np.testing.assert_allclose(rows, jax.grad(lambda x: (ours(x) ** 2).sum())(x), rtol=1e-6)
 
 
-def test_keeps_one_byte_an_output_and_nothing_of_its_input():
+def test_keeps_a_few_bits_an_output_and_nothing_of_its_input():
     def kept(pool):
-        return saved_for_backward(lambda w, x: pool(x * w).sum(), jnp.ones(()), jnp.ones((4, 8, 8, 2)))
+        return saved_for_backward(lambda w, x: pool(x * w).sum(), jnp.ones(()), jnp.ones((4, 8, 8, 8)))
 
     ours = kept(lambda x: max_pool(x, (2, 2), (2, 2)))
     assert [(a.shape, a.dtype) for a in ours] == [((4, 4, 4, 2), jnp.uint8)]
-    assert nbytes(kept(lambda x: nn.max_pool(x, (2, 2), (2, 2)))) == 4 * 4 * nbytes(ours)
+    assert nbytes(kept(lambda x: nn.max_pool(x, (2, 2), (2, 2)))) == 4 * 16 * nbytes(ours)
+    assert nbytes(kept(lambda x: max_pool(x, (3, 3), (2, 2), 1))) == 2 * nbytes(ours)
 
 
 def test_a_nan_is_not_pooled_away():

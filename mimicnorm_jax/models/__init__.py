@@ -18,6 +18,7 @@ from mimicnorm_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from mimicnorm_jax.models.shufflenet import CHANNELS, ShuffleNetV2
 from mimicnorm_jax.models.squeezenet import SqueezeNet
 from mimicnorm_jax.models.vgg import STAGES, VGG
+from mimicnorm_jax.remat import NO_REMAT, REMATS
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Architecture:
       residual_branches: whether it has residual branches that end in one convolution.
       fixup: whether Fixup's rules are written for its branches.
       rule: which kernels the published code centres.
+      cheap_remat: whether pointwise convolutions that do not narrow give maps that `remat="cheap"` need not keep.
     """
 
     build: Callable[..., nn.Module]
@@ -39,6 +41,7 @@ class Architecture:
     residual_branches: bool = False
     fixup: bool = False
     rule: centring.Rule = centring.PUBLISHED_CIFAR_RULE
+    cheap_remat: bool = False
 
 
 def _resnet(block: Any, *stages: int, channels: int = 64, imagenet: bool = False) -> Architecture:
@@ -49,6 +52,7 @@ def _resnet(block: Any, *stages: int, channels: int = 64, imagenet: bool = False
         residual_branches=True,
         fixup=True,
         rule=centring.ungrouped if imagenet else centring.PUBLISHED_CIFAR_RULE,
+        cheap_remat=block is Bottleneck,
     )
 
 
@@ -66,14 +70,19 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet18_imagenet": _resnet(BasicBlock, 2, 2, 2, 2, imagenet=True),
     "resnet50_imagenet": _resnet(Bottleneck, 3, 4, 6, 3, imagenet=True),
     "resnet101_imagenet": _resnet(Bottleneck, 3, 4, 23, 3, imagenet=True),
-    "squeezenet": Architecture(SqueezeNet, Published(2.8, min_channels=4, idle_bias=True), 8),
+    "squeezenet": Architecture(SqueezeNet, Published(2.8, min_channels=4, idle_bias=True), 8, cheap_remat=True),
     **{
         f"shufflenetv2_{width}": Architecture(
-            partial(ShuffleNetV2, channels=channels), Published(2.0, min_channels=4, idle_bias=True), 8
+            partial(ShuffleNetV2, channels=channels),
+            Published(2.0, min_channels=4, idle_bias=True),
+            8,
+            cheap_remat=True,
         )
         for width, channels in CHANNELS.items()
     },
-    "mobilenetv2": Architecture(MobileNetV2, Published(2.0, min_channels=2, idle_bias=True), 8, residual_branches=True),
+    "mobilenetv2": Architecture(
+        MobileNetV2, Published(2.0, min_channels=2, idle_bias=True), 8, residual_branches=True, cheap_remat=True
+    ),
 }
 """Every network by name. `resnet8` is the small one of the digits default; it is in no paper's table."""
 
@@ -123,6 +132,7 @@ def create(
     batch_axis_name: str | None = None,
     centre_in_call: bool = True,
     running_variance: Literal["biased", "unbiased"] = "biased",
+    remat: str = NO_REMAT,
 ) -> nn.Module:
     """Builds a network under a method: in its CIFAR form for small images, or its ImageNet form.
 
@@ -142,6 +152,8 @@ def create(
         then does not depend on the number of devices.
       centre_in_call: False leaves centring to `centring.centre_after_step` in the optimiser.
       running_variance: convention of the last BatchNorm's running variance, see `LastBatchNorm`.
+      remat: what is recomputed in the backward pass instead of being kept, see `remat.REMATS`; the gradient stays
+        the same up to rounding.
 
     Returns:
       A module with `init(key, images)` and `apply(variables, images, train=...)`, images
@@ -149,7 +161,7 @@ def create(
       a `dropout` key.
 
     Raises:
-      ValueError: for an unknown name, or a method that makes no sense for the network.
+      ValueError: for an unknown name, or a method or rematerialization that makes no sense for the network.
 
     Example:
       >>> model = create("resnet18", method="mimicnorm", num_classes=10)
@@ -163,7 +175,13 @@ def create(
         raise ValueError(f"num_classes is {num_classes}: classification needs at least 2")
     if width <= 0:
         raise ValueError(f"width is {width}: it is a positive factor on the channels")
+    _choose("remat", remat, REMATS)
     architecture = ARCHITECTURES[name]
+    if remat == "cheap" and not (architecture.cheap_remat or METHODS[method].batch_norm):
+        raise ValueError(
+            f"remat='cheap' recomputes pointwise convolutions that do not narrow, and {name} keeps no output of one: "
+            f"choose {NO_REMAT!r} or 'stage'"
+        )
     factory = LayerFactory(
         METHODS[method],
         SCHEMES[init],
@@ -175,5 +193,6 @@ def create(
         batch_axis_name=batch_axis_name,
         centre_in_call=centre_in_call,
         running_variance=running_variance,
+        remat=remat,
     )
     return architecture.build(factory=factory, num_classes=num_classes, width=width)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 
-from mimicnorm_jax.activations import relu_of_mask
+from mimicnorm_jax.activations import relu_save_mask
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ class ScalarBias(nn.Module):
 class ScaledReLU(nn.Module):
     """s relu(z) + b with two learnable scalars, as sign(s) relu(|s| z) + b; or relu(z).
 
-    So the gradient of s comes through the convolution before, and one byte an element is kept instead of the ReLU's
-    output. At s = 0, which no run meets but by being set there, that gradient is 0 instead of the true one.
+    So the gradient of s comes through the convolution before, and one bit an element is kept instead of the ReLU's
+    output; a pointwise convolution before gives the output again. At s = 0, which no run meets but by being set there,
+    that gradient is 0 instead of the true one.
 
     Attributes:
       scaled: whether the scalars are there.
@@ -68,5 +69,5 @@ class ScaledReLU(nn.Module):
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """Maps |s| z to s relu(z) + b."""
-        y = relu_of_mask(z)
+        y = relu_save_mask(z, saved=False)
         return y * jnp.sign(self.scale).astype(y.dtype) + self.bias.astype(y.dtype) if self.scaled else y

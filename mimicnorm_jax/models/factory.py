@@ -8,70 +8,23 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn import initializers
 
 from mimicnorm_jax import activations, centring
 from mimicnorm_jax.initialisation import Kernel, Published, Scheme
-from mimicnorm_jax.layers import CentredConv, CentredDense, LastBatchNorm
+from mimicnorm_jax.layers import CentredDense, LastBatchNorm
 from mimicnorm_jax.methods import Method
 from mimicnorm_jax.models.branch import Branch, ScalarBias, ScaledReLU
+from mimicnorm_jax.models.conv_unit import ConvUnit
 from mimicnorm_jax.models.dropout import Dropout
 from mimicnorm_jax.pooling import max_pool
+from mimicnorm_jax.remat import NO_REMAT, Part, rematerialize
 
 
 def scale_width(channels: int, width: float) -> int:
     """`channels` times `width`, rounded to an even number of at least 2."""
     return max(2, 2 * round(channels * width / 2))
-
-
-class ConvUnit(nn.Module):
-    """A convolution and what its method puts behind it: BatchNorm, a scalar bias, or nothing.
-
-    Pads explicitly by half the window, as the published code does; at stride 2 this is not 'SAME'.
-    """
-
-    factory: "LayerFactory"
-    features: int
-    window: int
-    strides: int
-    padding: int
-    groups: int
-    use_bias: bool
-    scalar_bias: bool
-    batch_norm: bool
-    scale: float | None
-    kernel_init: Callable[..., jax.Array]
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool, factor: jax.Array | None = None) -> jax.Array:
-        make = self.factory
-        x = CentredConv(
-            self.features,
-            (self.window, self.window),
-            strides=self.strides,
-            padding=self.padding,
-            feature_group_count=self.groups,
-            use_bias=self.use_bias,
-            dtype=make.dtype,
-            param_dtype=make.param_dtype,
-            kernel_init=self.kernel_init,
-            rule=make.rule if make.method.centres and make.centre_in_call else centring.never,
-            scale_init=None if self.scale is None else initializers.constant(self.scale),
-            name="conv",
-        )(x, factor)
-        if self.scalar_bias:
-            x = ScalarBias(make.param_dtype, name="shift")(x)
-        if self.batch_norm:
-            x = nn.BatchNorm(
-                use_running_average=not train,
-                momentum=0.9,
-                epsilon=1e-5,
-                dtype=make.dtype,
-                param_dtype=make.param_dtype,
-                axis_name=make.axis_name,
-                name="bn",
-            )(x)
-        return x
 
 
 @dataclass(frozen=True)
@@ -87,6 +40,7 @@ class LayerFactory:
       batch_axis_name: mapped axis over which a batch is spread, or None; see `Dropout`.
       centre_in_call: False leaves centring to `centring.centre_after_step`.
       running_variance: as in `LastBatchNorm`.
+      remat: one of `remat.REMATS`.
     """
 
     unit: ClassVar[type[ConvUnit]] = ConvUnit
@@ -101,6 +55,19 @@ class LayerFactory:
     batch_axis_name: str | None = None
     centre_in_call: bool = True
     running_variance: Literal["biased", "unbiased"] = "biased"
+    remat: str = NO_REMAT
+
+    def part(self, function: Part) -> Part:
+        """A part `(module, x) -> x` of a network, such as a stage, recomputed in the backward pass as `remat` says.
+
+        What is marked as saved: outputs of ReLUs but those called cheap, what `save` marks, and, where BatchNorm
+        follows them, outputs of convolutions.
+        """
+        return rematerialize(function, self.remat)
+
+    def save(self, x: jax.Array) -> jax.Array:
+        """Marks a map that no ReLU follows, as one that `remat="cheap"` keeps."""
+        return x if self.method.batch_norm else checkpoint_name(x, activations.SAVED)
 
     def conv(
         self,
@@ -190,13 +157,22 @@ class LayerFactory:
         """ShuffleNetV2's ReLU at the end of a residual branch, with its scale and bias where scalars are."""
         return ScaledReLU(self.method.gain_scalars, self.param_dtype, name=name)
 
-    def relu(self, x: jax.Array, *, reused: bool = True) -> jax.Array:
-        """ReLU; `reused` says that a convolution reads its output, which is then kept anyway."""
-        return activations.relu(x) if reused else activations.relu_of_mask(x)
+    def relu(self, x: jax.Array, *, reused: bool = True, cheap: bool = False) -> jax.Array:
+        """ReLU.
 
-    def relu6(self, x: jax.Array) -> jax.Array:
-        """ReLU6 where BatchNorm keeps activations in its range, ReLU elsewhere."""
-        return activations.relu6(x) if self.method.batch_norm else self.relu(x)
+        Args:
+          x: what comes out of a convolution, its BatchNorm or a sum.
+          reused: whether a convolution reads the output, which is then kept anyway.
+          cheap: whether a pointwise convolution that does not narrow gives the output again.
+        """
+        relu = activations.relu if reused else activations.relu_save_mask
+        return relu(x, saved=not cheap and not self.method.batch_norm)
+
+    def relu6(self, x: jax.Array, *, reused: bool = True, cheap: bool = False) -> jax.Array:
+        """ReLU6 where BatchNorm keeps activations in its range, ReLU elsewhere; arguments as in `relu`."""
+        if self.method.batch_norm:
+            return activations.relu6(x, saved=False)
+        return self.relu(x, reused=reused, cheap=cheap)
 
     def max_pool(self, x: jax.Array, window: int = 2, padding: int = 0) -> jax.Array:
         """Max-pooling with a square window and stride 2."""

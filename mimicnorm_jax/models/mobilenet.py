@@ -1,5 +1,7 @@
 """MobileNetV2 (Sandler et al. 2018), in the CIFAR form of the paper's code."""
 
+from functools import partial
+
 import jax
 from flax import linen as nn
 
@@ -12,13 +14,17 @@ BLOCKS = sum(repeats for _, _, repeats, _ in STAGES)
 
 
 class InvertedResidual(nn.Module):
-    """Pointwise expansion, depthwise 3x3, linear pointwise; a sum where the shape stays."""
+    """Pointwise expansion, depthwise 3x3, linear pointwise; and a sum, in the blocks that keep the shape.
+
+    Attributes:
+      number: the running index, from 1, among the blocks with a sum; None for a block without one.
+    """
 
     factory: LayerFactory
     features: int
     expansion: int
     strides: int
-    block: int
+    number: int | None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -26,13 +32,16 @@ class InvertedResidual(nn.Module):
         wide = channels * self.expansion
         expand, project = ((1, 1, channels, wide), 1), ((1, 1, wide, self.features), 1)
         relu, bias = make.relu6, make.centres
-        y = relu(make.conv(wide, 1, bias=bias(*expand), name="conv1")(x, train))
+        y = relu(make.conv(wide, 1, bias=bias(*expand), name="conv1")(x, train), cheap=True)
         y = make.conv(wide, 3, strides=self.strides, groups=wide, bias=bias((3, 3, 1, wide)), name="conv2")(y, train)
         y = relu(y)
-        if self.strides != 1 or channels != self.features:
-            return make.conv(self.features, 1, bias=bias(*project), covers=[expand, project], name="conv3")(y, train)
-        branch = Branch(self.block, BLOCKS, (expand, project), 3)
-        return x + make.branch_end(self.features, 1, branch=branch, bias=bias(*project), name="conv3")(y, train)
+        if self.number is None:
+            conv3 = make.conv(self.features, 1, bias=bias(*project), covers=[expand, project], name="conv3")
+            return make.save(conv3(y, train))
+        branch = Branch(self.number, BLOCKS, (expand, project), 3)
+        return make.save(
+            x + make.branch_end(self.features, 1, branch=branch, bias=bias(*project), name="conv3")(y, train)
+        )
 
 
 class MobileNetV2(nn.Module):
@@ -57,19 +66,29 @@ class MobileNetV2(nn.Module):
         relu = make.relu6
         stem = scale_width(32, self.width)
         x = relu(make.conv(stem, 1, padding=1, bias=make.centres((1, 1, x.shape[-1], stem)), name="stem")(x, train))
-        block = 0
-        for stage, (expansion, features, repeats, strides) in enumerate(STAGES, 1):
-            for i in range(repeats):
-                block += 1
-                x = InvertedResidual(
-                    make,
-                    scale_width(features, self.width),
-                    expansion,
-                    strides=1 if i else strides,
-                    block=block,
-                    name=f"stage{stage}_block{i + 1}",
-                )(x, train)
-        x = relu(make.conv(scale_width(1280, self.width), 1, name="last_conv")(x, train))
+        number = 0
+        for stage, (_, features, repeats, strides) in enumerate(STAGES, 1):
+            # The number is the l of the published scalar 1.2^2/l, in which only blocks that keep the shape count.
+            first_keeps = strides == 1 and scale_width(features, self.width) == x.shape[-1]
+            x = make.part(partial(MobileNetV2._stage, stage=stage, number=number, train=train))(self, x)
+            number += repeats - 1 + first_keeps
+        x = relu(make.conv(scale_width(1280, self.width), 1, name="last_conv")(x, train), reused=False)
         x = x.mean((1, 2), keepdims=True)
         x = make.conv(self.num_classes, 1, norm=False, name="classifier")(x, train)
         return make.logits(x.reshape(x.shape[0], -1), train)
+
+    def _stage(self, x: jax.Array, stage: int, number: int, train: bool) -> jax.Array:
+        expansion, features, repeats, strides = STAGES[stage - 1]
+        for i in range(repeats):
+            stride, channels = 1 if i else strides, scale_width(features, self.width)
+            keeps_shape = stride == 1 and channels == x.shape[-1]
+            number += keeps_shape
+            x = InvertedResidual(
+                self.factory,
+                channels,
+                expansion,
+                strides=stride,
+                number=number if keeps_shape else None,
+                name=f"stage{stage}_block{i + 1}",
+            )(x, train)
+        return x

@@ -1,5 +1,7 @@
 """ResNets (He et al. 2016), in the paper's CIFAR form, 3x3 stem and no max-pool, and in its ImageNet form."""
 
+from functools import partial
+
 import jax
 from flax import linen as nn
 
@@ -58,7 +60,7 @@ class Bottleneck(nn.Module):
         if x.shape != y.shape:
             covers = [((1, 1, x.shape[-1], wide), 1)] if self.scale_shortcut else None
             x = make.shortcut(wide, strides=self.strides, bias=False, covers=covers, name="shortcut")(entry, train)
-        return make.relu(x + y)
+        return make.relu(x + y, cheap=True)
 
 
 class ResNet(nn.Module):
@@ -93,18 +95,20 @@ class ResNet(nn.Module):
         else:
             x = make.conv(stem, 3, name="stem")(x, train)
         x = make.relu(x)
-        block = 0
-        for stage, repeats in enumerate(self.stages):
-            for i in range(repeats):
-                block += 1
-                x = self.block(
-                    make,
-                    scale_width(self.channels * 2**stage, self.width),
-                    strides=2 if stage > 0 and i == 0 else 1,
-                    block=block,
-                    blocks=sum(self.stages),
-                    scale_shortcut=self.imagenet,
-                    name=f"stage{stage + 1}_block{i + 1}",
-                )(x, train)
+        for stage in range(len(self.stages)):
+            x = make.part(partial(ResNet._stage, stage=stage, train=train))(self, x)
         x = make.shift("classifier_shift")(x.mean((1, 2)))
         return make.logits(make.classifier(self.num_classes)(x), train)
+
+    def _stage(self, x: jax.Array, stage: int, train: bool) -> jax.Array:
+        for i in range(self.stages[stage]):
+            x = self.block(
+                self.factory,
+                scale_width(self.channels * 2**stage, self.width),
+                strides=2 if stage > 0 and i == 0 else 1,
+                block=sum(self.stages[:stage]) + i + 1,
+                blocks=sum(self.stages),
+                scale_shortcut=self.imagenet,
+                name=f"stage{stage + 1}_block{i + 1}",
+            )(x, train)
+        return x

@@ -1,5 +1,7 @@
 """ShuffleNetV2 (Ma et al. 2018), in the CIFAR form of the paper: 3x3 stem of stride 1, no max-pool."""
 
+from functools import partial
+
 import jax
 from flax import linen as nn
 from jax import numpy as jnp
@@ -42,17 +44,17 @@ class Unit(nn.Module):
             shortcut, y = self._shortcut(x, half, train), x
         channels = y.shape[-1]
         pointwise = [((1, 1, channels, channels), 1), ((1, 1, channels, half), 1)]
-        y = make.relu(make.conv(channels, 1, name="conv1")(y, train))
-        y = make.conv(channels, 3, strides=self.strides, groups=channels, name="conv2")(y, train)
+        y = make.relu(make.conv(channels, 1, name="conv1")(y, train), cheap=True)
+        y = make.save(make.conv(channels, 3, strides=self.strides, groups=channels, name="conv2")(y, train))
         relu = make.branch_relu("after")
         y = relu(make.conv(half, 1, covers=pointwise, name="conv3")(y, train, relu.factor()))
         return shuffle(jnp.concatenate([shortcut, y], axis=-1))
 
     def _shortcut(self, x: jax.Array, half: int, train: bool) -> jax.Array:
         make, channels = self.factory, x.shape[-1]
-        x = make.conv(channels, 3, strides=self.strides, groups=channels, name="shortcut1")(x, train)
+        x = make.save(make.conv(channels, 3, strides=self.strides, groups=channels, name="shortcut1")(x, train))
         covers = [((1, 1, channels, half), 1)]
-        return make.relu(make.conv(half, 1, covers=covers, name="shortcut2")(x, train), reused=False)
+        return make.relu(make.conv(half, 1, covers=covers, name="shortcut2")(x, train), reused=False, cheap=True)
 
 
 class ShuffleNetV2(nn.Module):
@@ -76,9 +78,13 @@ class ShuffleNetV2(nn.Module):
         make = self.factory
         *stages, last = (scale_width(c, self.width) for c in self.channels)
         x = make.conv(scale_width(24, self.width), 3, name="stem")(x, train)
-        for stage, (repeats, features) in enumerate(zip(REPEATS, stages, strict=True), 1):
-            for i in range(repeats):
-                x = Unit(make, features, strides=1 if i else 2, name=f"stage{stage}_unit{i + 1}")(x, train)
+        for stage, features in enumerate(stages, 1):
+            x = make.part(partial(ShuffleNetV2._stage, stage=stage, features=features, train=train))(self, x)
         covers = [((1, 1, x.shape[-1], last), 1)]
         x = make.relu(make.conv(last, 1, covers=covers, name="last_conv")(x, train), reused=False)
         return make.logits(make.classifier(self.num_classes)(x.mean((1, 2))), train)
+
+    def _stage(self, x: jax.Array, stage: int, features: int, train: bool) -> jax.Array:
+        for i in range(REPEATS[stage - 1]):
+            x = Unit(self.factory, features, strides=1 if i else 2, name=f"stage{stage}_unit{i + 1}")(x, train)
+        return x

@@ -1,12 +1,14 @@
 """SqueezeNet with simple bypass (Iandola et al. 2016), in the CIFAR form of the paper."""
 
+from functools import partial
+
 import jax
 from flax import linen as nn
 from jax import numpy as jnp
 
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 
-# (out, squeeze, bypass sum, max-pool after)
+# (out, squeeze, bypass sum, max-pool after). Unlike the original paper, the published code has no sum around the last.
 FIRES = (
     (128, 16, False, False),
     (128, 16, True, False),
@@ -15,30 +17,35 @@ FIRES = (
     (384, 48, False, False),
     (384, 48, True, False),
     (512, 64, False, True),
-    (512, 64, True, False),
+    (512, 64, False, False),
 )
 
 
 class Fire(nn.Module):
-    """A pointwise squeeze, then pointwise and 3x3 expansions side by side; `bypass` adds the input."""
+    """A pointwise squeeze, then pointwise and 3x3 expansions side by side; `bypass` adds the input, `pool` halves."""
 
     factory: LayerFactory
     features: int
     squeeze: int
     bypass: bool
+    pool: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        make, half = self.factory, self.features // 2
-        entry = x
-        x = make.relu(make.conv(self.squeeze, 1, name="squeeze")(x, train))
-        expanded = [make.conv(half, window, name=f"expand{window}")(x, train) for window in (1, 3)]
-        y = make.relu(jnp.concatenate(expanded, axis=-1), reused=not self.bypass)
-        return entry + y if self.bypass else y
+        make = self.factory
+        squeezed = make.relu(make.conv(self.squeeze, 1, name="squeeze")(x, train))
+        y = jnp.concatenate([self._expand(squeezed, window, train) for window in (1, 3)], axis=-1)
+        return x + y if self.bypass else y
+
+    def _expand(self, x: jax.Array, window: int, train: bool) -> jax.Array:
+        make = self.factory
+        x = make.conv(self.features // 2, window, name=f"expand{window}")(x, train)
+        # The same either way round; after the pool the ReLU has a quarter to keep.
+        return make.relu(make.max_pool(x) if self.pool else x, reused=False, cheap=window == 1)
 
 
 class SqueezeNet(nn.Module):
-    """Eight fire modules, identity sums around every second, a convolutional classifier.
+    """Eight fire modules, identity sums around the second, fourth and sixth, a convolutional classifier.
 
     Attributes:
       factory: makes the layers.
@@ -56,10 +63,15 @@ class SqueezeNet(nn.Module):
         make = self.factory
         # The same either way round; after the pool the ReLU has a quarter to keep.
         x = make.relu(make.max_pool(make.conv(scale_width(96, self.width), 3, name="stem")(x, train)))
-        for number, (features, squeeze, bypass, pool) in enumerate(FIRES, 2):
-            half = scale_width(features // 2, self.width)
-            x = Fire(make, 2 * half, scale_width(squeeze, self.width), bypass, name=f"fire{number}")(x, train)
-            if pool:
-                x = make.max_pool(x)
+        for fires in ((2, 3, 4), (5, 6, 7, 8), (9,)):
+            x = make.part(partial(SqueezeNet._fires, numbers=fires, train=train))(self, x)
         x = make.conv(self.num_classes, 1, norm=False, name="classifier")(x, train)
         return make.logits(x.mean((1, 2)), train)
+
+    def _fires(self, x: jax.Array, numbers: tuple[int, ...], train: bool) -> jax.Array:
+        for number in numbers:
+            features, squeeze, bypass, pool = FIRES[number - 2]
+            half = scale_width(features // 2, self.width)
+            fire = Fire(self.factory, 2 * half, scale_width(squeeze, self.width), bypass, pool, name=f"fire{number}")
+            x = fire(x, train)
+        return x

@@ -1,5 +1,7 @@
 """VGG for small images (Simonyan & Zisserman 2015), in the CIFAR form of the paper."""
 
+from functools import partial
+
 import jax
 from flax import linen as nn
 
@@ -34,14 +36,19 @@ class VGG(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps images `(B, H, W, C)`, H and W at least 32, to logits `(B, num_classes)`."""
         make = self.factory
-        for stage, (repeats, channels) in enumerate(zip(self.stages, CHANNELS, strict=True), 1):
-            for i in range(1, repeats + 1):
-                x = make.conv(scale_width(channels, self.width), 3, name=f"stage{stage}_conv{i}")(x, train)
-                # The same either way round; after the pool the ReLU has a quarter to keep.
-                x = make.relu(make.max_pool(x) if i == repeats else x)
+        for stage in range(1, len(self.stages) + 1):
+            x = make.part(partial(VGG._stage, stage=stage, train=train))(self, x)
         x = x.reshape(x.shape[0], -1)
         for i in (1, 2):
             x = make.dense(scale_width(4096, self.width), name=f"dense{i}")(x)
             # Before the ReLU, which then keeps what the next layer keeps.
             x = make.relu(make.dropout(0.5, train, name=f"dropout{i}")(x))
         return make.logits(make.classifier(self.num_classes)(x), train)
+
+    def _stage(self, x: jax.Array, stage: int, train: bool) -> jax.Array:
+        make, repeats, channels = self.factory, self.stages[stage - 1], CHANNELS[stage - 1]
+        for i in range(1, repeats + 1):
+            x = make.conv(scale_width(channels, self.width), 3, name=f"stage{stage}_conv{i}")(x, train)
+            # The same either way round; after the pool the ReLU has a quarter to keep.
+            x = make.relu(make.max_pool(x) if i == repeats else x)
+        return x

@@ -69,6 +69,13 @@ class TrainConfig:
     steps_per_dispatch: int = _at_least(
         1, 1, "steps that the devices do in one go, for small networks on fast devices; slow on a CPU if above 1"
     )
+    remat: str = _one_of(
+        "what the backward pass recomputes to save memory: no convolution; pointwise ones that do not narrow, and "
+        "elementwise work (and normalization, under batchnorm); or each whole stage",
+        "none",
+        "cheap",
+        "stage",
+    )
     microbatches: int = _at_least(
         1,
         1,

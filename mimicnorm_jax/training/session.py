@@ -71,7 +71,9 @@ def check_program(config: TrainConfig, devices: int) -> None:
         _model_to_train(config)
         models.check_image(config.model, sources.SHAPES[config.dataset])
     except ValueError as error:
-        raise ConfigError(f"config.model={config.model!r}, config.method={config.method!r}: {error}") from error
+        raise ConfigError(
+            f"config.model={config.model!r}, config.method={config.method!r}, config.remat={config.remat!r}: {error}"
+        ) from error
     if config.centring == "after_step" and not METHODS[config.method].centres:
         raise ConfigError(f"config.centring is 'after_step', but config.method={config.method!r} centres no kernel")
     if config.batch_size % devices:
@@ -121,6 +123,7 @@ def _model_to_train(config: TrainConfig) -> Any:
         batch_axis_name=AXIS,
         centre_in_call=config.centring == "in_call",
         running_variance=config.running_variance,
+        remat=config.remat,
     )
 
 

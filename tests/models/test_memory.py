@@ -8,16 +8,15 @@ from mimicnorm_jax import models
 from mimicnorm_jax.diagnostics.residuals import nbytes, saved_for_backward
 
 BATCH = 8
-# Feature maps kept in the dtype of activations, and in bytes: the inputs of all convolutions (two that
-# read one map share it), one byte for each output of a max-pool and of a ReLU that no convolution
-# reads.
+# Feature maps kept in the dtype of activations, and packed: the inputs of all convolutions (two that read one map
+# share it), 2 bits for each output of a max-pool (4 where windows are 3 x 3) and 1 of a ReLU that no convolution reads.
 NETWORKS = {
     "vgg16": (13, 5),
     "resnet18": (17, 0),
     "resnet50": (49, 0),
-    "squeezenet": (19, 3 + 4),
+    "squeezenet": (17, 5 + 16),
     "shufflenetv2_x1": (52, 16 + 4),
-    "mobilenetv2": (54, 0),
+    "mobilenetv2": (53, 1),
 }
 
 

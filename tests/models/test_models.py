@@ -189,10 +189,29 @@ def test_scalars_of_shufflenet_and_mobilenet():
         "last_conv/conv": 1.2,
     }.items():
         np.testing.assert_allclose(scales[f"{path}/scale"], value, rtol=1e-6)
-    scales = _initial("mobilenetv2", "scale")
-    # Blocks 1 and 2 change the width, block 3 keeps it.
-    for path, value in {"stage1_block1": 1.44, "stage2_block1": 1.44, "stage2_block2": 1.44 / 3}.items():
-        np.testing.assert_allclose(scales[f"{path}/conv3/conv/scale"], value, rtol=1e-6)
+    scales = {path: float(scale) for path, scale in sorted(_initial("mobilenetv2", "scale").items())}
+    # The first block of each stage changes the width; l counts the ten others.
+    widened = [scale for path, scale in scales.items() if "_block1/" in path]
+    summed = [scale for path, scale in scales.items() if "_block1/" not in path]
+    np.testing.assert_allclose(widened, [1.44] * 7, rtol=1e-6)
+    np.testing.assert_allclose(summed, 1.44 / np.arange(1, 11), rtol=1e-6)
+
+
+def test_squeezenet_sums_around_fire3_fire5_and_fire7_only(x64):
+    """A fire whose kernels and biases are zero passes its input where there is a sum, and zeros elsewhere."""
+    model = models.create("squeezenet", width=0.25, num_classes=5, dtype=float, param_dtype=float)
+    images = jax.random.normal(jax.random.key(1), (1, 8, 8, 3), float)
+    variables = jax.jit(model.init)(_key(), images)
+    for number in range(2, 10):
+        fire = f"fire{number}"
+        cleared = {**variables["params"], fire: jax.tree.map(jnp.zeros_like, variables["params"][fire])}
+        _, state = model.apply(
+            {**variables, "params": cleared},
+            images,
+            capture_intermediates=lambda module, _, fire=fire: module.name == fire,
+        )
+        (output,) = state["intermediates"][fire]["__call__"]
+        assert bool(output.any()) == (number in (3, 5, 7)), fire
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,50 @@
+"""Small whole numbers packed into bytes, for what a backward pass keeps beside feature maps."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def _share(channels: int, bits: int) -> tuple[int, int]:
+    """Numbers in a byte, and bytes for `channels` of them."""
+    per_byte = 8 // bits
+    return per_byte, math.ceil(channels / per_byte)
+
+
+def pack(values: jax.Array, bits: int) -> jax.Array:
+    """Packs numbers of `bits` bits along the last axis, without a loop or a gather.
+
+    A byte holds numbers that are far from each other, not neighbors, so that packing is a sum of shifted slices.
+
+    Args:
+      values: `(..., C)`, boolean or uint8, each below `2**bits`.
+      bits: 1, 2, 4 or 8.
+
+    Returns:
+      `(..., ceil(C bits / 8))`, uint8.
+
+    Example:
+      >>> pack(jnp.array([True, False, True]), 1).tolist()
+      [5]
+    """
+    per_byte, packed = _share(values.shape[-1], bits)
+    padding = per_byte * packed - values.shape[-1]
+    values = jnp.pad(values.astype(jnp.uint8), [(0, 0)] * (values.ndim - 1) + [(0, padding)])
+    parts = [values[..., k * packed : (k + 1) * packed] << jnp.uint8(bits * k) for k in range(per_byte)]
+    return functools.reduce(jnp.bitwise_or, parts)
+
+
+def unpack(packed: jax.Array, bits: int, channels: int) -> jax.Array:
+    """The numbers that `pack` packed, `(..., channels)` uint8.
+
+    Example:
+      >>> unpack(jnp.array([5], jnp.uint8), 1, 3).tolist()
+      [1, 0, 1]
+    """
+    per_byte, count = _share(channels, bits)
+    spread = jnp.broadcast_to(packed[..., None, :], (*packed.shape[:-1], per_byte, count))
+    shifts = bits * jax.lax.broadcasted_iota(jnp.uint8, spread.shape, spread.ndim - 2)
+    values = (spread >> shifts) & jnp.uint8(2**bits - 1)
+    return values.reshape(*packed.shape[:-1], per_byte * count)[..., :channels]
