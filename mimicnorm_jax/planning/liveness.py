@@ -32,8 +32,8 @@ class Buffer:
     Attributes:
       nbytes: what it takes.
       shape: as XLA writes it, `bf16[256,56,56,64]`.
-      role: `argument`, `copy` of an argument, `forward` for what the forward pass made, `backward` for what its
-        transpose made, `unnamed` for what the compiler made.
+      role: `argument`, `copy` of an argument, `forward` for what the forward pass made, `recomputed` for what
+        `jax.checkpoint` made again, `backward` for what the transpose made, `unnamed` for what the compiler made.
       layer: path of the module that made it; of an argument and its copy its name.
       operation: the primitive; empty for an argument.
     """
@@ -186,7 +186,9 @@ def _buffer(value: _Value, op_name: str) -> Buffer:
         return Buffer(value.size, shape, "unnamed", "")
     if "/" not in op_name:
         return Buffer(value.size, shape, "copy", op_name)
-    return Buffer(value.size, shape, "backward" if "transpose(" in op_name else "forward", *layer_of(op_name))
+    transposed = "backward" if "transpose(" in op_name else "forward"
+    role = "recomputed" if "rematted_computation" in op_name else transposed
+    return Buffer(value.size, shape, role, *layer_of(op_name))
 
 
 def _shape(parameter: Instruction) -> str:
