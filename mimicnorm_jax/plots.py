@@ -291,6 +291,6 @@ def stacked_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], path: 
                 axes.bar(list(bars), heights, bottom=bottom, color=f"C{i}", label=part)
                 bottom += heights
             axes.set(title=name, ylabel=label)
-            axes.tick_params(axis="x", rotation=20)
+            axes.set_xticks(range(len(bars)), list(bars), rotation=20, ha="right")
         figure.legend(*grid[0, 0].get_legend_handles_labels(), frameon=False, loc="outside right center")
         figure.suptitle(title)

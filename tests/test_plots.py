@@ -153,3 +153,24 @@ def test_diagnostics_along_a_run_leave_out_what_was_not_measured(tmp_path, drawn
     lines = {line.get_label(): line.get_xydata().tolist() for line in kappa.lines}
     assert lines == {"kappa": [[0, 2.0]], "kappa unit diagonal": [[0, 1.5], [5, 1.2]]}
     assert chi.lines[0].get_xydata().tolist() == [[0, 1.1], [5, 0.9]]
+
+
+def test_stacked_bars_end_at_the_sum_of_their_parts(tmp_path, drawn):
+    from mimicnorm_jax import plots
+
+    panels = {
+        "h100": {"a": {"state": 1.0, "maps": 5.0}, "b": {"state": 1.0, "copies": 2.0}},
+        "v5e": {"a": {"maps": 4.0}},
+    }
+    plots.stacked_bars(panels, tmp_path / "plan.png", "a title", "MiB")
+    left, right = drawn[0].axes
+    tops = {
+        bar.get_x(): max(b.get_y() + b.get_height() for b in left.patches if b.get_x() == bar.get_x())
+        for bar in left.patches
+    }
+    assert list(tops.values()) == [6.0, 3.0]
+    assert max(bar.get_y() + bar.get_height() for bar in right.patches) == 4.0
+    names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert names == ["state", "maps", "copies"]
+    # A part has one colour in all panels.
+    assert left.containers[1].patches[0].get_facecolor() == right.containers[1].patches[0].get_facecolor()

@@ -33,6 +33,7 @@ from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.logs import say
 from mimicnorm_jax.training.plan import REMAT_SUFFIX, TrainingPlan, plan_training
 from mimicnorm_jax.training.plan_report import Row
+from mimicnorm_jax.training.session import check_program
 from mimicnorm_jax.training.workdir import as_json, write_json
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "FILE[:MODEL[,METHOD]], as for train.py.")
@@ -78,6 +79,12 @@ def _clock(title: str) -> Iterator[None]:
             print(f"\r{' ' * (len(title) + 12)}\r", end="", file=sys.stderr, flush=True)
 
 
+def _variant(config: TrainConfig) -> str:
+    fields = {"microbatches": 1, "remat": "none"}
+    changed = {name: getattr(config, name, usual) for name, usual in fields.items()}
+    return "".join(f", {name} {value}" for name, value in changed.items() if value != fields[name])
+
+
 class _Planner:
     """Plans runs on one target, shows what it does, and keeps what it found.
 
@@ -94,7 +101,9 @@ class _Planner:
         method = method or config.method
         checkpointed = method.endswith(REMAT_SUFFIX)
         config = dataclasses.replace(config, method=method.removesuffix(REMAT_SUFFIX))
-        with _clock(f"compiling {config.model} under {method}, batch {config.batch_size}, for {self.target.name}"):
+        with _clock(
+            f"compiling {config.model}, {method}, batch {config.batch_size}{_variant(config)}, for {self.target.name}"
+        ):
             return plan_training(config, self.target, self.devices, checkpointed, self._cache)
 
     def row(self, config: TrainConfig, method: str, label: str) -> Row:
@@ -140,15 +149,22 @@ def _compare(config: TrainConfig, planners: Sequence[_Planner]) -> list[Row]:
 def _frontier(config: TrainConfig, planners: Sequence[_Planner]) -> list[Row]:
     rows = []
     for planner in planners:
-        for remat in fit.remat_values() or [""]:
-            for parts in MICROBATCHES:
-                if (config.batch_size // planner.devices) % parts:
-                    continue
-                changes: dict[str, Any] = {"microbatches": parts} | ({"remat": remat} if remat else {})
-                label = f"remat={remat}, microbatches={parts}" if remat else f"microbatches={parts}"
-                changed = dataclasses.replace(config, **changes)
-                rows.append(planner.row(changed, config.method, label))
+        check_program(config, planner.devices)
+        for changes in _ways():
+            changed = dataclasses.replace(config, **changes)
+            label = ", ".join(f"{name}={value}" for name, value in changes.items())
+            try:
+                check_program(changed, planner.devices)
+            except ConfigError as error:  # not every network knows every value, nor every batch such parts
+                say(f"left out {label}: {error}")
+                continue
+            rows.append(planner.row(changed, config.method, label))
     return rows
+
+
+def _ways() -> list[dict[str, Any]]:
+    remats = [{"remat": value} for value in fit.remat_values()] or [{}]
+    return [{**remat, "microbatches": parts} for remat in remats for parts in MICROBATCHES]
 
 
 def _write(config: TrainConfig, rows: Sequence[Row], folder: Path) -> None:

@@ -188,7 +188,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 def arrays(text: str) -> tuple[Array, ...]:
     """The arrays of a shape as XLA writes it, `(f32[2,3]{1,0}, u8[0]{0})`."""
     return tuple(
-        Array(dtype, *map(_numbers, (dims, order, tile)), bool(space and (tile or not dims)))
+        Array(dtype, _numbers(dims), _numbers(order), _numbers(tile), bool(space and (tile or not dims)))
         for dtype, dims, order, tile, space in _ARRAY.findall(text)
     )
 

@@ -22,6 +22,7 @@ _STRUCTURE = {
     "shard_map",
     "main",
 }
+_PASSED = {"copy", "copy-start", "copy-done", "slice-start", "slice-done", "bitcast", "get-tuple-element", "transpose"}
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Buffer:
     Attributes:
       nbytes: what it takes.
       shape: as XLA writes it, `bf16[256,56,56,64]`.
-      role: `argument`, `copy` of an argument, `forward` for what the forward pass made, `backward` for what its
-        transpose made, `unnamed` for what the compiler made.
+      role: `argument`, `copy` of an argument, `forward` for what the forward pass made, `recomputed` for what
+        `jax.checkpoint` made again, `backward` for what the transpose made, `unnamed` for what the compiler made.
       layer: path of the module that made it; of an argument and its copy its name.
       operation: the primitive; empty for an argument.
     """
@@ -136,9 +137,11 @@ def _made_by(module: Module, name: str) -> str:
     for computation in module.computations.values():
         if maker in computation.by_name:
             instruction = computation.by_name[maker]
-            if instruction.opcode == "tuple" and (part := re.match(r"\{(\d+)\}", name[len(maker) :])):
-                instruction = computation.operand(instruction, int(part[1]))
-            return instruction.op_name or _inner_name(module, instruction)
+            while not (found := instruction.op_name or _inner_name(module, instruction)):
+                if instruction.opcode not in _PASSED or not instruction.operands:
+                    return ""
+                instruction = computation.operand(instruction, 0)
+            return found
     return ""
 
 
@@ -183,7 +186,9 @@ def _buffer(value: _Value, op_name: str) -> Buffer:
         return Buffer(value.size, shape, "unnamed", "")
     if "/" not in op_name:
         return Buffer(value.size, shape, "copy", op_name)
-    return Buffer(value.size, shape, "backward" if "transpose(" in op_name else "forward", *layer_of(op_name))
+    transposed = "backward" if "transpose(" in op_name else "forward"
+    role = "recomputed" if "rematted_computation" in op_name else transposed
+    return Buffer(value.size, shape, role, *layer_of(op_name))
 
 
 def _shape(parameter: Instruction) -> str:

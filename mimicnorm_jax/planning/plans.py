@@ -9,8 +9,8 @@ from mimicnorm_jax.errors import PlanError
 from mimicnorm_jax.planning.liveness import Buffer
 from mimicnorm_jax.planning.traffic import Convolution
 
-FORMAT = 1
-"""Of the JSON."""
+FORMAT = 2
+"""Of the JSON; raised whenever something else is counted, so that older plans are made again."""
 
 
 @dataclass(frozen=True)

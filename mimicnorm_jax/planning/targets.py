@@ -117,7 +117,8 @@ def target(name: str, config_file: str | Path | None = None) -> Target:
     if kind in TPUS:
         tpu = TPUS[kind]
         devices = math.prod(_grid(name)) * tpu.cores if grid else 1
-        peak = dict.fromkeys(("bfloat16", "float32"), tpu.bfloat16 / tpu.cores)
+        rate = tpu.bfloat16 / tpu.cores
+        peak = {"bfloat16": rate, "float32": rate}
         return Target(name, "tpu", devices, tpu.memory // tpu.cores, tpu.bandwidth / tpu.cores, peak, "", tpu.source)
     if kind in GPUS:
         gpu = GPUS[kind]

@@ -13,9 +13,10 @@ CLASSES = (
     "reduction",
     "pooling",
     "copy and transpose",
+    "on and off the chip",
     "collective",
 )
-"""Classes of kernels, by the heaviest operation that one contains."""
+"""Classes of kernels, by the heaviest operation that one contains; a TPU moves arrays on its chip ahead of kernels."""
 
 _FREE = {
     "tuple", "get-tuple-element", "parameter", "bitcast", "constant", "after-all", "opt-barrier", "partition-id",
@@ -25,9 +26,10 @@ _COLLECTIVE = re.compile(r"all-reduce|all-gather|reduce-scatter|collective-permu
 _POOLING = {"select-and-scatter", "reduce-window"}
 _MOVING = {
     "copy", "transpose", "reshape", "slice", "pad", "concatenate", "reverse", "dynamic-slice", "dynamic-update-slice",
-    "gather", "copy-start",
+    "gather", "copy-start", "slice-start",
 }  # fmt: skip
 _NEUTRAL = {"convert", "broadcast", "iota", "bitcast-convert", "reduce-precision"} | _FREE
+_FETCHES = {"copy-start", "slice-start"}
 _PARTIAL = {"slice", "dynamic-slice", "gather"}
 
 
@@ -121,6 +123,8 @@ def _flops(module: Module, computation: Computation, instruction: Instruction) -
 
 def kind(module: Module, instruction: Instruction) -> str:
     """The one of `CLASSES` that a kernel belongs to."""
+    if instruction.opcode in _FETCHES and any(array.on_chip and array.dims for array in instruction.arrays):
+        return "on and off the chip"
     inside = module.inside(instruction)
     opcodes = {i.opcode for i in inside}
     if any(_COLLECTIVE.match(opcode) for opcode in opcodes):
@@ -139,8 +143,10 @@ def kind(module: Module, instruction: Instruction) -> str:
 def _moved(module: Module, computation: Computation, instruction: Instruction) -> int:
     if instruction.opcode == "fusion":
         return _moved_by_fusion(module, computation, instruction)
-    if instruction.opcode == "copy-start":
-        return instruction.nbytes  # its result is a tuple of both ends
+    if instruction.opcode in _FETCHES:
+        ends = instruction.arrays[:2]  # its result is a tuple of both ends, of a slice the source whole
+        part = min(array.nbytes for array in ends)
+        return sum(part for array in ends if not array.on_chip)
     if instruction.opcode in _PARTIAL:
         return 2 * instruction.nbytes
     if instruction.opcode == "dynamic-update-slice":

@@ -11,7 +11,8 @@ from mimicnorm_jax.training.plan import TrainingPlan
 PlanOf = Callable[[TrainConfig], TrainingPlan]
 ROUND = 8
 """Images of a microbatch on one device by which the largest batch is found."""
-_MOST_PLANS = 16
+_LINES = 4
+"""Plans by a line through two others, before the search goes in steps."""
 _GIB = 2**30
 
 
@@ -63,28 +64,33 @@ def largest_batch(plan_of: PlanOf, config: TrainConfig, devices: int = 1) -> int
 
     low, high = 0, top + 1  # low fits and high does not, as far as is known
     guess = min(top, max(1, config.batch_size // unit))
-    for _ in range(_MOST_PLANS):
-        if fits(guess):
-            low = guess
-        else:
-            high = guess
-        if high - low == 1:
+    for _ in range(_LINES):
+        low, high = (max(low, guess), high) if fits(guess) else (low, min(high, guess))
+        crossing = min(max(_crossing(known, low, high), 1), top)
+        if crossing in known:
             break
-        guess = _guess(known, low, high)
+        guess = crossing
+    step = 1
+    while high - low > 1:
+        # Memory grows in steps, which a line does not see: ever further from its crossing, then between the two.
+        beyond = guess + step if guess == low else guess - step
+        inside = low < beyond < high
+        step, guess = (2 * step, beyond) if inside else (top, (low + high) // 2)
+        low, high = (guess, high) if fits(guess) else (low, guess)
     return low * unit
 
 
-def _guess(known: dict[int, int | None], low: int, high: int) -> int:
-    """Where a line through the two plans next to the border crosses it, strictly between low and high."""
-    points = sorted((units, missing) for units, missing in known.items() if missing is not None)
-    if len(points) == 1:
-        return min(max(low + 1, points[0][0] * 2), high - 1) if low else max(1, (low + high) // 2)
-    nearest = sorted(points, key=lambda point: abs(point[1]))[:2]
-    (a, missing_a), (b, missing_b) = sorted(nearest)
-    if missing_b <= missing_a:
-        return (low + high) // 2
-    crossing = int(a - missing_a * (b - a) / (missing_b - missing_a))
-    return min(max(crossing, low + 1), high - 1)
+def _crossing(known: dict[int, int | None], low: int, high: int) -> int:
+    """Where a line through the two plans next to the border crosses it."""
+    points = sorted(((units, missing) for units, missing in known.items() if missing is not None), key=_distance)[:2]
+    if len(points) < 2:
+        return 2 * low if low else high // 2
+    (a, missing_a), (b, missing_b) = sorted(points)
+    return int(a - missing_a * (b - a) / (missing_b - missing_a)) if missing_b > missing_a else low or high
+
+
+def _distance(point: tuple[int, int]) -> int:
+    return abs(point[1])
 
 
 def ways_out(plan_of: PlanOf, config: TrainConfig, devices: int = 1) -> list[str]:

@@ -13,6 +13,7 @@ from mimicnorm_jax.training.plan import TrainingPlan
 MIB = 2**20
 ROLES = {
     "forward": "kept from the forward pass",
+    "recomputed": "recomputed",
     "backward": "of the backward pass",
     "copy": "copies of arguments",
     "unnamed": "made by the compiler",

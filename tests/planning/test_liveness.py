@@ -1,10 +1,11 @@
 """What is alive at the peak."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from mimicnorm_jax.planning import hlo, liveness, plan
-from tests.planning.programs import cpu_and_h100, net_shapes, net_step
+from tests.planning.programs import conv, cpu_and_h100, needs_cuda, net_shapes, net_step, shape
 
 
 @pytest.fixture(scope="module", params=["cpu", "h100"])
@@ -51,6 +52,22 @@ def test_a_state_that_is_kept_is_not_aliased(target):
     found = plan(net_step, *net_shapes(), target=target)
     assert found.aliased_bytes == 0
     assert found.peak_bytes == found.argument_bytes + found.output_bytes + found.temporary_bytes
+
+
+@needs_cuda
+def test_what_is_computed_again_is_said_to_be():
+    def network(x, kernels):
+        for kernel in kernels:
+            x = jnp.sin(conv(x, kernel))
+        return x.sum()
+
+    x, kernels = shape(64, 32, 32, 16), [shape(3, 3, 16, 16)] * 3
+    roles = {}
+    for name, function in (("plain", network), ("again", jax.checkpoint(network))):
+        found = plan(jax.value_and_grad(function, 1), x, kernels, target="h100")
+        roles[name] = set(found.live_by_role)
+    assert "recomputed" in roles["again"]
+    assert "recomputed" not in roles["plain"]
 
 
 _MODULE = """HloModule m, is_scheduled=true

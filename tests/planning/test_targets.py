@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import re
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from mimicnorm_jax.errors import PlanError
 from mimicnorm_jax.planning import compile as compile_lib
 from mimicnorm_jax.planning import facts, plan, target, targets
+from tests.conftest import ROOT
 from tests.planning.programs import needs_cuda, needs_tpu, shape
 
 
@@ -125,3 +128,26 @@ def test_a_file_that_describes_no_gpu(tmp_path):
         target("h100", path)
     with pytest.raises(PlanError, match="describes a GPU, and the target is 'v5e'"):
         target("v5e", path)
+
+
+@needs_tpu
+def test_two_processes_compile_for_a_tpu_at_once():
+    """libtpu's lock keeps the second one out where it is heeded; the first holds it until both are through."""
+    code = "from mimicnorm_jax.planning import target; target('v5e').jax_devices(); print('done', flush=True); input()"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
+        for _ in range(2)
+    ]
+    try:
+        assert [process.stdout.readline() for process in both] == ["done\n", "done\n"]
+    finally:
+        for process in both:
+            process.communicate("\n")

@@ -80,6 +80,19 @@ def test_what_stays_on_a_tpus_chip_moves_nothing_and_padding_does():
     assert instruction.nbytes == here.nbytes
 
 
+def test_what_is_fetched_on_a_chip_ahead_is_read_once():
+    from_there = "f32[512,32,128]{2,1,0:T(8,128)}"
+    text = f"""HloModule m, is_scheduled=true
+
+ENTRY %main (x: f32[512,32,128]) -> f32[512,8,128] {{
+  %x = {from_there} parameter(0)
+  %start = ({from_there}, f32[512,8,128]{{2,1,0:T(8,128)S(1)}}, s32[]{{:S(2)}}) slice-start(%x), slice={{[0:512]}}
+  ROOT %done = f32[512,8,128]{{2,1,0:T(8,128)S(1)}} slice-done(%start)
+}}
+"""
+    assert traffic.work(hlo.parse(text)).moved == {"on and off the chip": 4 * 512 * 8 * 128}
+
+
 _CONDITIONAL = """\
 HloModule m, is_scheduled=true
 

@@ -1,0 +1,117 @@
+"""Plans of training runs: the run's own program, without its data."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mimicnorm_jax.data import sources
+from mimicnorm_jax.errors import ConfigError, DataError
+from mimicnorm_jax.training import config as config_lib
+from mimicnorm_jax.training import parallel
+from mimicnorm_jax.training.plan import plan_training
+from mimicnorm_jax.training.session import fresh_state, make_task
+from tests.planning.programs import needs_cuda
+
+
+def _config(**fields):
+    return config_lib.validate(config_lib.base(**{"model": "resnet8", "batch_size": 16, "width": 0.5} | fields))
+
+
+def test_counts_are_those_of_the_dataset():
+    dataset = sources.load("digits")
+    assert sources.COUNTS["digits"] == (len(dataset.train), len(dataset.test))
+
+
+@pytest.fixture(scope="module")
+def no_data():
+    def refuse(*arguments):
+        raise AssertionError("the dataset was read")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "load", refuse)
+        patch.setattr(sources, "check", refuse)
+        yield
+
+
+CHECK = sources.check
+CONFIG = _config(ema_decay=0.9, crop_padding=1, rotation=10.0)
+
+
+@pytest.fixture(scope="module")
+def planned(no_data):
+    """On four devices that share a batch of 16."""
+    return plan_training(CONFIG, "cpu", devices=4)
+
+
+def _state():
+    task, _ = make_task(CONFIG, 1437, (0.5,), (0.25,))
+    return task, jax.eval_shape(partial(fresh_state, CONFIG, task))
+
+
+def test_it_is_the_program_that_the_run_maps(planned):
+    """What `jax.pmap` compiles for four devices takes the same memory and moves the same, to the byte."""
+    task, state = _state()
+    data = jax.ShapeDtypeStruct((1437, 8, 8, 1), jnp.uint8), jax.ShapeDtypeStruct((1437,), jnp.int32)
+    index, count = jax.ShapeDtypeStruct((4, 1, 4), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    run: jax.stages.Wrapped = parallel.Spread(tuple(jax.devices()), "pmap").make_train_steps(task)
+    compiled = run.lower(state, data, index, count).compile()
+    memory = compiled.memory_analysis()
+    assert planned.step.temporary_bytes == memory.temp_size_in_bytes
+    assert planned.step.argument_bytes == memory.argument_size_in_bytes
+    assert planned.step.aliased_bytes == memory.alias_size_in_bytes
+    assert planned.step.bytes_accessed == compiled.cost_analysis()["bytes accessed"]
+
+
+def test_the_state_is_donated_and_the_dataset_resident(planned):
+    _, state = _state()
+    nbytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    assert planned.step.aliased_bytes == nbytes
+    an_image = 8 * 8 + 4  # with its label
+    places = 4 * 4
+    assert planned.step.argument_bytes == nbytes + 1437 * an_image + places
+    assert planned.test_bytes == 360 * an_image
+    held = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.eval_variables))
+    assert planned.evaluation.argument_bytes == held + 360 * an_image + 2 * places
+    assert planned.waiting_bytes == nbytes - held + 1437 * an_image
+    assert {b.layer for b in planned.step.live} >= {"data[0]", "data[1]", "state.step"}
+
+
+def test_steps_of_one_program_are_turns_of_unknown_number(planned):
+    three = plan_training(dataclasses.replace(CONFIG, steps_per_dispatch=3), "cpu", devices=4).step
+    assert (planned.step.unknown_loops, three.unknown_loops) == (0, 1)
+    assert three.flops == planned.step.flops
+
+
+@needs_cuda
+@pytest.mark.usefixtures("no_data")
+def test_checkpointing_saves_memory_for_work_on_a_gpu():
+    config = _config(method="batchnorm", dataset="cifar10", batch_size=64, width=1.0, dtype="bfloat16")
+    plain, checkpointed = (plan_training(config, "h100", checkpointed=each).step for each in (False, True))
+    assert checkpointed.temporary_bytes < 0.9 * plain.temporary_bytes
+    assert checkpointed.flops == plain.flops  # what convolutions return is kept
+    assert checkpointed.aliased_bytes == plain.aliased_bytes
+
+
+@pytest.mark.parametrize(
+    ("fields", "devices", "message"),
+    [
+        ({"batch_size": 10}, 4, "config.batch_size is 10, which 4 devices cannot share"),
+        ({"batch_size": 2000}, 1, "more than the 1437 training images of digits"),
+        ({"microbatches": 3}, 1, "config.microbatches is 3"),
+        ({"model": "vgg16"}, 1, "config.model='vgg16'"),
+        ({"model": "resnet9"}, 1, "did you mean"),
+    ],
+)
+@pytest.mark.usefixtures("no_data")
+def test_configs_that_cannot_be_trained(fields, devices, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_training(_config(**fields), "cpu", devices)
+
+
+def test_an_unknown_dataset(monkeypatch):
+    monkeypatch.setattr(sources, "check", CHECK)
+    with pytest.raises(DataError, match="did you mean cifar1"):
+        plan_training(dataclasses.replace(CONFIG, dataset="cifar11"), "cpu")
