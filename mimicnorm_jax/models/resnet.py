@@ -91,7 +91,7 @@ class ResNet(nn.Module):
         if self.imagenet:
             x = make.max_pool(make.conv(stem, 7, strides=2, name="stem")(x, train), 3, padding=1)
         else:
-            x = make.conv(stem, 3, name="stem")(x, train)
+            x = make.conv(stem, 3, name="stem", untouched=True)(x, train)
         x = make.relu(x)
         block = 0
         for stage, repeats in enumerate(self.stages):

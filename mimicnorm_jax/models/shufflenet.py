@@ -75,10 +75,10 @@ class ShuffleNetV2(nn.Module):
         """Maps images `(B, H, W, C)`, H and W at least 8, to logits `(B, num_classes)`."""
         make = self.factory
         *stages, last = (scale_width(c, self.width) for c in self.channels)
-        x = make.conv(scale_width(24, self.width), 3, name="stem")(x, train)
+        x = make.conv(scale_width(24, self.width), 3, name="stem", untouched=True)(x, train)
         for stage, (repeats, features) in enumerate(zip(REPEATS, stages, strict=True), 1):
             for i in range(repeats):
                 x = Unit(make, features, strides=1 if i else 2, name=f"stage{stage}_unit{i + 1}")(x, train)
         covers = [((1, 1, x.shape[-1], last), 1)]
-        x = make.relu(make.conv(last, 1, covers=covers, name="last_conv")(x, train), reused=False)
+        x = make.relu(make.conv(last, 1, covers=covers, name="last_conv", untouched=True)(x, train), reused=False)
         return make.logits(make.classifier(self.num_classes)(x.mean((1, 2))), train)
