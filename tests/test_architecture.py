@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 PACKAGE = "mimicnorm_jax"
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 GROUND = {"errors", "centring", "activations", "pooling"}
-FIRST = GROUND | {"initialisation", "layers", "methods", "models"}
+FIRST = GROUND | {"initialisation", "layers", "methods", "models", "selection"}
 MAY_IMPORT = {
     "errors": set(),
     "centring": set(),
@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "initialisation": GROUND,
     "layers": GROUND,
     "methods": GROUND,
+    "selection": GROUND,
     "models": FIRST,
     "data": {"data", "errors", "hosts"},
     "hosts": {"errors"},
