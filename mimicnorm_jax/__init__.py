@@ -17,6 +17,7 @@ from mimicnorm_jax.initialisation import SCHEMES
 from mimicnorm_jax.layers import CentredConv, CentredDense, LastBatchNorm
 from mimicnorm_jax.methods import METHODS, Method
 from mimicnorm_jax.pooling import max_pool
+from mimicnorm_jax.selection import select_convolutions
 
 __all__ = [
     "METHODS",
@@ -38,5 +39,6 @@ __all__ = [
     "relu",
     "relu6",
     "relu_save_mask",
+    "select_convolutions",
     "ungrouped",
 ]

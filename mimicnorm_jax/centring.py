@@ -6,7 +6,7 @@ A kernel follows Flax's layout: the last axis is the output channel, every other
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,9 @@ import optax
 Shape = Sequence[int]
 Rule = Callable[[Shape, int], bool]
 """Whether to centre the kernel of this shape in a layer with this many groups."""
-Select = Callable[[tuple[str, ...], jax.Array], bool]
-"""Whether to centre the leaf at this path of a parameter tree."""
+Select = Callable[[tuple[str, ...], jax.Array], bool | Callable[[jax.Array], jax.Array]]
+"""Whether to centre the leaf at this path of a parameter tree, or what to do with it in place of `centre`, such as
+`jax.vmap(centre)` where the kernels of a scanned layer are stacked along the first axis."""
 
 PUBLISHED_GAIN = 1.2
 """The published code's rounding of `gain`, used as a learnable scalar."""
@@ -57,9 +58,12 @@ def centre(kernel: jax.Array) -> jax.Array:
     """
     if fan_in(kernel.shape) < 2:
         raise ValueError(f"centring a kernel of fan-in 1 leaves only zeros; got shape {kernel.shape}")
-    # As a matrix: on a CPU the sum over one axis takes half the time of that over three.
-    wide = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.promote_types(kernel.dtype, jnp.float32))
-    return (wide - wide.mean(axis=0, keepdims=True)).astype(kernel.dtype).reshape(kernel.shape)
+    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    spread = any(axis is not None for axis in jax.typeof(wide).sharding.spec[:-1])
+    if not spread:  # As a matrix: on a CPU the sum over one axis takes half the time of that over three.
+        wide = wide.reshape(-1, kernel.shape[-1])
+    centred = wide - wide.mean(axis=tuple(range(wide.ndim - 1)), keepdims=True)
+    return centred.astype(kernel.dtype).reshape(kernel.shape)
 
 
 def gain(n: int) -> float:
@@ -111,20 +115,46 @@ PUBLISHED_CIFAR_RULE: Rule = fan_in_above(50)
 """Neither a 3-channel 3x3 stem, nor depthwise kernels, nor pointwise kernels of few channels."""
 
 
-def conv_kernels(rule: Rule = PUBLISHED_CIFAR_RULE) -> Select:
-    """Selects the leaves named `kernel` with a window (rank 3 or more) that `rule` takes.
+class _ConvKernels(NamedTuple):
+    rule: Rule
+    window: int | None
 
-    A tree does not tell a layer's groups, so `rule` is asked with `groups=1`; a rule about the
-    fan-in, which Flax's shapes do show, leaves depthwise kernels out all the same.
+    def __call__(self, path: tuple[str, ...], leaf: jax.Array) -> bool:
+        if path[-1] != "kernel" or leaf.ndim < 3 or not self.rule(leaf.shape, 1):
+            return False
+        if self.window is None and leaf.ndim != 4:
+            raise ValueError(_doubt(path, leaf, f"has rank {leaf.ndim}, not a 2-D convolution's 4"))
+        return leaf.ndim == (self.window or 2) + 2
+
+
+def _doubt(path: tuple[str, ...], leaf: jax.Array, why: str) -> str:
+    return (
+        f"{'/'.join(path)} of shape {leaf.shape} {why}: kernels of convolutions, of attention and stacks of them look "
+        "alike. Say select=conv_kernels(window=2) if exactly the kernels of rank 4 are those of (2-D) convolutions; or "
+        "let select=select_convolutions(module, inputs) read it from the module"
+    )
+
+
+def conv_kernels(rule: Rule = PUBLISHED_CIFAR_RULE, *, window: int | None = None) -> Select:
+    """Selects the leaves named `kernel` that `rule` takes, from rank and shape alone.
+
+    A tree tells neither a layer's groups, so `rule` is asked with `groups=1`, nor convolutions from other layers with
+    kernels of rank 3 and more (attention), nor a kernel from a scanned layer's stack of kernels.
+    `select_convolutions` reads all that from the module.
+
+    Args:
+      rule: which kernels to centre.
+      window: says that the kernels of rank `window + 2` are those of convolutions with so many spatial axes, and no
+        others. None says nothing: kernels of rank 4 count as 2-D convolutions if a bias `(n_out,)` stands beside
+        them, and for any other kernel of rank 3 and more `project` raises ValueError.
     """
-
-    def select(path: tuple[str, ...], leaf: jax.Array) -> bool:
-        return path[-1] == "kernel" and leaf.ndim >= 3 and rule(leaf.shape, 1)
-
-    return select
+    return _ConvKernels(rule, window)
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """Without the field in which a box (such as `nn.Partitioned`) holds its leaf."""
+    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
     return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
 
 
@@ -132,18 +162,33 @@ def project(params: optax.Params, select: Select | None = None) -> optax.Params:
     """Centres the selected leaves of a parameter tree.
 
     Args:
-      params: any tree of arrays.
+      params: any tree of arrays, boxed (`nn.Partitioned`) or not.
       select: which leaves, by default `conv_kernels()`.
 
     Returns:
       A tree of the same structure; leaves that are not selected are passed through.
+
+    Raises:
+      ValueError: for a leaf that `conv_kernels()` cannot tell, and for a selected `kernel` whose bias beside it is not
+        `(n_out,)`: its axes but the last are not fan-in.
     """
     select = select or conv_kernels()
+    by_path = {_names(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
 
-    def leaf(path: tuple[Any, ...], value: jax.Array) -> jax.Array:
-        return centre(value) if select(_names(path), value) else value
+    def projected(names: tuple[str, ...], leaf: jax.Array) -> jax.Array:
+        chosen = select(names, leaf)
+        if callable(chosen):
+            return chosen(leaf)
+        if not chosen:
+            return leaf
+        bias = by_path.get((*names[:-1], "bias")) if names[-1] == "kernel" else None
+        if bias is not None and bias.shape != (leaf.shape[-1],):
+            raise ValueError(_doubt(names, leaf, f"has a bias {bias.shape} beside it, not ({leaf.shape[-1]},)"))
+        if bias is None and isinstance(select, _ConvKernels) and select.window is None:
+            raise ValueError(_doubt(names, leaf, "has no bias beside it that would tell"))
+        return centre(leaf)
 
-    return jax.tree_util.tree_map_with_path(leaf, params)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: projected(_names(path), leaf), params)
 
 
 def centre_after_step(select: Select | None = None) -> optax.GradientTransformation:
@@ -157,7 +202,7 @@ def centre_after_step(select: Select | None = None) -> optax.GradientTransformat
       select: which leaves, by default `conv_kernels()`.
 
     Returns:
-      A transformation whose `update` needs `params`; it raises ValueError without them.
+      A transformation whose `update` needs `params`; it raises ValueError without them, and where `project` does.
     """
 
     def update(

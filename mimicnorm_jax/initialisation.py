@@ -1,8 +1,17 @@
-"""How kernels and residual scalars start: the published roundings, the exact gain, the text, plain He."""
+"""How kernels and residual scalars start: the published roundings, the exact gain, the text, plain He.
+
+One key draws one kernel, whatever the distribution: normal kernels are multiples of one another, and uniform ones
+increasing functions of them. So methods and initialisations are compared in pairs.
+"""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer, variance_scaling
 
 from mimicnorm_jax import centring
 
@@ -14,10 +23,14 @@ class Kernel:
     Attributes:
       shape: the kernel's shape, `(*window, n_in / groups, n_out)`.
       centred: whether the layer centres it.
+      groups: of its convolution.
+      untouched: whether the published baselines never initialise it, so that it keeps PyTorch's default.
     """
 
     shape: tuple[int, ...]
-    centred: bool
+    centred: bool = False
+    groups: int = 1
+    untouched: bool = False
 
     @property
     def gain(self) -> float:
@@ -26,18 +39,67 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Distribution:
+    """Where a kernel is drawn from: normal or uniform, of mean 0.
+
+    Attributes:
+      stddev: its standard deviation.
+      uniform: whether it is uniform.
+    """
+
+    stddev: float
+    uniform: bool = False
+
+    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        """Draws `shape`."""
+        if self.uniform:
+            # The very uniform numbers that `normal` maps to normal ones.
+            return math.sqrt(3) * self.stddev * jax.random.uniform(key, shape, dtype, -1)
+        return self.stddev * jax.random.normal(key, shape, dtype)
+
+
+def pytorch_default(kernel: Kernel) -> Distribution:
+    """Uniform in +-1/sqrt(fan-in).
+
+    Example:
+      >>> round(pytorch_default(Kernel((3, 3, 3, 64))).stddev, 4)
+      0.1111
+    """
+    return Distribution(math.sqrt(1 / (3 * centring.fan_in(kernel.shape))), uniform=True)
+
+
+def he_fan_in(kernel: Kernel) -> Distribution:
+    """Variance 2 over the fan-in."""
+    return Distribution(math.sqrt(2 / centring.fan_in(kernel.shape)))
+
+
+def he_fan_out(kernel: Kernel) -> Distribution:
+    """Variance 2 over window times output channels."""
+    return Distribution(math.sqrt(2 / (math.prod(kernel.shape[:-2]) * kernel.shape[-1])))
+
+
+def he_ungrouped(kernel: Kernel) -> Distribution:
+    """Variance 2 over window times all input channels, not only those of a group."""
+    return Distribution(math.sqrt(2 / (centring.fan_in(kernel.shape) * kernel.groups)))
+
+
+@dataclass(frozen=True)
 class Published:
-    """What the published code does in one architecture (CIFAR networks).
+    """What the published code does in one architecture.
 
     Attributes:
       kernel_variance: numerator of the kernels' variance.
       min_channels: the fan-in of that variance counts at least this many input channels.
       idle_bias: whether the BatchNorm version keeps its convolutions' biases, which do nothing.
+      batch_norm: where the BatchNorm version's convolution kernels are drawn from; None for the same as the others.
+      untouched_dense: whether the BatchNorm version never initialises its dense layers.
     """
 
     kernel_variance: float = 2.0
     min_channels: int = 1
     idle_bias: bool = False
+    batch_norm: Callable[[Kernel], Distribution] | None = None
+    untouched_dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +113,8 @@ class Scheme:
       clips_fan_in: whether the published minimum of input channels holds.
       gain: what one kernel contributes to the scalar that follows it.
       depth: the divisor of the scalar of the l-th residual block, l = 1, 2, ...
+      leaves_untouched: whether what the published baselines never initialise keeps PyTorch's default.
+      batch_norm_only: whether the kernels are those of the published BatchNorm versions.
     """
 
     name: str
@@ -59,12 +123,28 @@ class Scheme:
     clips_fan_in: bool
     gain: Callable[[Kernel], float]
     depth: Callable[[int], float]
+    leaves_untouched: bool = False
+    batch_norm_only: bool = False
 
-    def kernel_stddev(self, published: Published, kernel: Kernel) -> float:
-        """Standard deviation of the normal distribution that a convolution kernel is drawn from."""
+    def conv(self, published: Published, kernel: Kernel) -> Distribution:
+        """Where a convolution kernel is drawn from."""
+        if self.batch_norm_only and published.batch_norm is not None:
+            return pytorch_default(kernel) if kernel.untouched else published.batch_norm(kernel)
         *window, channels, _ = kernel.shape
         fan_in = math.prod(window) * max(channels, published.min_channels if self.clips_fan_in else 1)
-        return math.sqrt(self.kernel_variance(published, kernel) / fan_in)
+        return Distribution(math.sqrt(self.kernel_variance(published, kernel) / fan_in))
+
+    def fixup_conv(self, kernel: Kernel, shrink: float) -> Distribution:
+        """Likewise under Fixup: He's over the fan-out, its deviation times `shrink`."""
+        if kernel.untouched and self.leaves_untouched:
+            return pytorch_default(kernel)
+        return Distribution(shrink * he_fan_out(kernel).stddev)
+
+    def dense(self, published: Published) -> Initializer:
+        """Where dense kernels are drawn from: He's distribution, or PyTorch's default, drawn as `Distribution` does."""
+        if self.batch_norm_only and published.untouched_dense:
+            return variance_scaling(1 / 3, "fan_in", "uniform")
+        return variance_scaling(2.0, "fan_in", "normal")
 
     def scalar(self, covers: Sequence[Kernel], block: int | None = None) -> float:
         """Initial value of a scalar that makes up for the gain of the kernels it covers.
@@ -89,6 +169,16 @@ _ALL = (
         clips_fan_in=True,
         gain=lambda kernel: centring.PUBLISHED_GAIN,
         depth=float,
+        leaves_untouched=True,
+    ),
+    Scheme(
+        "published_batchnorm",
+        "what the published BatchNorm versions start with, each network its own; for method batchnorm",
+        kernel_variance=lambda published, kernel: published.kernel_variance,
+        clips_fan_in=True,
+        gain=lambda kernel: 1.0,
+        depth=float,
+        batch_norm_only=True,
     ),
     Scheme(
         "exact",

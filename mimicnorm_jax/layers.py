@@ -141,7 +141,8 @@ class LastBatchNorm(nn.Module):
 
         Raises:
           ValueError: for logits that are not a matrix, for an unknown `running_variance`, and in
-            training for a batch of one, which has no variance.
+            training for a batch of one, which has no variance. A program exported for a symbolic batch gives NaN for
+            a batch of one instead.
         """
         use_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
         if logits.ndim != 2:
@@ -162,7 +163,7 @@ class LastBatchNorm(nn.Module):
                 var_average.value = self.momentum * var_average.value + (1 - self.momentum) * shown
         return (z - mean[None]) * lax.rsqrt(var + self.epsilon)[None]
 
-    def _batch_statistics(self, z: jax.Array) -> tuple[jax.Array, jax.Array, int]:
+    def _batch_statistics(self, z: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
         mean, var, count = z.mean(0), z.var(0), z.shape[0]
         if self.axis_name is not None and not self.is_initializing():
             second_moment = var + mean**2
@@ -170,7 +171,9 @@ class LastBatchNorm(nn.Module):
             # Rounding can leave a difference of moments below zero.
             var = jnp.maximum(second_moment - mean**2, 0)
             count *= lax.axis_size(self.axis_name)
-        if count < 2 and not self.is_initializing():
+        if not isinstance(count, int):  # symbolic, as `jax.export` may have it: known when the program runs
+            var = jnp.where(jnp.asarray(count) < 2, jnp.nan, var)
+        elif count < 2 and not self.is_initializing():
             raise ValueError(
                 "LastBatchNorm cannot normalise a training batch of 1: use a larger batch, or the "
                 "running averages (use_running_average=True)"

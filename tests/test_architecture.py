@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 PACKAGE = "mimicnorm_jax"
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 GROUND = {"errors", "centring", "bits", "activations", "pooling", "row_major"}
-FIRST = GROUND | {"initialisation", "layers", "methods", "models", "remat"}
+FIRST = GROUND | {"initialisation", "layers", "methods", "models", "remat", "selection"}
 MAY_IMPORT = {
     "errors": set(),
     "centring": set(),
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "initialisation": GROUND,
     "layers": GROUND,
     "methods": GROUND,
+    "selection": GROUND,
     "models": FIRST,
     "data": {"data", "errors", "hosts"},
     "hosts": {"errors"},

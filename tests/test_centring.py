@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from mimicnorm_jax import centring
 
@@ -83,7 +84,7 @@ def test_project_centres_the_selected_leaves_and_no_others():
 
 def test_centre_after_step_keeps_kernels_centred_under_any_optimiser():
     params = {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 8, 4))}
-    tx = optax.chain(optax.adamw(0.1), centring.centre_after_step())
+    tx = optax.chain(optax.adamw(0.1), centring.centre_after_step(centring.conv_kernels(window=2)))
     state = tx.init(params)
     for i in range(3):
         grads = {"kernel": jax.random.normal(jax.random.key(i + 1), (3, 3, 8, 4))}
@@ -93,3 +94,46 @@ def test_centre_after_step_keeps_kernels_centred_under_any_optimiser():
     assert abs(params["kernel"].sum((0, 1, 2))).max() < 72 * 1e-6
     with pytest.raises(ValueError, match="needs the parameters"):
         centring.centre_after_step().update(params, optax.EmptyState())
+
+
+def test_boxed_kernels_are_centred_in_their_boxes():
+    """As `nn.with_partitioning` leaves them."""
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 8, 4))
+    box = nn.Partitioned(kernel, (None, None, None, "model"))
+    projected = centring.project({"conv": {"kernel": box, "bias": nn.Partitioned(jnp.ones(4), ("model",))}})
+    assert projected["conv"]["kernel"].names == box.names
+    np.testing.assert_array_equal(projected["conv"]["kernel"].value, centring.centre(kernel))
+    with pytest.raises(ValueError, match="conv/kernel"):
+        centring.project({"conv": {"kernel": nn.Partitioned(kernel, ("layers", None, None, None))}})
+
+
+@pytest.mark.parametrize(
+    ("shape", "bias"),
+    [
+        ((8, 9, 4), (4,)),  # a 1-D convolution, or an attention's output
+        ((64, 2, 4), (2, 4)),  # an attention's query
+        ((5, 3, 8, 4), (5, 4)),  # a stack of 1-D convolutions
+        ((5, 3, 3, 8, 4), (5, 4)),  # a stack of 2-D convolutions
+        ((3, 3, 3, 8, 4), (4,)),  # a 3-D convolution
+        ((3, 3, 8, 4), None),  # a 2-D convolution, or a stack of anything
+        ((3, 3, 8, 4), (8,)),  # a transposed convolution's kernel, output channels before the last axis
+    ],
+)
+def test_kernels_that_a_tree_cannot_tell_are_refused(shape, bias):
+    tree = {"layer": {"kernel": jnp.ones(shape)} | ({} if bias is None else {"bias": jnp.ones(bias)})}
+    with pytest.raises(ValueError, match=r"layer/kernel of shape .*select=conv_kernels\(window=2\)"):
+        centring.project(tree)
+
+
+def test_what_the_user_says_of_kernels_is_taken_unless_a_bias_contradicts():
+    kernels = {"query": jnp.ones((64, 2, 4)), "conv": jax.random.normal(jax.random.key(0), (3, 3, 8, 4))}
+    tree = {name: {"kernel": kernel} for name, kernel in kernels.items()}
+    projected = centring.project(tree, centring.conv_kernels(window=2))
+    np.testing.assert_array_equal(projected["conv"]["kernel"], centring.centre(kernels["conv"]))
+    np.testing.assert_array_equal(projected["query"]["kernel"], kernels["query"])
+    with pytest.raises(ValueError, match=r"bias \(3, 4\)"):
+        centring.project({"scan": {"kernel": kernels["conv"], "bias": jnp.ones((3, 4))}}, lambda *_: True)
+    stacked = centring.project({"kernel": kernels["conv"]}, lambda path, leaf: jax.vmap(centring.centre))
+    np.testing.assert_allclose(
+        stacked["kernel"], kernels["conv"] - kernels["conv"].mean((1, 2), keepdims=True), atol=1e-6
+    )

@@ -231,3 +231,18 @@ def test_last_batch_norm_refuses_what_it_cannot_normalise():
         _normalise(jnp.ones((2, 3, 4)))
     with pytest.raises(ValueError, match="'exact'"):
         _normalise(jnp.ones((2, 3)), running_variance="exact")
+
+
+def test_checkpoints_of_plain_layers_load_under_names_of_the_users_own_and_not_under_those_that_flax_makes_up():
+    class Net(nn.Module):
+        conv: type
+        named: bool
+
+        @nn.compact
+        def __call__(self, x):
+            return self.conv(6, (3, 3), **({"name": "first"} if self.named else {}))(x)
+
+    x = jnp.ones((1, 5, 5, 8))
+    plain, centred = (Net(conv, True).init(jax.random.key(0), x) for conv in (nn.Conv, CentredConv))
+    jax.tree.map(np.testing.assert_array_equal, plain, centred)
+    assert [*Net(CentredConv, False).init(jax.random.key(0), x)["params"]] == ["CentredConv_0"]

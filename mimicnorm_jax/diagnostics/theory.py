@@ -6,82 +6,18 @@ inputs' precision; use float64.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mimicnorm_jax.diagnostics.duals import DualActivation, relu_dual
+from mimicnorm_jax.diagnostics.duals import quadrature_dual as quadrature_dual
+
 S = 1 - 1 / math.pi
 """Share of a ReLU's second moment that is variance: 1 - E[relu]^2 / E[relu^2]."""
-
-
-class DualActivation(Protocol):
-    """Moments of an activation under a pair of Gaussians."""
-
-    def __call__(self, k11: jax.Array, k12: jax.Array, k22: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Moments for variances `k11`, `k22` and covariance `k12`, arrays of one shape.
-
-        Returns:
-          $E[\\phi(u)\\phi(v)]$, $E[\\phi'(u)\\phi'(v)]$ and $E[\\phi(u)]E[\\phi(v)]$, elementwise.
-        """
-        ...
-
-
-def relu_dual(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    r"""The closed form of ReLU (arc-cosine kernels, Cho & Saul 2009).
-
-    With $\rho = k_{12}/\sqrt{k_{11}k_{22}}$:
-    $\hat\phi(\rho) = (\sqrt{1-\rho^2} + (\pi - \arccos\rho)\rho) / 2\pi$.
-
-    Args:
-      k11: variances of the first input.
-      k12: covariances.
-      k22: variances of the second input.
-
-    Returns:
-      See `DualActivation`.
-
-    Example:
-      >>> one = jnp.ones(())
-      >>> [round(float(moment), 4) for moment in relu_dual(one, 0 * one, one)]
-      [0.1592, 0.25, 0.1592]
-    """
-    scale = jnp.sqrt(k11 * k22)
-    rho = jnp.clip(k12 / scale, -1, 1)
-    angle = jnp.pi - jnp.arccos(rho)
-    value = (jnp.sqrt(1 - rho**2) + angle * rho) / (2 * jnp.pi)
-    return scale * value, angle / (2 * jnp.pi), scale / (2 * jnp.pi)
-
-
-def quadrature_dual(phi: Callable[[jax.Array], jax.Array], nodes: int = 64) -> DualActivation:
-    """Moments of any elementwise activation by Gauss-Hermite quadrature.
-
-    Exact to rounding for polynomials of degree below `nodes`; accurate to about `1 / nodes` for an
-    activation with a kink, such as ReLU.
-
-    Args:
-      phi: the activation; its derivative is taken by JAX.
-      nodes: in each of two dimensions.
-    """
-    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
-    weights = weights / weights.sum()
-    slope = jnp.vectorize(jax.grad(phi))
-
-    @partial(jnp.vectorize, signature="(),(),()->(),(),()")
-    def dual(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        x, y = jnp.asarray(points)[:, None], jnp.asarray(points)[None, :]
-        weight = jnp.asarray(np.outer(weights, weights))
-        rho = jnp.clip(k12 / jnp.sqrt(k11 * k22), -1, 1)
-        u = jnp.sqrt(k11) * x + 0 * y
-        v = jnp.sqrt(k22) * (rho * x + jnp.sqrt(1 - rho**2) * y)
-        mean_u, mean_v = (weight * phi(u)).sum(), (weight * phi(v)).sum()
-        return (weight * phi(u) * phi(v)).sum(), (weight * slope(u) * slope(v)).sum(), mean_u * mean_v
-
-    return dual
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from mimicnorm_jax import centring
 from mimicnorm_jax.errors import unknown
-from mimicnorm_jax.initialisation import SCHEMES, Published
+from mimicnorm_jax.initialisation import SCHEMES, Published, he_fan_in, he_fan_out, he_ungrouped, pytorch_default
 from mimicnorm_jax.methods import METHODS, Method
 from mimicnorm_jax.models.factory import LayerFactory
 from mimicnorm_jax.models.mobilenet import MobileNetV2
@@ -47,7 +47,7 @@ class Architecture:
 def _resnet(block: Any, *stages: int, channels: int = 64, imagenet: bool = False) -> Architecture:
     return Architecture(
         partial(ResNet, block=block, stages=stages, channels=channels, imagenet=imagenet),
-        Published(2.0),
+        Published(2.0, batch_norm=he_fan_out if imagenet else pytorch_default, untouched_dense=True),
         2 ** (len(stages) - 1) * (4 if imagenet else 1),
         residual_branches=True,
         fixup=True,
@@ -70,18 +70,24 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet18_imagenet": _resnet(BasicBlock, 2, 2, 2, 2, imagenet=True),
     "resnet50_imagenet": _resnet(Bottleneck, 3, 4, 6, 3, imagenet=True),
     "resnet101_imagenet": _resnet(Bottleneck, 3, 4, 23, 3, imagenet=True),
-    "squeezenet": Architecture(SqueezeNet, Published(2.8, min_channels=4, idle_bias=True), 8, cheap_remat=True),
+    "squeezenet": Architecture(
+        SqueezeNet, Published(2.8, min_channels=4, idle_bias=True, batch_norm=he_fan_in), 8, cheap_remat=True
+    ),
     **{
         f"shufflenetv2_{width}": Architecture(
             partial(ShuffleNetV2, channels=channels),
-            Published(2.0, min_channels=4, idle_bias=True),
+            Published(2.0, 4, idle_bias=True, batch_norm=he_ungrouped, untouched_dense=True),
             8,
             cheap_remat=True,
         )
         for width, channels in CHANNELS.items()
     },
     "mobilenetv2": Architecture(
-        MobileNetV2, Published(2.0, min_channels=2, idle_bias=True), 8, residual_branches=True, cheap_remat=True
+        MobileNetV2,
+        Published(2.0, 2, idle_bias=True, batch_norm=he_ungrouped),
+        8,
+        residual_branches=True,
+        cheap_remat=True,
     ),
 }
 """Every network by name. `resnet8` is the small one of the digits default; it is in no paper's table."""
@@ -136,14 +142,15 @@ def create(
 ) -> nn.Module:
     """Builds a network under a method: in its CIFAR form for small images, or its ImageNet form.
 
-    The same seed gives every method the same raw kernels, up to the scale that its initialisation
-    asks for and Fixup's zeros.
+    The same seed gives every method the same raw kernels, up to the scale that its initialisation asks for, Fixup's
+    zeros, and an increasing function where a kernel starts uniform: Fixup's stem in `published`, and kernels of
+    `published_batchnorm`.
 
     Args:
       name: one of `ARCHITECTURES`.
       method: one of `METHODS`, see `methods_of`.
       num_classes: number of logits.
-      init: one of `initialisation.SCHEMES`.
+      init: one of `initialisation.SCHEMES`; `published_batchnorm` needs the method batchnorm.
       width: factor on all channels; the published networks have 1.
       dtype: of activations.
       param_dtype: of parameters.
@@ -161,7 +168,8 @@ def create(
       a `dropout` key.
 
     Raises:
-      ValueError: for an unknown name, or a method or rematerialization that makes no sense for the network.
+      ValueError: for an unknown name, or a method or rematerialization that makes no sense for the network or the
+        initialisation.
 
     Example:
       >>> model = create("resnet18", method="mimicnorm", num_classes=10)
@@ -171,6 +179,11 @@ def create(
     _choose("init", init, SCHEMES)
     if objection := _objection(name, METHODS[method]):
         raise ValueError(f"{objection}. Methods for {name}: {', '.join(methods_of(name))}")
+    if SCHEMES[init].batch_norm_only and not METHODS[method].batch_norm:
+        raise ValueError(
+            f"init={init!r} is what networks with BatchNorm start with, and method={method!r} has none between layers: "
+            "use init='published'"
+        )
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}: classification needs at least 2")
     if width <= 0:

@@ -21,7 +21,10 @@ class Dropout(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `(B, ...)` to the same shape: one mask for each place in the whole batch."""
         key = self.make_rng("dropout")
-        first = len(x) * lax.axis_index(self.axis_name) if self.axis_name is not None else 0
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(len(x)))
+        first = x.shape[0] * lax.axis_index(self.axis_name) if self.axis_name is not None else 0
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(x.shape[0]))
         keep = jax.vmap(lambda one: jax.random.bernoulli(one, 1 - self.rate, x.shape[1:]))(keys)
+        sharding = jax.typeof(x).sharding
+        if sharding.mesh.explicit_axes:  # then masks, which know nothing of x, have to say how they are spread
+            keep = jax.sharding.reshard(keep, sharding)
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))

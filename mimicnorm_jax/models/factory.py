@@ -1,8 +1,7 @@
 """Turns a method's record into layers: an architecture asks for a layer in a role, never for a method."""
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -82,6 +81,7 @@ class LayerFactory:
         norm: bool = True,
         covers: Sequence[tuple[tuple[int, ...], int]] | None = None,
         branch: Branch | None = None,
+        untouched: bool = False,
     ) -> ConvUnit:
         """A convolution with a square window.
 
@@ -97,6 +97,7 @@ class LayerFactory:
           covers: kernels `(shape, groups)` whose gain a learnable scalar of this unit makes up
             for, in methods with such scalars; None for no scalar.
           branch: the residual branch that it belongs to, unless it ends it.
+          untouched: whether the published baselines (Fixup, BatchNorm) never initialise it.
         """
         return self._unit(
             features,
@@ -110,6 +111,7 @@ class LayerFactory:
             scale=self._gain_scalar(covers),
             fixup_shrink=branch.fixup_shrink if branch else 1.0,
             fixup_bias=True,
+            untouched=untouched,
         )
 
     def branch_end(self, features: int, window: int, *, name: str, branch: Branch, bias: bool = True) -> ConvUnit:
@@ -183,8 +185,8 @@ class LayerFactory:
         return nn.remat(Dropout)(rate, self.batch_axis_name, name=name) if train else lambda x: x
 
     def dense(self, features: int, *, name: str) -> nn.Dense:
-        """A hidden dense layer: He initialisation, never centred."""
-        return self._dense(features, name, initializers.variance_scaling(2.0, "fan_in", "normal"))
+        """A hidden dense layer: never centred."""
+        return self._dense(features, name, self.scheme.dense(self.published))
 
     def classifier(self, num_classes: int) -> nn.Dense:
         """The dense layer of the logits: as `dense`; Fixup starts it at zero."""
@@ -207,7 +209,7 @@ class LayerFactory:
         return self.rule(shape, groups)
 
     def _kernel(self, shape: Sequence[int], groups: int) -> Kernel:
-        return Kernel(tuple(shape), self.method.centres and self.centres(shape, groups))
+        return Kernel(tuple(shape), self.method.centres and self.centres(shape, groups), groups)
 
     def _dense(self, features: int, name: str, kernel_init: initializers.Initializer) -> nn.Dense:
         # For the kernel's cast to `dtype`, which is recomputed in the backward pass.
@@ -234,14 +236,13 @@ class LayerFactory:
         scale: float | None = None,
         fixup_shrink: float = 1.0,
         fixup_bias: bool = False,
+        untouched: bool = False,
     ) -> ConvUnit:
-        def stddev(shape: Sequence[int]) -> float:
-            if self.method.fixup:
-                return fixup_shrink * math.sqrt(2 / (math.prod(shape[:-2]) * shape[-1]))
-            return self.scheme.kernel_stddev(self.published, self._kernel(shape, groups))
-
         def kernel_init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
-            return stddev(shape) * jax.random.normal(key, shape, dtype)
+            kernel = replace(self._kernel(shape, groups), untouched=untouched)
+            if self.method.fixup:
+                return self.scheme.fixup_conv(kernel, fixup_shrink)(key, shape, dtype)
+            return self.scheme.conv(self.published, kernel)(key, shape, dtype)
 
         normalised = norm and self.method.batch_norm
         return self.unit(

@@ -93,7 +93,7 @@ class ResNet(nn.Module):
         if self.imagenet:
             x = make.max_pool(make.conv(stem, 7, strides=2, name="stem")(x, train), 3, padding=1)
         else:
-            x = make.conv(stem, 3, name="stem")(x, train)
+            x = make.conv(stem, 3, name="stem", untouched=True)(x, train)
         x = make.relu(x)
         for stage in range(len(self.stages)):
             x = make.part(partial(ResNet._stage, stage=stage, train=train))(self, x)

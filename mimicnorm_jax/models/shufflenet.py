@@ -77,11 +77,11 @@ class ShuffleNetV2(nn.Module):
         """Maps images `(B, H, W, C)`, H and W at least 8, to logits `(B, num_classes)`."""
         make = self.factory
         *stages, last = (scale_width(c, self.width) for c in self.channels)
-        x = make.conv(scale_width(24, self.width), 3, name="stem")(x, train)
+        x = make.conv(scale_width(24, self.width), 3, name="stem", untouched=True)(x, train)
         for stage, features in enumerate(stages, 1):
             x = make.part(partial(ShuffleNetV2._stage, stage=stage, features=features, train=train))(self, x)
         covers = [((1, 1, x.shape[-1], last), 1)]
-        x = make.relu(make.conv(last, 1, covers=covers, name="last_conv")(x, train), reused=False)
+        x = make.relu(make.conv(last, 1, covers=covers, name="last_conv", untouched=True)(x, train), reused=False)
         return make.logits(make.classifier(self.num_classes)(x.mean((1, 2))), train)
 
     def _stage(self, x: jax.Array, stage: int, features: int, train: bool) -> jax.Array:

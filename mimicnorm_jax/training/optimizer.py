@@ -24,6 +24,10 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, max(1, warmup)), decay], [warmup])
 
 
+CONV_KERNELS = centring.conv_kernels(window=2)
+"""Those of our networks that are centred after a step: all their convolutions are 2-D, and none is stacked."""
+
+
 def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Clipping, coupled weight decay and SGD; centring after the step where the config has it so.
 
@@ -37,5 +41,5 @@ def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.Gradi
         optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),
     ]
     if config.centring == "after_step":
-        parts.append(centring.centre_after_step())
+        parts.append(centring.centre_after_step(CONV_KERNELS))
     return optax.chain(*parts)

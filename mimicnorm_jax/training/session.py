@@ -15,7 +15,7 @@ from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.guard import Guard
-from mimicnorm_jax.training.optimizer import make_optimizer, make_schedule
+from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule
 from mimicnorm_jax.training.state import TrainState, create_state
 from mimicnorm_jax.training.step import AXIS, Task
 
@@ -191,5 +191,6 @@ def fresh_state(config: TrainConfig, task: Task) -> TrainState:
     """A state from the config's seed; centred where steps keep it centred."""
     state = create_state(task.model, task.tx, sources.SHAPES[config.dataset], config.seed, config.ema_decay > 0)
     if config.centring == "after_step":
-        state = state.replace(params=project(state.params), ema_params=project(state.ema_params))
+        params, ema_params = (project(tree, CONV_KERNELS) for tree in (state.params, state.ema_params))
+        state = state.replace(params=params, ema_params=ema_params)
     return state

@@ -67,14 +67,64 @@ def test_layer_map_against_sampling(stack):
     np.testing.assert_allclose(derivative, stack.weight_variance * slope, atol=0.006)
 
 
-def test_quadrature_is_exact_for_polynomials_and_close_for_relu():
+def _erf_dual(k11, k12, k22):
+    """Williams 1997."""
+    scale = (1 + 2 * k11) * (1 + 2 * k22)
+    return 2 / jnp.pi * jnp.arcsin(2 * k12 / jnp.sqrt(scale)), 4 / jnp.pi / jnp.sqrt(scale - 4 * k12**2), 0 * k12
+
+
+@pytest.mark.parametrize("nodes", [129, 513])
+def test_quadrature_is_exact_for_polynomials(nodes):
     k11, k12, k22 = jnp.asarray(1.5), jnp.asarray(0.4), jnp.asarray(0.8)
-    second, slope, means = theory.quadrature_dual(lambda x: x + x**2, nodes=8)(k11, k12, k22)
-    np.testing.assert_allclose(second, k12 + k11 * k22 + 2 * k12**2, rtol=1e-12)  # Isserlis
-    np.testing.assert_allclose(slope, 1 + 4 * k12, rtol=1e-12)
-    np.testing.assert_allclose(means, k11 * k22, rtol=1e-12)
-    close = theory.quadrature_dual(jax.nn.relu, nodes=128)(k11, k12, k22)
-    np.testing.assert_allclose(close, theory.relu_dual(k11, k12, k22), atol=1e-2)
+    second, slope, means = theory.quadrature_dual(lambda x: x + x**2, nodes=nodes)(k11, k12, k22)
+    # What is left out at the ends of the panels is 1e-11 of them.
+    np.testing.assert_allclose(second, k12 + k11 * k22 + 2 * k12**2, rtol=1e-9)  # Isserlis
+    np.testing.assert_allclose(slope, 1 + 4 * k12, rtol=1e-9)
+    np.testing.assert_allclose(means, k11 * k22, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("phi", "dual"), [(jax.nn.relu, theory.relu_dual), (jax.scipy.special.erf, _erf_dual)])
+@pytest.mark.parametrize("variances", [(1e-8, 1e-8), (1.0, 1.0), (2.0, 300.0), (1e4, 1e4)])
+def test_quadrature_meets_the_closed_forms_however_steep(phi, dual, variances):
+    k11, k22 = (jnp.full(7, variance) for variance in variances)
+    k12 = jnp.sqrt(k11 * k22) * jnp.array([0, 0.3, 0.9, 0.9999, 1, -0.7, -1])
+    found, exact, first, last = (
+        jnp.stack(f(*k))
+        for f, k in (
+            (theory.quadrature_dual(phi), (k11, k12, k22)),
+            (dual, (k11, k12, k22)),
+            (dual, (k11, k11, k11)),
+            (dual, (k22, k22, k22)),
+        )
+    )
+    scale = jnp.sqrt(first * last)[jnp.array([0, 1, 0])]
+    assert (abs(found - exact) / scale).max() < 1e-6
+
+
+@pytest.mark.parametrize("dual", [theory.relu_dual, theory.quadrature_dual(jax.nn.relu)])
+def test_moments_of_an_input_that_is_zero_are_their_limit(dual):
+    zero, one = jnp.zeros(()), jnp.ones(())
+    for k22 in (zero, one):
+        # A step is 1/2 in the mean, and independent of what is uncorrelated.
+        np.testing.assert_allclose(dual(zero, zero, k22), [0, 0.25, 0], atol=1e-9)
+    kernels = Stack(dual=dual).kernels(jnp.array([[0.0, 0.0], [0.0, 1.0]]), 3)
+    assert all(jnp.isfinite(kernel).all() for kernel in kernels)
+
+
+def test_quadrature_refuses_what_has_not_converged():
+    k = jnp.asarray(1.0)
+    clipped = theory.quadrature_dual(jax.nn.hard_tanh)
+    with pytest.raises(ValueError, match=r"apart, more than 0.001: name its kinks"):
+        clipped(k, 0.5 * k, k)
+    assert all(jnp.isnan(moment) for moment in jax.jit(clipped)(k, 0.5 * k, k))
+    second, slope, _ = theory.quadrature_dual(jax.nn.hard_tanh, kinks=(-1.0, 1.0))(k, k, k)
+    inside = math.erf(math.sqrt(0.5))  # of a standard normal variable in [-1, 1]
+    np.testing.assert_allclose(slope, inside, rtol=1e-8)
+    np.testing.assert_allclose(second, 1 - 2 * math.exp(-0.5) / math.sqrt(2 * math.pi), rtol=1e-8)
+    with pytest.raises(ValueError, match="apart"):  # its mass lies ten standard deviations out
+        theory.quadrature_dual(jnp.exp)(100 * k, 50 * k, 100 * k)
+    with pytest.raises(ValueError, match="nodes is 64"):
+        theory.quadrature_dual(jnp.tanh, nodes=64)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from mimicnorm_jax import centring, models
 from mimicnorm_jax.training import config
-from mimicnorm_jax.training.optimizer import make_optimizer, make_schedule
+from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule
 
 
 def test_step_schedule_by_hand():
@@ -53,8 +53,8 @@ def _trajectory(tx_of, centre_in_call, start_centred):
     variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), images[0])
     params, stats = variables["params"], variables["batch_stats"]
     if start_centred:
-        params = centring.project(params)
-    tx = tx_of(optax.identity() if centre_in_call else centring.centre_after_step())
+        params = centring.project(params, CONV_KERNELS)
+    tx = tx_of(optax.identity() if centre_in_call else centring.centre_after_step(CONV_KERNELS))
     state = tx.init(params)
 
     @jax.jit
@@ -70,7 +70,7 @@ def _trajectory(tx_of, centre_in_call, start_centred):
 
     for i in range(20):
         params, stats, state = step(params, stats, state, images[i % 4], labels[i % 4])
-    return centring.project(params), stats
+    return centring.project(params, CONV_KERNELS), stats
 
 
 def _largest_difference(tx_of, start_centred=True):
