@@ -104,3 +104,9 @@ def grouped_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int]
     if before or after:
         groups.append((before, after))
     return groups
+
+
+def evaluate(equation: Any, operands: Sequence[Any]) -> Any:
+    """An operation's result, or results, on other operands."""
+    with equation.ctx.manager:
+        return equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))

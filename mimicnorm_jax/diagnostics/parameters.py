@@ -30,6 +30,16 @@ def titles(paths: Sequence[Path]) -> list[str]:
     return [name if plain.count(name) == 1 else other for name, other in zip(plain, escaped, strict=True)]
 
 
+def unique(names: Sequence[str]) -> list[str]:
+    """Names with a number after all but the first of equal ones."""
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return unique
+
+
 def is_array(leaf: Any) -> bool:
     """Whether a leaf is an array (or the shape of one) that JAX can take as an argument."""
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
@@ -115,7 +125,8 @@ def bind(apply_fn: ApplyFn, params: Any) -> tuple[ApplyFn, Any]:
 def off_mesh(tree: Any) -> Any:
     """Arrays of an explicit mesh (the default of `jax.make_mesh`) as ones of an automatic mesh, shardings left to XLA.
 
-    Nothing moves. The types of explicit shardings would be asked of every operation in between.
+    Nothing moves, unless a mesh is the context (`jax.set_mesh`), which admits no other: then every device gets a copy.
+    The types of explicit shardings would be asked of every operation in between.
     """
 
     def move(leaf: Any) -> Any:
@@ -125,6 +136,8 @@ def off_mesh(tree: Any) -> Any:
         mesh = sharding.mesh
         if all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types):
             return leaf
+        if not jax.sharding.get_abstract_mesh().empty:
+            return jax.device_put(leaf, jax.NamedSharding(mesh, jax.P()))
         automatic = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
         return jax.device_put(leaf, jax.sharding.NamedSharding(automatic, sharding.spec))
 

@@ -25,6 +25,7 @@ from mimicnorm_jax.diagnostics.parameters import (
     is_differentiated,
     path_names,
     titles,
+    unique,
 )
 from mimicnorm_jax.diagnostics.products import Conv, Dot
 
@@ -110,7 +111,7 @@ class _Walk:
         if moving and self.still:
             results = [None] * len(equation.outvars)
         else:
-            results = _bind(equation, [value.value for value in inputs])
+            results = jaxprs.evaluate(equation, [value.value for value in inputs])
             results = results if equation.primitive.multiple_results else [results]
         leaves = frozenset().union(*(value.leaves for value in inputs))
         if not moving:
@@ -200,7 +201,7 @@ class TracedNetwork:
 
         jax.eval_shape(analyse, jax.tree.leaves(shapes[0]))
         self.direct = frozenset(walk.direct)
-        names = _unique([self._name(kernel.leaves) for _, kernel, _ in found])
+        names = unique([self._name(kernel.leaves) for _, kernel, _ in found])
         in_kernels = {leaf for _, kernel, _ in found for leaf in kernel.leaves}
         candidates = {
             site: leaf
@@ -260,7 +261,7 @@ class TracedNetwork:
             kernel, operand = inputs[not kernel_first].value, inputs[kernel_first].value
             if frozen_kernels:
                 kernel = jax.lax.stop_gradient(kernel)
-            y = _bind(equation, [kernel, operand] if kernel_first else [operand, kernel])
+            y = jaxprs.evaluate(equation, [kernel, operand] if kernel_first else [operand, kernel])
             if index in shifts:
                 y = y + shifts[index]
             record.operands.append(operand)
@@ -292,19 +293,5 @@ class TracedNetwork:
         return kernels
 
 
-def _bind(equation: Any, operands: Sequence[Any]) -> Any:
-    with equation.ctx.manager:
-        return equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
-
-
 def _constant(value: Any) -> _Value:
     return _Value(value, form=forms.of_constant(value))
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    unique = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return unique
