@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core
 
 from mimicnorm_jax.diagnostics.jaxprs import called, closed, replaced, where
@@ -122,8 +124,8 @@ class Walk:
         shape = np.shape(value)
         varies = {axis for axis, side in enumerate(shape) if side > 1}
         batches = {axis for axis in varies if shape[axis] % self.size == 0}
-        known = isinstance(value, np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer)
-        if batches and known and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        known = isinstance(value, np.ndarray | jax.Array) and not isinstance(value, Tracer)
+        if batches and known and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             values = np.asarray(value)
             varies -= {axis for axis in batches if (values == values.take([0], axis)).all()}
         return Free(frozenset(varies))

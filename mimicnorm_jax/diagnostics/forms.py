@@ -11,9 +11,9 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from mimicnorm_jax.diagnostics.jaxprs import CUSTOM, ELEMENTWISE, grouped_axes
 
@@ -84,7 +84,7 @@ def of_constant(value: Any) -> Form:
     if np.size(value) != 1:
         return STILL
     kind = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
-    if isinstance(value, jax.core.Tracer) or not jax.dtypes.issubdtype(kind, np.number) or kind.kind == "c":
+    if isinstance(value, Tracer) or not jnp.issubdtype(kind, np.number) or kind.kind == "c":
         return Uniform(object())
     return Uniform(float(np.asarray(value).reshape(())))
 

@@ -44,7 +44,7 @@ def is_array(leaf: Any) -> bool:
     """Whether a leaf is an array (or the shape of one) that JAX can take as an argument."""
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         return False
-    return isinstance(leaf, jax.Array) or jax.dtypes.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool
+    return isinstance(leaf, jax.Array) or jnp.issubdtype(leaf.dtype, jnp.number) or leaf.dtype == bool
 
 
 def is_differentiated(leaf: Any) -> bool:
@@ -138,7 +138,7 @@ def off_mesh(tree: Any) -> Any:
             return leaf
         if not jax.sharding.get_abstract_mesh().empty:
             return jax.device_put(leaf, jax.NamedSharding(mesh, jax.P()))
-        automatic = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
+        automatic = jax.sharding.Mesh(np.asarray(mesh.devices), mesh.axis_names)
         return jax.device_put(leaf, jax.sharding.NamedSharding(automatic, sharding.spec))
 
     return jax.tree.map(move, tree)

@@ -203,7 +203,7 @@ class Conv:
 
     @property
     def fan_in_axes(self) -> tuple[int, ...]:
-        return self.dimensions.rhs_spec[1:]
+        return tuple(self.dimensions.rhs_spec[1:])
 
     @property
     def channel_axes(self) -> tuple[int, ...]:
