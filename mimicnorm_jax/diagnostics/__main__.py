@@ -123,6 +123,7 @@ def run_ntk(arguments: argparse.Namespace) -> int:
         "method": arguments.kernel_method,
         "coupled": found.coupled,
         "memory": int(arguments.memory * 2**30),
+        "check": arguments.check,
     }
     kernel_of = EmpiricalNTK(found.apply_fn, **options)
     say(f"{found.name}\n{kernel_of.plan(found.params, x)}")
@@ -211,6 +212,12 @@ def _parser() -> argparse.ArgumentParser:
         "--weights", choices=("all", "initial_variance"), default="all", help="of parameters (default: all)"
     )
     ntk.add_argument("--kernel_method", default="auto", help="auto, layerwise, jacobian or products (default: auto)")
+    ntk.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare one random pair of examples with a direct product of gradients (default: yes)",
+    )
     ntk.add_argument("--memory", type=float, default=4.0, help="GiB for a pair of blocks (default: 4)")
     return parser
 

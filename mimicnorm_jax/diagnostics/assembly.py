@@ -13,6 +13,9 @@ from tqdm import tqdm
 from mimicnorm_jax.diagnostics.features import Output
 from mimicnorm_jax.diagnostics.methods import Method
 
+Check = Callable[[Any, Any, Any, slice, slice, Any], None]
+"""What a guard asks for: parameters, both sides' examples, the examples of a block, and the block."""
+
 
 def assemble(
     method: Method,
@@ -23,17 +26,22 @@ def assemble(
     *,
     per_parameter: bool,
     out: Path | None,
+    guard: Check | None = None,
 ) -> Any:
     """The kernel of `x1` and `x2` from blocks of so many examples on each side.
 
-    Rows of blocks are dealt out to the local devices; a symmetric kernel's lower half is mirrored.
+    Rows of blocks are dealt out to the local devices; a symmetric kernel's lower half is mirrored. The guard sees the
+    first block.
     """
     if out is None and block[0] >= len(x1) and block[1] >= len(x1 if x2 is None else x2):
         whole = _public(_whole(method, per_parameter)(params, x1, x2), method.request.output)
         for value in jax.tree.leaves(whole):
             _check_finite(value, slice(0, len(x1)), slice(0, value.shape[1]))
+        if guard is not None:
+            right = x1 if x2 is None else x2
+            guard(params, x1, right, slice(0, len(x1)), slice(0, len(right)), whole)
         return whole
-    return _streamed(method, block, params, x1, x2, per_parameter, out)
+    return _streamed(method, block, params, x1, x2, per_parameter, out, guard)
 
 
 def _cached(method: Method, name: str, function: Callable[..., Any], **options: Any) -> Any:
@@ -94,7 +102,14 @@ def _padded(x: Any, size: int) -> Any:
 
 
 def _streamed(
-    method: Method, block: tuple[int, int], params: Any, x1: Any, x2: Any, per_parameter: bool, out: Path | None
+    method: Method,
+    block: tuple[int, int],
+    params: Any,
+    x1: Any,
+    x2: Any,
+    per_parameter: bool,
+    out: Path | None,
+    guard: Check | None,
 ) -> Any:
     symmetric, output = x2 is None, method.request.output
     x1 = np.asarray(x1)
@@ -108,8 +123,13 @@ def _streamed(
     partial = None if out is None else out.with_name(f"{out.name}.partial")
     try:
         for row, column, values in _blocks(method, block, params, x1, x2, rows, columns, symmetric, per_parameter):
-            for name, value in (values if per_parameter else {"": values}).items():
-                value = np.asarray(_public(value, output))[: row.stop - row.start, : column.stop - column.start]
+            shown = {
+                name: np.asarray(_public(value, output))[: row.stop - row.start, : column.stop - column.start]
+                for name, value in (values if per_parameter else {"": values}).items()
+            }
+            if guard is not None and row.start == column.start == 0:
+                guard(params, x1, x2, row, column, shown if per_parameter else shown[""])
+            for name, value in shown.items():
                 _check_finite(value, row, column)
                 if name not in result:
                     shape = (len(x1), len(x2), *value.shape[2:])

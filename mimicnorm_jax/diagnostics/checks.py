@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.diagnostics.tracing import check_outputs
+from mimicnorm_jax.diagnostics import independence
+from mimicnorm_jax.diagnostics.parameters import check_leaves, evaluable, is_array
 from mimicnorm_jax.errors import unknown
 
 
@@ -21,7 +21,7 @@ class Priced(Protocol):
 
 def choices(output: Any, method: str, memory: int) -> None:
     """Raises ValueError for an unknown output or method, or no memory."""
-    if not (isinstance(output, int) and not isinstance(output, bool)) and output not in ("full", "diagonal", "trace"):
+    if not isinstance(output, int) and output not in ("full", "diagonal", "trace"):
         raise ValueError(f"{unknown('output', output, ('full', 'diagonal', 'trace'))}, or the number of one output")
     if method not in ("auto", "layerwise", "jacobian", "products"):
         raise ValueError(unknown("method", method, ("auto", "layerwise", "jacobian", "products")))
@@ -46,41 +46,54 @@ def inputs(x1: jax.Array, x2: jax.Array | None) -> None:
         )
 
 
-def weights(paths: Sequence[tuple[str, ...]], values: Sequence[float]) -> None:
+def weights(names: Sequence[str], values: Sequence[float]) -> None:
     """Raises ValueError for a negative or non-finite weight, or if no parameter is left."""
-    for path, value in zip(paths, values, strict=True):
+    for name, value in zip(names, values, strict=True):
         if not 0 <= value < float("inf"):
-            raise ValueError(f"weights give {value} for {'/'.join(path)}: a weight is finite and at least 0")
+            raise ValueError(f"weights give {value} for {name}: a weight is finite and at least 0")
     if not any(values):
         raise ValueError("weights leave out every parameter: give at least one a weight above 0")
 
 
-def network(apply_fn: Callable[..., Any], params: Any, x: jax.Array, coupled: bool) -> None:
-    """Tries the network on a few examples.
+def arguments(apply_fn: Any, params: Any, x: Any) -> None:
+    """Raises ValueError unless these can be a function, its parameters and its inputs."""
+    if hasattr(apply_fn, "apply") and hasattr(apply_fn, "init"):
+        raise ValueError(
+            f"apply_fn is a {type(apply_fn).__name__}, a module: network.as_function(module, variables) makes a "
+            "function of params and x of it"
+        )
+    if not callable(apply_fn):
+        raise ValueError(f"apply_fn is a {type(apply_fn).__name__}: give a function (params, x) -> outputs (N, O)")
+    if not is_array(x) and not isinstance(x, list | tuple | int | float):
+        swapped = ": are params and x swapped?" if is_array(params) else ""
+        raise ValueError(
+            f"x is a {type(x).__name__}, not one array (N, ...){swapped or ': close apply_fn over inputs beside it'}"
+        )
+    check_leaves(params)
+
+
+def network(
+    apply_fn: Callable[..., Any], params: Any, x: jax.Array, coupled: bool, memory: int = 2**31
+) -> independence.Verdict | None:
+    """Tries the network, and makes sure that its examples are independent unless `coupled`.
 
     Raises:
       ValueError: if it does not return finite `(N, O)`, or if examples influence one another although `coupled` is
         False.
     """
-    few = x if coupled else x[:4]
-    outputs = jax.jit(apply_fn)(params, few)
-    check_outputs(outputs, few.shape)
-    if not bool(jnp.isfinite(outputs).all()):
-        rows = np.flatnonzero(~np.isfinite(np.asarray(outputs, np.float64)).all(1))
+    if not coupled and len(x) > 1:
+        verdict = independence.require(apply_fn, params, x, memory)
+        first = verdict.not_finite
+    else:
+        verdict = None
+        evaluable(apply_fn, params, x)
+        outputs = np.asarray(jax.jit(apply_fn)(params, x), np.float64)
+        first = next(iter(np.flatnonzero(~np.isfinite(outputs).all(1))), None)
+    if first is not None and first < 4:  # others are found when their kernel is there
         raise ValueError(
-            f"the outputs of example {rows[0]} are not finite: look for NaN in the inputs or parameters, or overflow"
+            f"the outputs of example {first} are not finite: look for NaN in the inputs or parameters, or overflow"
         )
-    if coupled or len(few) == 1:
-        return
-    alone = jax.jit(apply_fn)(params, jnp.repeat(few[:1], len(few), 0))
-    difference = float(jnp.abs(alone[0] - outputs[0]).max())
-    if difference > 1e3 * float(jnp.finfo(outputs.dtype).eps) * max(float(jnp.abs(outputs[0]).max()), 1e-30):
-        raise ValueError(
-            f"an example's outputs change by {difference:.2g} with the other examples of its batch: the network "
-            f"normalises by its batch (a BatchNorm in training mode?). Either apply it with running averages "
-            f"(train=False), or ask for the kernel of the whole batch with coupled=True: every derivative then "
-            f"includes that through the batch's mean and variance, and x1 is the batch"
-        )
+    return verdict
 
 
 def affordable(

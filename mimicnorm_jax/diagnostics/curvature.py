@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from mimicnorm_jax.diagnostics import lanczos
 from mimicnorm_jax.diagnostics.lanczos import Eigenvalues
-from mimicnorm_jax.diagnostics.sites import check_finite
-from mimicnorm_jax.diagnostics.tracing import ApplyFn, check_outputs
+from mimicnorm_jax.diagnostics.parameters import ApplyFn, Split, check_outputs
+from mimicnorm_jax.diagnostics.sites import check_finite, forward_mode, prepared
 from mimicnorm_jax.errors import unknown
 
 Loss = Literal["softmax", "squared"]
@@ -56,9 +56,10 @@ def _largest(
     steps: int,
     tolerance: float,
 ) -> tuple[Eigenvalues, jax.Array]:
-    outputs, linear = jax.linearize(lambda params: apply_fn(params, x), params)
+    split = Split.of(params)
+    outputs, linear = jax.linearize(lambda arrays: apply_fn(split.join(arrays), x), split.arrays)
     check_outputs(outputs, x.shape)
-    backward = jax.linear_transpose(linear, params)
+    backward = jax.linear_transpose(linear, split.arrays)
     dtype = jnp.promote_types(outputs.dtype, jnp.float32)
     wide = outputs.astype(dtype)
     into = partial(root, wide)
@@ -89,7 +90,7 @@ def ntk_eigenvalues(
 
     Args:
       apply_fn: the network; its examples may influence one another.
-      params: its parameters, all of them floating-point.
+      params: its parameters; leaves that are not floating-point arrays are held fixed.
       x: inputs, `(N, ...)`.
       key: for the start vector.
       count: number of eigenvalues.
@@ -99,7 +100,13 @@ def ntk_eigenvalues(
     Raises:
       ValueError: unless `1 <= count <= N O` and `steps >= count`, or if outputs are not finite.
     """
-    found, outputs = _largest(apply_fn, params, x, key, _plain, count, steps, tolerance)
+    return _checked(apply_fn, params, x, key, _plain, count, steps, tolerance)
+
+
+def _checked(apply_fn: ApplyFn, params: Any, x: jax.Array, *options: Any) -> Eigenvalues:
+    apply_fn, params, x = prepared(apply_fn, params, x)
+    with forward_mode("an eigenvalue of curvature"):
+        found, outputs = _largest(apply_fn, params, x, *options)
     check_finite(outputs)
     return found
 
@@ -123,7 +130,7 @@ def gauss_newton_eigenvalues(
 
     Args:
       apply_fn: the network; its examples may influence one another.
-      params: its parameters, all of them floating-point.
+      params: its parameters; leaves that are not floating-point arrays are held fixed.
       x: inputs, `(N, ...)`.
       key: for the start vector.
       loss: of the outputs.
@@ -145,6 +152,4 @@ def gauss_newton_eigenvalues(
     """
     if loss not in _ROOTS:
         raise ValueError(unknown("loss", loss, _ROOTS))
-    found, outputs = _largest(apply_fn, params, x, key, _ROOTS[loss], count, steps, tolerance)
-    check_finite(outputs)
-    return found
+    return _checked(apply_fn, params, x, key, _ROOTS[loss], count, steps, tolerance)

@@ -16,17 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mimicnorm_jax.diagnostics.parameters import ApplyFn
 from mimicnorm_jax.diagnostics.sites import (
     ByLayer,
     as_names,
     check_finite,
     check_floating,
     check_probes,
+    forward_mode,
     groups,
+    prepared,
     select,
     trace,
 )
-from mimicnorm_jax.diagnostics.tracing import ApplyFn
 from mimicnorm_jax.errors import unknown
 
 
@@ -156,12 +158,14 @@ def growth(
     Raises:
       ValueError: for an unknown layer, fewer than two layers or samples, or values that are not finite.
     """
+    apply_fn, params, x = prepared(apply_fn, params, x, coupled)
     check_floating(x)
     if coupled or len(x) == 1:
         check_probes(probes)
     elif probes < 1:
         raise ValueError(f"probes is {probes}: each example needs at least one tangent")
-    found, outputs, finite = _log_ratios(apply_fn, params, x, key, probes, as_names(layers), coupled)
+    with forward_mode("growth"):
+        found, outputs, finite = _log_ratios(apply_fn, params, x, key, probes, as_names(layers), coupled)
     check_finite(outputs)
     if not finite.all():
         raise ValueError(

@@ -18,8 +18,8 @@ import numpy as np
 
 from mimicnorm_jax.diagnostics import lanczos
 from mimicnorm_jax.diagnostics.linear import LinearMap, per_example
+from mimicnorm_jax.diagnostics.parameters import ApplyFn
 from mimicnorm_jax.diagnostics.sites import check_probes
-from mimicnorm_jax.diagnostics.tracing import ApplyFn
 
 MAX_ENTRIES = 2**22
 """The largest Jacobian of one example that is formed: 2048 by 2048."""

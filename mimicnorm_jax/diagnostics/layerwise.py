@@ -44,7 +44,7 @@ class Layerwise:
         fold_biases: bool = True,
     ) -> None:
         self.network, self.weights, self.selected, self.fold_biases = network, weights, selected, fold_biases
-        recognised = recognise(network, params)
+        recognised = recognise(network)
         self.kernels: list[Kernel] = []
         self.general: list[Site] = []
         dense = {leaf for leaf in network.direct if weights[leaf]}
@@ -88,10 +88,10 @@ class Layerwise:
                 features[kernel.leaf] = Matrix(blocks[i])
                 continue
             bias = 0.0 if kernel.bias is None or kernel.bias not in folded else self.weights[kernel.bias]
-            pair = Pair(patches[i], blocks[i], jnp.asarray(bias, patches[i].dtype), as_pair[i])
+            pair = Pair(patches[i], blocks[i], jnp.asarray(bias, self.network.dtype), as_pair[i])
             features[kernel.leaf] = pair.rows() if write and not as_pair[i] else pair
         for leaf, rows in dense.items():
-            features[leaf] = Matrix(rows * jnp.sqrt(jnp.asarray(self.weights[leaf], rows.dtype)))
+            features[leaf] = Matrix(rows * jnp.sqrt(jnp.asarray(self.weights[leaf], self.network.dtype)))
         return features
 
     def _folded(self, as_pair: Mapping[int, bool]) -> set[int | None]:
@@ -108,13 +108,13 @@ class Layerwise:
         values = list(leaves)
         for leaf, value in chosen.items():
             values[leaf] = value
-        kernels = self.network.kernels(values)[0]
+        kernels = self.network.kernels(values)
         return [kernels[i] for i in sites]
 
     def _factors(self, leaves: Sequence[jax.Array]) -> dict[int, Any]:
         """By site, the a in `T T^T = a (identity or centring)`: the squared norm of T^T's image of one entry."""
         scaled = [kernel for kernel in self.kernels if kernel.scaled]
-        factors: dict[int, Any] = {kernel.site.index: jnp.ones(()) for kernel in self.kernels}
+        factors: dict[int, Any] = {kernel.site.index: jnp.ones((), self.network.dtype) for kernel in self.kernels}
         if not scaled:
             return factors
         sites = [kernel.site.index for kernel in scaled]
@@ -125,7 +125,7 @@ class Layerwise:
         for kernel in scaled:
             fan_in = kernel.site.product.sizes[2]
             share = 1 - 1 / fan_in if kernel.centred else 1.0
-            factors[kernel.site.index] = jnp.sum(pulled[kernel.leaf] ** 2) / share
+            factors[kernel.site.index] = jnp.sum(pulled[kernel.leaf].astype(self.network.dtype) ** 2) / share
         return factors
 
     def _slopes(self, leaves: Sequence[jax.Array]) -> dict[tuple[int, int], jax.Array]:
@@ -134,10 +134,10 @@ class Layerwise:
         sites = {kernel.site.index: kernel for kernel in self.kernels if kernel.scalars}
         for scalar in sorted({s for kernel in sites.values() for s in kernel.scalars if self.weights[s]}):
             touched = [i for i, kernel in sites.items() if scalar in kernel.scalars]
-            one = jnp.ones_like(leaves[scalar])
             function = lambda value, s=scalar, t=touched: self._kernels_of(leaves, {s: value}, t)  # noqa: E731
-            tangents = jax.jvp(function, (leaves[scalar],), (one,))[1]
-            slopes |= {(scalar, i): sites[i].site.product.kernel(t) for i, t in zip(touched, tangents, strict=True)}
+            tangents = _tangents(function, leaves[scalar])
+            for i, tangent in zip(touched, tangents, strict=True):
+                slopes[scalar, i] = sites[i].site.product.kernel(tangent).astype(self.network.dtype)
         return slopes
 
     def _at_once(self, as_pair: bool) -> bool:
@@ -169,18 +169,20 @@ class Layerwise:
             return outputs, record.operands
 
         outputs, pull, operands = jax.vjp(forward, direct, shifts, has_aux=True)
-        raw = {site.index: site.product.patches(operands[site.index]) for site in watched}
+        wide = network.dtype
+        raw = {site.index: site.product.patches(operands[site.index]).astype(wide) for site in watched}
         moved = {key: jnp.einsum("sgf,gfc->sgc", raw[key[1]], slope) for key, slope in slopes.items()}
         patches = {kernel.site.index: self._like_kernel(kernel, raw, factors) for kernel in self.kernels}
         general = self._general(leaves, raw)
 
         def one(cotangent: jax.Array) -> tuple[dict[int, jax.Array], dict[int, jax.Array]]:
-            dense, by_site = pull(cotangent)
-            blocks = {site.index: site.product.outputs(by_site[site.index]) for site in watched}
+            direct, by_site = pull(cotangent)
+            dense = {leaf: rows.astype(wide) for leaf, rows in direct.items()}
+            blocks = {site.index: site.product.outputs(by_site[site.index]).astype(wide) for site in watched}
             for (scalar, i), slope in moved.items():
-                dense[scalar] = dense.get(scalar, 0) + jnp.vdot(slope, blocks[i])
+                dense[scalar] = dense.get(scalar, 0) + jnp.vdot(slope, blocks[i]).reshape(leaves[scalar].shape)
             for leaf, rows in general(blocks).items():
-                dense[leaf] = dense.get(leaf, 0) + rows
+                dense[leaf] = dense.get(leaf, 0) + rows.astype(wide)
             kept = {
                 i: jnp.einsum("sgf,sgc->gfc", patches[i], blocks[i]).reshape(-1) if self._at_once(pair) else blocks[i]
                 for i, pair in as_pair.items()
@@ -214,11 +216,14 @@ class Layerwise:
             return lambda blocks: {}
         sites = [site.index for site in self.general]
         chosen = {leaf: leaves[leaf] for site in self.general for leaf in site.leaves if self.weights[leaf]}
-        pull = jax.vjp(lambda chosen: self._kernels_of(leaves, chosen, sites), chosen)[1]
+        kernels, pull = jax.vjp(lambda chosen: self._kernels_of(leaves, chosen, sites), chosen)
+        dtypes = [kernel.dtype for kernel in kernels]
 
         def back(blocks: Mapping[int, jax.Array]) -> dict[int, jax.Array]:
             by_kernel = [jnp.einsum("sgf,sgc->gfc", patches[i], blocks[i]) for i in sites]
-            return pull([s.product.unkernel(d) for s, d in zip(self.general, by_kernel, strict=True)])[0]
+            # In the kernel's own type, like a backward pass: the kernel may be a function of casts.
+            zipped = zip(self.general, by_kernel, dtypes, strict=True)
+            return pull([site.product.unkernel(d).astype(dtype) for site, d, dtype in zipped])[0]
 
         return back
 
@@ -235,3 +240,9 @@ class Layerwise:
         pairs = groups[0] * groups[1] * examples**2 * self.rows * (self.rows if output == "full" else 1)
         folded = self._folded(as_pair)
         return as_pair, total + pairs * sum(size for leaf, size in self.sizes.items() if leaf not in folded)
+
+
+def _tangents(function: Callable[[jax.Array], list[jax.Array]], at: jax.Array) -> list[jax.Array]:
+    """The derivative by a single number, by reverse mode alone, which hand-written derivatives have too."""
+    values, pull = jax.vjp(function, at)
+    return jax.vjp(pull, [jnp.zeros_like(value) for value in values])[1]((jnp.ones_like(at),))[0]

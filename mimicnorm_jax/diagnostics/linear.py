@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mimicnorm_jax.diagnostics.sites import check_finite, check_floating, find, groups, trace
+from mimicnorm_jax.diagnostics.sites import check_finite, check_floating, find, forward_mode, groups, prepared, trace
 from mimicnorm_jax.diagnostics.tracing import ApplyFn, Site, TracedNetwork
 
 
@@ -129,8 +129,11 @@ def per_example(
       The results, with a leading axis of N.
 
     Raises:
-      ValueError: for an unknown layer, a source that is not before the target, or outputs that are not finite.
+      ValueError: for an unknown layer, a source that is not before the target, outputs that are not finite, or examples
+        that influence one another.
     """
-    found, outputs = _per_example(work, apply_fn, params, x, key, source, target, one_by_one)
+    apply_fn, params, x = prepared(apply_fn, params, x, coupled=False)
+    with forward_mode("a Jacobian"):
+        found, outputs = _per_example(work, apply_fn, params, x, key, source, target, one_by_one)
     check_finite(outputs)
     return found

@@ -24,7 +24,7 @@ class Request:
 
     Attributes:
       network: traced for one group of examples that influence one another, mostly a group of one.
-      params: parameters.
+      params: parameters, those leaves that are arrays.
       x: one group of inputs.
       weights: by leaf of the parameters.
       output: pairs of outputs.
@@ -33,7 +33,7 @@ class Request:
     """
 
     network: TracedNetwork
-    params: Any
+    params: Sequence[Any]
     x: jax.Array
     weights: Sequence[float]
     output: Output
@@ -57,7 +57,7 @@ class Request:
 
     @property
     def itemsize(self) -> int:
-        return self.network.outputs.dtype.itemsize
+        return self.network.dtype.itemsize
 
     @property
     def activations(self) -> int:
@@ -100,8 +100,8 @@ class Method:
 
     def inner(self, params: Any, left: Any, right: Any, symmetric: bool) -> dict[str, jax.Array]:
         """Blocks `(a, o, b, p)`, `(a, b, o)` or `(a, b)` by parameter path."""
-        output, paths = self.request.output, self.request.network.paths
-        return {"/".join(paths[leaf]): inner(left[leaf], right[leaf], output, symmetric) for leaf in sorted(left)}
+        output, titles = self.request.output, self.request.network.titles
+        return {titles[leaf]: inner(left[leaf], right[leaf], output, symmetric) for leaf in sorted(left)}
 
     @property
     def _sides(self) -> int:
@@ -121,8 +121,9 @@ class LayerwiseMethod(Method):
 
     def __init__(self, request: Request, counts: Counts) -> None:
         super().__init__(request, counts)
-        leaves = jax.tree.leaves(request.params)
-        self.layers = Layerwise(request.network, leaves, request.weights, request.selected, not request.per_parameter)
+        self.layers = Layerwise(
+            request.network, request.params, request.weights, request.selected, not request.per_parameter
+        )
         groups = (counts[0], counts[1] or counts[0])
         self.as_pair, self.contributions = self.layers.choose(
             groups, request.examples, request.output, counts[1] is None
@@ -160,8 +161,7 @@ class JacobianMethod(Method):
 
     @cached_property
     def _sizes(self) -> dict[int, int]:
-        leaves = enumerate(jax.tree.leaves(self.request.params))
-        return {i: int(np.prod(leaf.shape)) for i, leaf in leaves if self.request.weights[i]}
+        return {i: size for i, size in enumerate(self.request.network.sizes) if self.request.weights[i]}
 
     @property
     def multiplications(self) -> float:
@@ -186,8 +186,11 @@ class JacobianMethod(Method):
             return y if selected is None else y[:, selected, None]
 
         jacobians = jax.vmap(lambda group: jax.jacrev(outputs)(chosen, group))(x)
-        weights = {i: jnp.sqrt(jnp.asarray(self.request.weights[i], leaves[i].dtype)) for i in chosen}
-        return {i: Matrix(weights[i] * rows.reshape(*rows.shape[:3], -1)) for i, rows in jacobians.items()}
+        dtype = self.request.network.dtype
+        weights = {i: jnp.sqrt(jnp.asarray(self.request.weights[i], dtype)) for i in chosen}
+        return {
+            i: Matrix(weights[i] * rows.reshape(*rows.shape[:3], -1).astype(dtype)) for i, rows in jacobians.items()
+        }
 
 
 class ProductsMethod(Method):
@@ -200,7 +203,7 @@ class ProductsMethod(Method):
         return columns * self.request.forward * (3 + 3 * self.counts[0])
 
     def bytes(self, left: int, right: int) -> int:
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.request.params))
+        parameters = sum(self.request.network.sizes)
         numbers = 4 * parameters + (left + right) * 3 * self.request.activations
         return self.request.itemsize * (numbers + 2 * self.request.block_numbers(left, right))
 
@@ -209,17 +212,19 @@ class ProductsMethod(Method):
 
     def inner(self, params: Any, left: Any, right: Any, symmetric: bool) -> dict[str, jax.Array]:
         request, selected = self.request, self.request.selected
-        weights = jax.tree.unflatten(jax.tree.structure(params), request.weights)
+        leaves = jax.tree.leaves(params)
+        chosen = {i: leaf for i, leaf in enumerate(leaves) if request.weights[i]}
 
-        def outputs(params: Any, group: jax.Array) -> jax.Array:
-            y = request.network.run(params, group)[0]
+        def outputs(chosen: dict[int, jax.Array], group: jax.Array) -> jax.Array:
+            values = [chosen.get(i, leaf) for i, leaf in enumerate(leaves)]
+            y = request.network.run(values, group)[0]
             return y if selected is None else y[:, selected, None]
 
         def column(basis: jax.Array, group: jax.Array) -> jax.Array:
-            gradient = jax.vjp(lambda p: outputs(p, group), params)[1](basis)[0]
-            tangent = jax.tree.map(jnp.multiply, gradient, weights)
-            moved = jax.vmap(lambda x: jax.jvp(lambda p: outputs(p, x), (params,), (tangent,))[1])(left)
-            return moved.reshape(-1, moved.shape[-1])
+            gradient = jax.vjp(lambda p: outputs(p, group), chosen)[1](basis)[0]
+            tangent = {i: (g * request.weights[i]).astype(g.dtype) for i, g in gradient.items()}
+            moved = jax.vmap(lambda x: jax.jvp(lambda p: outputs(p, x), (chosen,), (tangent,))[1])(left)
+            return moved.reshape(-1, moved.shape[-1]).astype(request.network.dtype)
 
         r, p = request.examples, request.outputs
         eye = jnp.eye(r * p, dtype=request.network.outputs.dtype).reshape(r * p, r, p)

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.diagnostics.sites import ByLayer, as_names, check_finite, groups, select, trace
-from mimicnorm_jax.diagnostics.tracing import ApplyFn, Site
+from mimicnorm_jax.diagnostics.parameters import ApplyFn
+from mimicnorm_jax.diagnostics.sites import ByLayer, as_names, check_finite, groups, prepared, select, trace
+from mimicnorm_jax.diagnostics.tracing import Site
 from mimicnorm_jax.errors import unknown
 
 Part = Literal["product", "input"]
@@ -56,7 +57,7 @@ def names(apply_fn: ApplyFn, params: Any, x: jax.Array) -> tuple[str, ...]:
       ...       {"first": jnp.ones((2, 3)), "last": jnp.ones((3, 1))}, jnp.ones((4, 2)))
       ('first', 'last')
     """
-    return tuple(site.name for site in select(trace(apply_fn, params, x), None))
+    return tuple(site.name for site in select(trace(*prepared(apply_fn, params, x)), None))
 
 
 def _units(value: jax.Array, site: Site, examples: int, coupled: bool) -> jax.Array:
@@ -119,6 +120,9 @@ def _compared(
         raise ValueError(f"x2 has shape {x2.shape}, x {x.shape}: they may differ in the number of examples only")
     _check_part(options["part"])
     options["layers"] = as_names(options["layers"])
+    coupled = options["coupled"]
+    x2 = None if x2 is None else prepared(apply_fn, params, x2, coupled)[2]
+    apply_fn, params, x = prepared(apply_fn, params, x, coupled)
     found, outputs = _pairs(apply_fn, params, x, x2, cosine=cosine, **options)
     for values in outputs:
         check_finite(values)
@@ -152,7 +156,7 @@ def kernels(
       x2: other inputs, `(M, ...)`; None for `x` itself.
       part: of the layers.
       coupled: whether the examples of a batch influence one another (BatchNorm in training). `x` is then one batch
-        and `x2` another.
+        and `x2` another. If False, that they do not is made sure of, once for each function and shapes.
 
     Returns:
       By layer, in the order of evaluation, `(N, M)` in the network's precision, at least float32.
@@ -229,6 +233,9 @@ def moments(
       ValueError: for an unknown layer, outputs that are not finite, or fewer than two examples.
     """
     _check_part(part)
+    apply_fn, params, x = prepared(apply_fn, params, x)
+    if not coupled:
+        prepared(apply_fn, params, x[:batch], coupled)
     if min(len(x), batch) < 2:
         raise ValueError(f"{len(x)} examples, batch {batch}: spread and correlations need at least 2 of both")
     found: list[ByLayer] = []

@@ -1,7 +1,7 @@
 r"""The empirical neural tangent kernel of any network: $\Theta(x_1, x_2) = J(x_1)\, W\, J(x_2)^T$."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as File
 from typing import Any, Literal
 
@@ -9,35 +9,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.diagnostics import checks
+from mimicnorm_jax.diagnostics import checks, jaxprs
 from mimicnorm_jax.diagnostics.assembly import assemble
 from mimicnorm_jax.diagnostics.features import Output
+from mimicnorm_jax.diagnostics.guard import Guard
+from mimicnorm_jax.diagnostics.independence import Verdict
 from mimicnorm_jax.diagnostics.methods import METHODS, Method, Request
-from mimicnorm_jax.diagnostics.tracing import ApplyFn, Path, TracedNetwork, path_names
+from mimicnorm_jax.diagnostics.parameters import (
+    ApplyFn,
+    Split,
+    bind,
+    is_differentiated,
+    left_out,
+    off_mesh,
+    path_names,
+    titles,
+)
+from mimicnorm_jax.diagnostics.tracing import TracedNetwork
+from mimicnorm_jax.diagnostics.weighting import Weights, all_parameters, initial_variance
 
-Weights = Callable[[Path, Any], float]
-"""The factor on a parameter's contribution, from its path and value (or shape); 0 leaves the parameter out."""
-
-
-def all_parameters(path: Path, leaf: Any) -> float:
-    """Every parameter counts alike: the kernel of gradient descent."""
-    del path, leaf
-    return 1.0
-
-
-def initial_variance(params: Any) -> Weights:
-    """The theory's parametrisation: every kernel weighted by its entries' mean square, biases and scalars left out.
-
-    With weights `W = sigma w` and standard normal `w`, the derivative by `w` is sigma times that by `W`.
-
-    Args:
-      params: at initialisation.
-    """
-    squares = {
-        path_names(path): float(jnp.mean(jnp.square(leaf))) if jnp.ndim(leaf) >= 2 else 0.0
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    return lambda path, leaf: squares[path]
+__all__ = [
+    "EmpiricalNTK",
+    "Plan",
+    "Weights",
+    "all_parameters",
+    "empirical_ntk",
+    "initial_variance",
+    "kernel_vector_product",
+]
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,9 @@ class Plan:
       block: examples computed at a time, on each side.
       bytes: estimate of the memory that a pair of blocks takes.
       detail: of the method.
+      examples: what is known of their independence; None where it is not asked for.
+      left_out: parameters that no derivative is taken by, because of what they are.
+      checked: whether a guard compares one pair of examples with a direct product of gradients.
     """
 
     method: str
@@ -57,12 +59,18 @@ class Plan:
     block: tuple[int, int]
     bytes: int
     detail: str
+    examples: Verdict | None = None
+    left_out: tuple[str, ...] = ()
+    checked: bool = False
 
     def __str__(self) -> str:
         others = ", ".join(f"{name} {count:.2g}" for name, count in self.multiplications.items())
+        notes = [] if self.examples is None else [str(self.examples)]
+        notes += [f"left out: {', '.join(self.left_out)}"] if self.left_out else []
+        notes += ["one pair checked by its gradients"] if self.checked else []
         return (
             f"method {self.method}{self.detail}, {self.block[0]} x {self.block[1]} examples at a time in about "
-            f"{self.bytes / 2**20:.0f} MiB (estimated multiplications: {others})"
+            f"{self.bytes / 2**20:.0f} MiB (estimated multiplications: {others}){''.join(f'; {n}' for n in notes)}"
         )
 
 
@@ -83,8 +91,12 @@ class EmpiricalNTK:
       coupled: True for a network whose examples influence one another, as with a BatchNorm in training mode. The
         kernel is then that of the whole batch, J holding the derivatives of outputs through everyone's statistics;
         `x1` and `x2` are two batches, each normalised by itself, and cannot be split.
-      per_parameter: return a dict of kernels by parameter path instead of their sum.
+      per_parameter: return a dict of kernels by parameter path (see `parameters.titles`) instead of their sum.
       memory: bytes that the computation of a pair of blocks may take on a device; more examples are done in blocks.
+      check: whether every kernel's entry of one random pair of examples is compared with a direct product of gradients
+        of `apply_fn`. It compiles the network's gradients once more; so the default is only where something could
+        not be proved from the jaxpr: independence of examples, or what a hand-written derivative (`jax.custom_vjp`)
+        does with them.
 
     Raises:
       ValueError: for an unknown method or output.
@@ -106,68 +118,93 @@ class EmpiricalNTK:
         coupled: bool = False,
         per_parameter: bool = False,
         memory: int = 2**31,
+        check: bool | None = None,
     ) -> None:
+        output = int(output) if isinstance(output, np.integer) else output
         checks.choices(output, method, memory)
         self.apply_fn, self.weights, self.method = apply_fn, weights, method
         self.output: Output = "trace" if isinstance(output, int) else output
         self.selected = output if isinstance(output, int) else None
-        self.coupled, self.per_parameter, self.memory = coupled, per_parameter, memory
-        self._prepared: dict[Any, tuple[Method, Plan]] = {}
+        self.coupled, self.per_parameter, self.memory, self.check = coupled, per_parameter, memory, check
+        self._prepared: dict[Any, tuple[Method, Plan, Guard | None]] = {}
 
     def plan(self, params: Any, x1: jax.Array, x2: jax.Array | None = None) -> Plan:
         """What `__call__` would do with these arguments."""
-        return self._prepare(params, x1, x2)[1]
+        return self._prepare(*self._arrays(params, x1, x2))[1]
 
-    def __call__(self, params: Any, x1: jax.Array, x2: jax.Array | None = None, *, out: File | None = None) -> Any:
+    def __call__(
+        self, params: Any, x1: jax.Array, x2: jax.Array | None = None, *, out: File | str | None = None
+    ) -> Any:
         """Computes the kernel.
 
         Args:
-          params: the network's parameters.
+          params: the network's parameters; leaves that are not floating-point arrays are held fixed.
           x1: inputs `(N, ...)`.
           x2: inputs `(M, ...)`, by default `x1`.
           out: a .npy file that the kernel is written to as it is computed; for kernels larger than memory.
 
         Returns:
           `(N, M, O, P)` for `full`, `(N, M, O)` for `diagonal`, `(N, M)` for `trace` and for one output, in the
-          outputs' precision; a dict of these with `per_parameter`; with `out`, the file's memory map.
+          outputs' precision, at least float32; a dict of these with `per_parameter`; with `out`, the file's memory map.
 
         Raises:
           ValueError: if outputs are not `(N, O)` or not finite, if the inputs' shapes differ, if examples influence
-            one another without `coupled`, or if nothing fits the memory.
+            one another without `coupled`, if nothing fits the memory, or if a checked pair is wrong.
         """
-        x1 = jnp.asarray(x1)
-        x2 = None if x2 is None else jnp.asarray(x2)
-        method, plan = self._prepare(params, x1, x2)
         if out is not None and self.per_parameter:
             raise ValueError("out takes one kernel: leave out per_parameter, or out")
-        return assemble(method, plan.block, params, x1, x2, per_parameter=self.per_parameter, out=out)
+        params, x1, x2 = self._arrays(params, x1, x2)
+        method, plan, guard = self._prepare(params, x1, x2)
+        file = None if out is None else File(out)
+        arrays = TracedNetwork.arrays(params)
+        return assemble(method, plan.block, arrays, x1, x2, per_parameter=self.per_parameter, out=file, guard=guard)
 
-    def _prepare(self, params: Any, x1: jax.Array, x2: jax.Array | None) -> tuple[Method, Plan]:
-        leaves = jax.tree_util.tree_leaves_with_path(params)
-        weights = tuple(float(self.weights(path_names(path), leaf)) for path, leaf in leaves)
-        described = [(np.shape(leaf), jnp.result_type(leaf)) for _, leaf in leaves]
-        inputs = [None if x is None else (x.shape, x.dtype) for x in (x1, x2)]
-        key = repr((jax.tree.structure(params), described, inputs, weights))
+    def _arrays(self, params: Any, x1: Any, x2: Any) -> tuple[Any, jax.Array, jax.Array | None]:
+        checks.arguments(self.apply_fn, params, x1)
+        x1, x2 = jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
+        return off_mesh((params, x1, x2))
+
+    def _prepare(self, params: Any, x1: jax.Array, x2: jax.Array | None) -> tuple[Method, Plan, Guard | None]:
+        apply_fn, arrays = bind(self.apply_fn, params)
+        leaves = jax.tree_util.tree_leaves_with_path(arrays)
+        weights = tuple(
+            float(self.weights(path_names(path), leaf)) if is_differentiated(leaf) else 0.0 for path, leaf in leaves
+        )
+        described = tuple((np.shape(leaf), str(leaf.dtype)) for _, leaf in leaves)
+        inputs = tuple(None if x is None else (x.shape, str(x.dtype)) for x in (x1, x2))
+        key = (apply_fn, jax.tree.structure(arrays), described, inputs, weights)
         if key not in self._prepared:
             checks.inputs(x1, x2)
-            checks.weights([path_names(path) for path, _ in leaves], weights)
-            checks.network(self.apply_fn, params, x1, self.coupled)
-            self._prepared[key] = self._choose(params, x1, x2, weights)
+            checks.weights(titles([path_names(path) for path, _ in leaves]), weights)
+            if x2 is not None:
+                checks.network(apply_fn, arrays, x2, self.coupled, self.memory)
+            verdict = checks.network(apply_fn, arrays, x1, self.coupled, self.memory)
+            method, plan = self._choose(apply_fn, arrays, x1, x2, weights)
+            plan = replace(plan, examples=verdict, left_out=left_out(params))
+            self._prepared[key] = (method, *self._guarded(apply_fn, jax.tree.structure(arrays), method, plan))
         return self._prepared[key]
 
+    def _guarded(self, apply_fn: ApplyFn, tree: Any, method: Method, plan: Plan) -> tuple[Plan, Guard | None]:
+        request = method.request
+        open_question = bool(jaxprs.without_jvp(request.network.program))
+        open_question |= plan.examples is not None and not plan.examples.proven
+        if not (open_question if self.check is None else self.check):
+            return plan, None
+        return replace(plan, checked=True), Guard(apply_fn, tree, request, self.coupled, plan.method)
+
     def _choose(
-        self, params: Any, x1: jax.Array, x2: jax.Array | None, weights: Sequence[float]
+        self, apply_fn: ApplyFn, params: Any, x1: jax.Array, x2: jax.Array | None, weights: Sequence[float]
     ) -> tuple[Method, Plan]:
         examples = len(x1) if self.coupled else 1
         if self.coupled and x2 is not None and len(x2) != examples:
             raise ValueError(
                 f"x1 has {len(x1)} and x2 {len(x2)} examples; with coupled=True both are batches of one size"
             )
-        network = TracedNetwork(self.apply_fn, params, x1[:examples])
+        network = TracedNetwork(apply_fn, params, x1[:examples])
         checks.selected(self.selected, network.outputs.shape[1])
         request = Request(
             network,
-            jax.tree.map(jnp.asarray, params),
+            network.arrays(params),
             x1[:examples],
             weights,
             self.output,
@@ -176,14 +213,22 @@ class EmpiricalNTK:
         )
         counts = (len(x1) // examples, None if x2 is None else len(x2) // examples)
         names = list(METHODS) if self.method == "auto" else [self.method]
-        methods = {
-            name: METHODS[name](request, counts) for name in names if not (name == "products" and self.per_parameter)
-        }
+        reasons = self._without_products(network)
+        if self.method == "products" and reasons:
+            raise ValueError(f"method 'products' {reasons}: use layerwise, jacobian or auto")
+        methods = {name: METHODS[name](request, counts) for name in names if not (name == "products" and reasons)}
         chosen, block = checks.affordable(methods, counts, self.memory, examples)
         method = methods[chosen]
         costs = {name: candidate.multiplications for name, candidate in methods.items()}
         size = (block[0] * examples, block[1] * examples)
         return method, Plan(chosen, costs, size, method.bytes(*block), method.detail)
+
+    def _without_products(self, network: TracedNetwork) -> str:
+        """Why kernel-vector products cannot be had; empty if they can."""
+        if self.per_parameter:
+            return "does not keep the parameters' contributions apart"
+        hand_written = jaxprs.without_jvp(network.program)
+        return f"needs forward-mode derivatives, which {hand_written} does not have" if hand_written else ""
 
 
 def empirical_ntk(
@@ -196,9 +241,11 @@ def empirical_ntk(
     weights: Weights | None = None,
     method: Literal["auto", "layerwise", "jacobian", "products"] = "auto",
     coupled: bool = False,
+    check: bool | None = None,
 ) -> jax.Array:
     """`EmpiricalNTK` once; make an `EmpiricalNTK` to call it again without compiling."""
-    kernel = EmpiricalNTK(apply_fn, output=output, weights=weights or all_parameters, method=method, coupled=coupled)
+    weights = weights or all_parameters
+    kernel = EmpiricalNTK(apply_fn, output=output, weights=weights, method=method, coupled=coupled, check=check)
     return kernel(params, x1, x2)
 
 
@@ -215,11 +262,25 @@ def kernel_vector_product(
       >>> kernel_vector_product(lambda params, x: x @ params, jnp.ones((2, 1)), x)(jnp.ones((2, 1))).tolist()
       [[2.0], [6.0]]
     """
-    factors = jax.tree_util.tree_map_with_path(lambda path, leaf: weights(path_names(path), leaf), params)
-    pull = jax.vjp(lambda p: apply_fn(p, x1 if x2 is None else x2), params)[1]
+    checks.arguments(apply_fn, params, x1)
+    apply_fn, params = bind(apply_fn, params)
+    params, x1, x2 = off_mesh((params, jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)))
+    checks.evaluable(apply_fn, params, x1)
+    if hand_written := jaxprs.without_jvp(jax.make_jaxpr(apply_fn)(params, x1)):
+        raise ValueError(
+            f"a kernel-vector product needs forward-mode derivatives, which {hand_written} does not have: use "
+            "EmpiricalNTK"
+        )
+    split = Split.of(params)
+    factors = [
+        weights(path_names(path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if is_differentiated(leaf)
+    ]
+    pull = jax.vjp(lambda p: apply_fn(split.join(p), x1 if x2 is None else x2), split.arrays)[1]
 
     def apply(v: jax.Array) -> jax.Array:
-        tangent = jax.tree.map(lambda w, g: w * g, factors, pull(v)[0])
-        return jax.jvp(lambda p: apply_fn(p, x1), (params,), (tangent,))[1]
+        tangent = [(w * g).astype(g.dtype) for w, g in zip(factors, pull(v)[0], strict=True)]
+        return jax.jvp(lambda p: apply_fn(split.join(p), x1), (split.arrays,), (tangent,))[1]
 
     return apply

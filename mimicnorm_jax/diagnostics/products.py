@@ -34,6 +34,16 @@ class Product(Protocol):
         """The inverse of `kernel`."""
         ...
 
+    @property
+    def fan_in_axes(self) -> tuple[int, ...]:
+        """The kernel's axes that are summed over."""
+        ...
+
+    @property
+    def channel_axes(self) -> tuple[int, ...]:
+        """The product's axes of groups and channels."""
+        ...
+
 
 def _complement(rank: int, *taken: Sequence[int]) -> tuple[int, ...]:
     used = {axis for axes in taken for axis in axes}
@@ -101,6 +111,18 @@ class Dot:
 
     def kernel(self, w: jax.Array) -> jax.Array:
         return w.transpose(self._kernel_axes).reshape(self.sizes[1:])
+
+    @property
+    def fan_in_axes(self) -> tuple[int, ...]:
+        return self.kernel_contract
+
+    @property
+    def channel_axes(self) -> tuple[int, ...]:
+        groups, others = len(self.kernel_batch), len(self._free)
+        count = len(self._kernel_axes) - len(self.kernel_contract)
+        if self.kernel_first:
+            return tuple(range(count))
+        return (*range(groups), *range(groups + others, others + count))
 
     def unkernel(self, w: jax.Array) -> jax.Array:
         axes = self._kernel_axes
@@ -178,6 +200,14 @@ class Conv:
         _, groups, fan_in, channels = self.sizes
         features, inputs, *space = self.dimensions.rhs_spec
         return w.transpose(*space, inputs, features).reshape(fan_in, groups, channels).transpose(1, 0, 2)
+
+    @property
+    def fan_in_axes(self) -> tuple[int, ...]:
+        return tuple(self.dimensions.rhs_spec[1:])
+
+    @property
+    def channel_axes(self) -> tuple[int, ...]:
+        return (self.dimensions.out_spec[1],)
 
     def unkernel(self, w: jax.Array) -> jax.Array:
         features, inputs, *space = self.dimensions.rhs_spec

@@ -9,8 +9,8 @@ import numpy as np
 
 from mimicnorm_jax.diagnostics.growth import Growth, growth
 from mimicnorm_jax.diagnostics.ntk import EmpiricalNTK
+from mimicnorm_jax.diagnostics.parameters import ApplyFn
 from mimicnorm_jax.diagnostics.theory import condition_number, unit_diagonal
-from mimicnorm_jax.diagnostics.tracing import ApplyFn
 
 FLOAT32_LIMIT = 1e6
 """A float32 Gram matrix tells its condition number to 10-30 % up to here; beyond it is rounding."""

@@ -1,6 +1,7 @@
 """The layers of a traced network by name, examples in the groups that influence one another, and checks on them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.diagnostics.tracing import ApplyFn, Site, TracedNetwork
+from mimicnorm_jax.diagnostics import checks, independence
+from mimicnorm_jax.diagnostics.parameters import ApplyFn, bind, off_mesh
+from mimicnorm_jax.diagnostics.tracing import Site, TracedNetwork
 from mimicnorm_jax.errors import unknown
 
 
@@ -19,6 +22,34 @@ class ByLayer:
 
     names: tuple[str, ...] = field(metadata={"static": True})
     values: tuple[Any, ...]
+
+
+def prepared(apply_fn: ApplyFn, params: Any, x: Any, coupled: bool = True) -> tuple[ApplyFn, Any, jax.Array]:
+    """A network, its parameters and inputs in the form that `jax.jit` takes.
+
+    Raises:
+      ValueError: if these cannot be a network's, or if examples influence one another although `coupled` is False.
+    """
+    checks.arguments(apply_fn, params, x)
+    params, x = off_mesh((params, jnp.asarray(x)))
+    apply_fn, params = bind(apply_fn, params)
+    if not coupled and x.ndim and len(x) > 1:
+        independence.require(apply_fn, params, x)
+    return apply_fn, params, x
+
+
+@contextmanager
+def forward_mode(what: str) -> Iterator[None]:
+    """Names the way out where a hand-written derivative has no forward mode."""
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise ValueError(
+            f"{what} carries tangents forwards through the network, which a function of jax.custom_vjp cannot: write "
+            "its derivative with jax.custom_jvp"
+        ) from error
 
 
 def trace(apply_fn: ApplyFn, params: Any, x: jax.Array, coupled: bool = False) -> TracedNetwork:

@@ -12,20 +12,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
+from mimicnorm_jax.diagnostics import forms, jaxprs
+from mimicnorm_jax.diagnostics.parameters import (
+    ApplyFn,
+    Path,
+    bind,
+    check_outputs,
+    is_array,
+    is_differentiated,
+    path_names,
+    titles,
+    unique,
+)
 from mimicnorm_jax.diagnostics.products import Conv, Dot
-
-ApplyFn = Callable[[Any, jax.Array], jax.Array]
-"""A network `apply_fn(params, x) -> outputs`, `x` of shape `(N, ...)`, outputs `(N, O)`."""
-Path = tuple[str, ...]
-
-_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "checkpoint": "jaxpr", "remat2": "jaxpr", "closed_call": "call_jaxpr"}
-
-
-def path_names(path: Sequence[Any]) -> Path:
-    """The names along a key path of a parameter tree."""
-    return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Site:
       added: index of the parameter that is added to the product, perhaps transformed; neither has another use. Or None.
       dtype: of the product.
       shape: of the product.
+      form: what the kernel is as a function of parameters.
+      added_form: what is added, likewise, and its shape.
     """
 
     index: int
@@ -49,19 +53,22 @@ class Site:
     added: int | None
     dtype: Any
     shape: tuple[int, ...]
+    form: forms.Form
+    added_form: tuple[forms.Form, tuple[int, ...]] | None
 
 
 @dataclass(frozen=True)
 class _Value:
     """A value on the way through the network: whether the inputs reach it, and which parameters do without them.
 
-    `site` is the product that it is, unchanged.
+    `site` is the product that it is, unchanged; `form` says what it is as a function of parameters.
     """
 
     value: Any
     moving: bool = False
     leaves: frozenset[int] = frozenset()
     site: int | None = None
+    form: forms.Form = forms.OTHER
 
 
 _OnProduct = Callable[[Any, Sequence[_Value], Conv | Dot, bool], Any]
@@ -83,10 +90,10 @@ class _Walk:
     def run(self, closed: core.ClosedJaxpr, arguments: Sequence[_Value]) -> list[_Value]:
         jaxpr = closed.jaxpr
         environment: dict[Any, _Value] = dict(zip(jaxpr.invars, arguments, strict=True))
-        environment |= zip(jaxpr.constvars, map(_Value, closed.consts), strict=True)
+        environment |= zip(jaxpr.constvars, map(_constant, closed.consts), strict=True)
 
         def read(atom: Any) -> _Value:
-            return _Value(atom.val) if isinstance(atom, core.Literal) else environment[atom]
+            return _constant(atom.val) if isinstance(atom, core.Literal) else environment[atom]
 
         for equation in jaxpr.eqns:
             outputs = self._equation(equation, [read(atom) for atom in equation.invars])
@@ -95,9 +102,8 @@ class _Walk:
 
     def _equation(self, equation: Any, inputs: Sequence[_Value]) -> Sequence[_Value]:
         name, moving = equation.primitive.name, any(value.moving for value in inputs)
-        if moving and name in _CALLS:
-            inner = equation.params[_CALLS[name]]
-            return self.run(inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ()), inputs)
+        if (program := jaxprs.called(equation)) is not None:
+            return self.run(program, inputs)
         self.uses.update(value.site for value in inputs)
         if moving and (found := _product(equation, inputs)) is not None:
             self.sites += 1
@@ -105,15 +111,16 @@ class _Walk:
         if moving and self.still:
             results = [None] * len(equation.outvars)
         else:
-            results = _bind(equation, [value.value for value in inputs])
+            results = jaxprs.evaluate(equation, [value.value for value in inputs])
             results = results if equation.primitive.multiple_results else [results]
         leaves = frozenset().union(*(value.leaves for value in inputs))
-        if moving:
-            self.direct.update(leaves)
-            leaves = frozenset()
-            if name == "add":
-                self._note_bias(*inputs)
-        return [_Value(result, moving, leaves) for result in results]
+        if not moving:
+            found = forms.transfer(equation, [value.form for value in inputs], bool(leaves))
+            return [_Value(result, leaves=leaves, form=form) for result, form in zip(results, found, strict=True)]
+        self.direct.update(leaves)
+        if name == "add":
+            self._note_bias(*inputs)
+        return [_Value(result, moving=True) for result in results]
 
     def _note_bias(self, first: _Value, second: _Value) -> None:
         for product, bias in ((first, second), (second, first)):
@@ -127,6 +134,8 @@ def _product(equation: Any, inputs: Sequence[_Value]) -> tuple[Conv | Dot, bool]
         return None
     first, second = inputs
     shapes = [atom.aval.shape for atom in equation.invars]
+    if not all(jnp.issubdtype(atom.aval.dtype, jnp.floating) for atom in (*equation.invars, *equation.outvars)):
+        return None  # an integer product's kernel has no derivative, a complex one's is not what is wanted
     kernel_first = not first.moving and bool(first.leaves)
     if not kernel_first and (second.moving or not second.leaves):
         return None
@@ -151,52 +160,71 @@ class TracedNetwork:
 
     Args:
       apply_fn: the network.
-      params: its parameters, a tree of arrays or shapes.
+      params: its parameters, a tree of arrays or shapes; leaves that are neither are held fixed.
       x: inputs, an array or a shape.
 
     Attributes:
-      paths: of the parameters, in the order of the tree's leaves.
+      paths: of the parameters that are arrays, in the order of the tree's leaves.
+      titles: the same as text, all different.
+      sizes: number of entries of each.
       sites: every product of activations with a kernel, in the order of evaluation.
       direct: indices of the parameters that reach the outputs in another way than through sites' kernels.
       outputs: shape and dtype of the outputs.
+      program: the network's jaxpr, of parameters and inputs.
 
     Raises:
       ValueError: if the network does not return one array `(N, O)`.
     """
 
     def __init__(self, apply_fn: ApplyFn, params: Any, x: Any) -> None:
-        leaves, self._tree = jax.tree_util.tree_flatten_with_path(params)
+        apply_fn, params = bind(apply_fn, params)
+        leaves = jax.tree_util.tree_leaves_with_path(params)
         self.paths: list[Path] = [path_names(path) for path, _ in leaves]
+        self.titles: list[str] = titles(self.paths)
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, x))
-        self._jaxpr, outputs = jax.make_jaxpr(apply_fn, return_shape=True)(*shapes)
+        self.sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes[0])]
+        self._differentiated = [is_differentiated(leaf) for leaf in jax.tree.leaves(shapes[0])]
+        self.program, outputs = jax.make_jaxpr(apply_fn, return_shape=True)(*shapes)
         check_outputs(outputs, x.shape)
         self.outputs: Any = outputs
         found: list[Any] = []
 
         def note(equation: Any, inputs: Sequence[_Value], form: Conv | Dot, kernel_first: bool) -> None:
-            found.append((form, inputs[not kernel_first].leaves, equation.outvars[0].aval))
+            found.append((form, inputs[not kernel_first], equation.outvars[0].aval))
 
         walk = _Walk(note, still=True)
 
         def analyse(leaves: Sequence[jax.Array]) -> None:
-            for value in walk.run(self._jaxpr, _arguments(leaves, None)):
+            for value in walk.run(self.program, self._arguments(leaves, None)):
                 walk.direct.update(value.leaves)
                 walk.uses[value.site] += 1
 
         jax.eval_shape(analyse, jax.tree.leaves(shapes[0]))
         self.direct = frozenset(walk.direct)
-        names = _unique([self._name(leaves) for _, leaves, _ in found])
-        in_kernels = {leaf for _, leaves, _ in found for leaf in leaves}
+        names = unique([self._name(kernel.leaves) for _, kernel, _ in found])
+        in_kernels = {leaf for _, kernel, _ in found for leaf in kernel.leaves}
         candidates = {
             site: leaf
             for site, value in walk.added.items()
             for leaf in value.leaves
             if walk.direct[leaf] == walk.uses[site] == 1 and leaf not in in_kernels
         }
+        added = {site: (value.form, np.shape(value.value)) for site, value in walk.added.items() if site in candidates}
         self.sites = [
-            Site(i, name, form, tuple(sorted(leaves)), candidates.get(i), aval.dtype, aval.shape)
-            for i, (name, (form, leaves, aval)) in enumerate(zip(names, found, strict=True))
+            Site(
+                *(i, name, form, tuple(sorted(kernel.leaves)), candidates.get(i), aval.dtype, aval.shape),
+                kernel.form,
+                added.get(i),
+            )
+            for i, (name, (form, kernel, aval)) in enumerate(zip(names, found, strict=True))
         ]
+
+    def _arguments(self, leaves: Sequence[Any], x: Any) -> list[_Value]:
+        arguments = []
+        for i, (leaf, differentiated) in enumerate(zip(leaves, self._differentiated, strict=True)):
+            form = forms.of_parameter(i, leaf.size) if differentiated else forms.of_constant(leaf)
+            arguments.append(_Value(leaf, leaves=frozenset([i] if differentiated else []), form=form))
+        return [*arguments, _Value(x, moving=True)]
 
     def _name(self, leaves: frozenset[int]) -> str:
         """Path of the layer that a kernel's parameters belong to: what their paths share."""
@@ -233,7 +261,7 @@ class TracedNetwork:
             kernel, operand = inputs[not kernel_first].value, inputs[kernel_first].value
             if frozen_kernels:
                 kernel = jax.lax.stop_gradient(kernel)
-            y = _bind(equation, [kernel, operand] if kernel_first else [operand, kernel])
+            y = jaxprs.evaluate(equation, [kernel, operand] if kernel_first else [operand, kernel])
             if index in shifts:
                 y = y + shifts[index]
             record.operands.append(operand)
@@ -241,50 +269,29 @@ class TracedNetwork:
             record.products.append(y)
             return y
 
-        outputs = _Walk(on_product).run(self._jaxpr, _arguments(jax.tree.leaves(params), x))
+        outputs = _Walk(on_product).run(self.program, self._arguments(self.arrays(params), x))
         return outputs[0].value, record
 
-    def kernels(self, params: Any) -> tuple[list[jax.Array], dict[int, jax.Array]]:
-        """The kernel of every site and, by site, what `Site.added` becomes; evaluates no activation."""
+    @property
+    def dtype(self) -> Any:
+        """What contributions are added up in, and kernels returned in: the outputs' type, at least float32."""
+        return jnp.promote_types(self.outputs.dtype, jnp.float32)
+
+    @staticmethod
+    def arrays(params: Any) -> list[Any]:
+        """The leaves that are arrays, in order."""
+        return [leaf for leaf in jax.tree.leaves(params) if is_array(leaf)]
+
+    def kernels(self, params: Any) -> list[jax.Array]:
+        """The kernel of every site; evaluates no activation."""
         kernels: list[Any] = []
 
         def on_product(equation: Any, inputs: Sequence[_Value], form: Conv | Dot, kernel_first: bool) -> None:
             kernels.append(inputs[not kernel_first].value)
 
-        walk = _Walk(on_product, still=True)
-        walk.run(self._jaxpr, _arguments(jax.tree.leaves(params), None))
-        return kernels, {site: value.value for site, value in walk.added.items()}
+        _Walk(on_product, still=True).run(self.program, self._arguments(self.arrays(params), None))
+        return kernels
 
 
-def _bind(equation: Any, operands: Sequence[Any]) -> Any:
-    with equation.ctx.manager:
-        return equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
-
-
-def _arguments(leaves: Sequence[Any], x: Any) -> list[_Value]:
-    return [*(_Value(leaf, leaves=frozenset([i])) for i, leaf in enumerate(leaves)), _Value(x, moving=True)]
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    unique = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return unique
-
-
-def check_outputs(outputs: Any, x_shape: Sequence[int]) -> None:
-    """Raises ValueError unless `outputs` is one array (or its shape) of `(N, O)` for inputs `(N, ...)`."""
-    if not hasattr(outputs, "shape"):
-        raise ValueError(
-            f"apply_fn returns {jax.tree.structure(outputs)}, not one array: return the outputs only (of a Flax "
-            f"module applied with mutable=[...], the first of the pair)"
-        )
-    if len(outputs.shape) != 2 or outputs.shape[0] != x_shape[0]:
-        raise ValueError(
-            f"apply_fn returns outputs of shape {outputs.shape} for inputs of shape {tuple(x_shape)}; it must be "
-            f"(N, O) = ({x_shape[0]}, number of outputs): reshape, or pick one quantity, inside apply_fn"
-        )
-    if not jnp.issubdtype(outputs.dtype, jnp.floating):
-        raise ValueError(f"apply_fn returns {outputs.dtype} outputs; a tangent kernel needs floating-point ones")
+def _constant(value: Any) -> _Value:
+    return _Value(value, form=forms.of_constant(value))

@@ -12,7 +12,7 @@ from mimicnorm_jax import models
 from mimicnorm_jax.data import sources
 from mimicnorm_jax.data.augment import normalise
 from mimicnorm_jax.diagnostics.network import as_function
-from mimicnorm_jax.diagnostics.tracing import ApplyFn
+from mimicnorm_jax.diagnostics.parameters import ApplyFn
 from mimicnorm_jax.errors import ConfigError, WorkdirError
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training import workdir

@@ -27,7 +27,7 @@ def _check(function, x_shape, kernel_shape, positions):
     product = np.einsum("sgf,gfc->sgc", patches, canonical)
     np.testing.assert_allclose(product, form.outputs(record.products[0]), rtol=1e-12, atol=1e-12)
     np.testing.assert_array_equal(form.unkernel(canonical), record.kernels[0])
-    np.testing.assert_array_equal(network.kernels({"kernel": kernel})[0][0], kernel)
+    np.testing.assert_array_equal(network.kernels({"kernel": kernel})[0], kernel)
 
 
 @pytest.mark.parametrize(

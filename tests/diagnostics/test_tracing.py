@@ -66,7 +66,7 @@ def test_a_network_does_not_see_the_products_of_activations_or_of_parameters():
     (site,) = network.sites
     assert len(site.leaves) == 2
     assert not network.direct
-    assert not recognise(network, jax.tree.leaves(params))
+    assert not recognise(network)
 
 
 def test_recognition():
@@ -95,7 +95,7 @@ def test_recognition():
     )  # fmt: skip
     network = TracedNetwork(apply_fn, params, jnp.ones((5, 3)))
     names = [path[0] for path in network.paths]
-    found = recognise(network, jax.tree.leaves(params))
+    found = recognise(network)
     known = {names[kernel.leaf]: kernel for kernel in found.values()}
     assert set(known) == {"plain", "centred", "skipped", "halved", "fixed_norm"}
     assert {name for name, kernel in known.items() if kernel.scaled} == {"centred", "halved", "fixed_norm"}

@@ -1,0 +1,112 @@
+"""What the analyses of a jaxpr share: the programs inside an operation, and where it was written."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import jax.numpy as jnp
+from jax.extend import core
+
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "checkpoint": "jaxpr",
+    "remat2": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+}
+"""Operations that do nothing but run a program, and the parameter that holds it."""
+CUSTOM = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
+"""Operations that run a program whose derivative is another's."""
+
+_NAMES = (
+    "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp clz complex "
+    "conj convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt "
+    "igamma igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p logistic lt lt_to max min mul "
+    "mulhi name ne neg nextafter not or polygamma population_count pow real reduce_precision "
+    "regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign "
+    "sin sinh sqrt square stop_gradient sub tan tanh xor zeros_like zeta sharding_constraint layout_constraint "
+    "reshard mesh_cast pvary"
+)
+ELEMENTWISE = frozenset(_NAMES.split())
+"""Operations whose every result is a function of the operands at its own place (numbers beside are one for all)."""
+
+
+def closed(program: Any) -> core.ClosedJaxpr:
+    """A program with its constants, where it may be without."""
+    return program if isinstance(program, core.ClosedJaxpr) else core.ClosedJaxpr(program, ())
+
+
+def called(equation: Any) -> core.ClosedJaxpr | None:
+    """The program that an operation of `CALLS` runs; None for any other operation."""
+    name = CALLS.get(equation.primitive.name)
+    return None if name is None else closed(equation.params[name])
+
+
+def replaced(equation: Any) -> core.ClosedJaxpr | None:
+    """The program that an operation with a derivative of its own runs; None for any other operation."""
+    if equation.primitive.name not in CUSTOM:
+        return None
+    name = "call_jaxpr" if "call_jaxpr" in equation.params else "fun_jaxpr"
+    return closed(equation.params[name])
+
+
+def operations(program: core.ClosedJaxpr) -> Iterator[Any]:
+    """Every operation of a program and of the programs within."""
+    for equation in program.jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(inner, core.ClosedJaxpr | core.Jaxpr):
+                    yield from operations(closed(inner))
+
+
+def without_jvp(program: core.ClosedJaxpr) -> str:
+    """The first operation that has no forward-mode derivative, and where it stands; empty if there is none."""
+    return next((where(equation) for equation in operations(program) if "custom_vjp" in equation.primitive.name), "")
+
+
+def coarsest(program: core.ClosedJaxpr) -> float:
+    """The largest spacing above 1 of any floating-point type that a program computes in."""
+    types = {aval.dtype for aval in program.in_avals}
+    types |= {variable.aval.dtype for equation in operations(program) for variable in equation.outvars}
+    return max((float(jnp.finfo(kind).eps) for kind in types if jnp.issubdtype(kind, jnp.inexact)), default=0.0)
+
+
+def where(equation: Any) -> str:
+    """An operation's name and the line of the network that asks for it."""
+    name = equation.params["name"] if equation.primitive.name in CUSTOM and "name" in equation.params else ""
+    text = f"{equation.primitive.name} {name}".strip()
+    traceback = equation.source_info.traceback
+    for frame in () if traceback is None else traceback.frames:
+        parts = PurePath(frame.file_name).parts
+        if "jax" not in parts and "flax" not in parts:
+            line = getattr(frame, "start_line", None) or getattr(frame, "line_num", 0)
+            return f"{text} at {parts[-1]}:{line} ({frame.function_name.rsplit('.', 1)[-1]})"
+    return text
+
+
+def grouped_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Smallest runs of axes of two shapes that hold the same numbers, in their order."""
+    groups: list[tuple[list[int], list[int]]] = []
+    before: list[int] = []
+    after: list[int] = []
+    i = j = 0
+    left = right = 1
+    while i < len(old) or j < len(new):
+        if i < len(old) and (left <= right or j == len(new)):
+            before, left, i = [*before, i], left * old[i], i + 1
+        else:
+            after, right, j = [*after, j], right * new[j], j + 1
+        if left == right:
+            groups.append((before, after))
+            before, after, left, right = [], [], 1, 1
+    if before or after:
+        groups.append((before, after))
+    return groups
+
+
+def evaluate(equation: Any, operands: Sequence[Any]) -> Any:
+    """An operation's result, or results, on other operands."""
+    with equation.ctx.manager:
+        return equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
