@@ -111,6 +111,7 @@ class Objective:
         headless = dataclasses.replace(factory, method=dataclasses.replace(factory.method, last_batch_norm=False))
         body, head = self.model.clone(factory=headless), factory.last_batch_norm(train=True)
         parts = self._split(images), keys
+        before, last = tuple(a[:-1] for a in parts), tuple(a[-1] for a in parts)
 
         def raw_logits(params: Any, images: jax.Array, key: jax.Array) -> Any:
             return body.apply({"params": params}, images, train=True, rngs={"dropout": key})
@@ -124,10 +125,15 @@ class Objective:
             _, pull_back = jax.vjp(lambda params: raw_logits(params, *inputs), params)
             return jax.tree.map(jnp.add, total, pull_back(cotangent)[0]), None
 
-        raw = _join(lax.map(lambda part: raw_logits(params, *part), parts))
+        raw_before = lax.map(lambda part: raw_logits(params, *part), before)
+        # The loss needs all logits, and the gradient all activations: those of the last part are still there.
+        raw_last, pull_back = jax.vjp(lambda params: raw_logits(params, *last), params)
+        raw = _join(jnp.concatenate([raw_before, raw_last[None]]))
         cotangent, (logits, updated) = jax.grad(head_loss, has_aux=True)(raw)
-        start = jax.tree.map(jnp.zeros_like, params)
-        grads, _ = lax.scan(add, start, (*parts, self._split(cotangent)))
+        cotangents = self._split(cotangent)
+        # Else XLA, which unrolls short loops, keeps both passes' activations, or those of two parts, at a time.
+        rest = lax.optimization_barrier((pull_back(cotangents[-1])[0], *before, cotangents[:-1]))
+        grads, _ = lax.scan(add, rest[0], rest[1:])
         return Gradient(grads, logits, updated)
 
     def _split(self, array: jax.Array) -> jax.Array:
