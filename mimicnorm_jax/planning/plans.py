@@ -9,7 +9,7 @@ from mimicnorm_jax.errors import PlanError
 from mimicnorm_jax.planning.liveness import Buffer
 from mimicnorm_jax.planning.traffic import Convolution
 
-FORMAT = 2
+FORMAT = 3
 """Of the JSON; raised whenever something else is counted, so that older plans are made again."""
 
 

@@ -202,12 +202,13 @@ def convolutions(module: Module) -> tuple[Convolution, ...]:
         direction = flops_lib.convolution_kind(instruction)
         if not direction:
             continue
+        name = instruction.op_name
+        if "transpose(" in name and "rematted_computation" not in name and direction == "forward":
+            direction = "input gradient"  # of a pointwise convolution, which cuDNN is given as one more of them
         mode = re.search(r'"activation_mode":"k(\w+)"', instruction.attributes)
         activation = mode[1].lower() if mode and mode[1] != "None" else ""
         fused = instruction.target.endswith("BiasActivationForward")
-        found.append(
-            Convolution(instruction.op_name, direction, fused, fused and len(instruction.operands) > 3, activation)
-        )
+        found.append(Convolution(name, direction, fused, fused and len(instruction.operands) > 3, activation))
     return tuple(found)
 
 

@@ -58,6 +58,18 @@ def test_a_step_has_all_three_kinds_of_convolution():
     assert found.bytes_moved["convolution and matmul"] > 0.2 * found.total_moved
 
 
+@needs_cuda
+def test_a_pointwise_gradient_is_no_forward_convolution():
+    """XLA gives cuDNN the gradient by the input as a forward convolution with the kernel transposed."""
+
+    def loss(x, kernel):
+        return jnp.sin(conv(x, kernel, padding=0)).sum()
+
+    x, kernel = shape(8, 16, 16, 64), shape(1, 1, 64, 64)
+    found = plan(jax.value_and_grad(loss, (0, 1)), x, kernel, target="h100")
+    assert sorted(c.kind for c in found.convolutions) == ["forward", "input gradient", "kernel gradient"]
+
+
 @cpu_and_h100
 def test_pooling_and_transposition_have_classes_of_their_own(target):
     def program(x, y):

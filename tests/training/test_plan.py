@@ -87,11 +87,17 @@ def test_steps_of_one_program_are_turns_of_unknown_number(planned):
 
 @needs_cuda
 @pytest.mark.usefixtures("no_data")
-def test_checkpointing_saves_memory_for_work_on_a_gpu():
+def test_under_checkpointing_only_convolutions_results_are_kept():
+    """Maps of 16 KiB an image or more; whether that saves memory is up to when the compiler makes the others again."""
     config = _config(method="batchnorm", dataset="cifar10", batch_size=64, width=1.0, dtype="bfloat16")
     plain, checkpointed = (plan_training(config, "h100", checkpointed=each).step for each in (False, True))
-    assert checkpointed.temporary_bytes < 0.9 * plain.temporary_bytes
-    assert checkpointed.flops == plain.flops  # what convolutions return is kept
+    kept, kept_checkpointed = (
+        {b.operation for b in found.live if b.role == "forward" and b.nbytes >= 64 * 2**14}
+        for found in (plain, checkpointed)
+    )
+    assert kept == {"conv_general_dilated", "max"}
+    assert kept_checkpointed == {"conv_general_dilated"}
+    assert checkpointed.flops == plain.flops
     assert checkpointed.aliased_bytes == plain.aliased_bytes
 
 
