@@ -223,7 +223,7 @@ RULES: dict[str, Rule] = {
     "dynamic_update_slice": dynamic_update_slice,
     "gather": gather,
     **dict.fromkeys(("scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "scatter-sub"), scatter),
-    **dict.fromkeys(("optimization_barrier", "device_put"), _each),
+    **dict.fromkeys(("optimization_barrier", "device_put", "name", "row_major"), _each),
 }
 """By name, for operands of which one follows the inputs."""
 
