@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 
 class DualActivation(Protocol):
@@ -83,7 +84,7 @@ def quadrature_dual(
     def dual(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         second, slope, means, error = jnp.vectorize(moments, signature="(),(),()->(),(),(),()")(k11, k12, k22)
         refused = ~(error <= _CONVERGED)
-        if not isinstance(refused, jax.core.Tracer) and refused.any():
+        if not isinstance(refused, core.Tracer) and refused.any():
             raise ValueError(
                 f"the moments of this activation with {nodes} nodes a panel and with half of them are "
                 f"{error.max():.1e} apart, more than {_CONVERGED}: name its kinks and steep places (kinks is "
