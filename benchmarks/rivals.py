@@ -103,12 +103,14 @@ def makes_sense(name: str, variant: str) -> bool:
     return not variant.endswith("+cheap") or models.ARCHITECTURES[name].cheap_remat
 
 
-def network(name: str, variant: str, num_classes: int, dtype: Any) -> nn.Module:
+def network(name: str, variant: str, num_classes: int, dtype: Any, width: float = 1.0) -> nn.Module:
     """A network of `models.ARCHITECTURES` in one of `VARIANTS`; `ours:METHOD` or `ours:METHOD+REMAT` is any of ours."""
     if variant.startswith("ours:"):
         method, _, remat = variant.removeprefix("ours:").partition("+")
-        return models.create(name, method=method, num_classes=num_classes, dtype=dtype, remat=remat or "none")
-    model: Any = models.create(name, method="batchnorm", num_classes=num_classes, dtype=dtype)
+        return models.create(
+            name, method=method, num_classes=num_classes, dtype=dtype, remat=remat or "none", width=width
+        )
+    model: Any = models.create(name, method="batchnorm", num_classes=num_classes, dtype=dtype, width=width)
     fields = {f.name: getattr(model.factory, f.name) for f in dataclasses.fields(LayerFactory)}
     return model.clone(factory=PlainFactory(**fields, group_norm=variant == "groupnorm_ws"))
 
@@ -152,10 +154,10 @@ class Subject:
         return (params, stats, jax.tree.map(jnp.zeros_like, params)), images, labels
 
 
-def subject(name: str, variant: str, batch: int, dtype: Any) -> Subject:
+def subject(name: str, variant: str, batch: int, dtype: Any, width: float = 1.0) -> Subject:
     """The step of a network of `models.ARCHITECTURES`, on 32 x 32 images, or 224 x 224 for an ImageNet form."""
     size, classes = (224, 1000) if name.endswith("_imagenet") else (32, 100)
-    model = network(name, variant, classes, dtype)
+    model = network(name, variant, classes, dtype, width)
     loss_fn = _loss(model, variant)
     images = jax.ShapeDtypeStruct((batch, size, size, 3), dtype)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)

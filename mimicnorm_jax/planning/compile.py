@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
 from mimicnorm_jax.errors import DoesNotFitError, PlanError
@@ -109,10 +110,12 @@ def _no_compilation_cache() -> Iterator[None]:
     """A program that JAX has cached comes without the compiler's report."""
     before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX asks once in a process, at the first program, whether there is a cache
     try:
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def _read(lowered: Any, found: Target, devices: int, versions: dict[str, str]) -> Plan:
