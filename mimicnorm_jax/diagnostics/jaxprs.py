@@ -26,7 +26,7 @@ _NAMES = (
     "mulhi name ne neg nextafter not or polygamma population_count pow real reduce_precision "
     "regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign "
     "sin sinh sqrt square stop_gradient sub tan tanh xor zeros_like zeta sharding_constraint layout_constraint "
-    "reshard mesh_cast pvary"
+    "reshard mesh_cast pvary row_major"
 )
 ELEMENTWISE = frozenset(_NAMES.split())
 """Operations whose every result is a function of the operands at its own place (numbers beside are one for all)."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from mimicnorm_jax.diagnostics import __main__ as main_module
 from mimicnorm_jax.diagnostics import curvature, growth, jacobian, layerwise, nngp
 from mimicnorm_jax.diagnostics.network import as_function
 from mimicnorm_jax.diagnostics.ntk import EmpiricalNTK, empirical_ntk, kernel_vector_product
@@ -132,6 +133,12 @@ def test_inputs_on_an_explicit_mesh(as_context):
     with jax.set_mesh(mesh) if as_context else jax.default_matmul_precision("highest"):
         for name, measure in measures.items():
             np.testing.assert_allclose(measure(copied, spread), expected[name], rtol=2e-5, err_msg=name)
+
+
+def test_the_command_line_checks_unless_told_not_to():
+    parser = main_module._parser()
+    assert parser.parse_args(["ntk"]).check
+    assert not parser.parse_args(["ntk", "--no-check"]).check
 
 
 def _binary(params, x):
