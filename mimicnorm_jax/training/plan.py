@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -151,7 +152,7 @@ def _target(name: Target | str) -> Target:
 
 
 def _data(config: TrainConfig, count: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    images = jax.ShapeDtypeStruct((count, *sources.SHAPES[config.dataset]), jnp.uint8)
+    images = jax.ShapeDtypeStruct((count, math.prod(sources.SHAPES[config.dataset])), jnp.uint8)
     return images, jax.ShapeDtypeStruct((count,), jnp.int32)
 
 

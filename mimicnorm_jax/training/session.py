@@ -142,6 +142,7 @@ def make_task(
         model=_model_to_train(config),
         tx=make_optimizer(config, schedule),
         augmentation=Augmentation(config.crop_padding, config.flip, config.rotation),
+        image_shape=sources.SHAPES[config.dataset],
         mean=mean,
         std=std,
         dtype=config.dtype,
@@ -176,8 +177,7 @@ def start(config: TrainConfig) -> Session:
         schedule,
         spread.make_train_steps(task),
         spread.make_eval_step(task),
-        spread.replicate((dataset.train.images, dataset.train.labels)),
-        spread.replicate((dataset.test.images, dataset.test.labels)),
+        *(spread.replicate((s.images.reshape(len(s), -1), s.labels)) for s in (dataset.train, dataset.test)),
         Guard(config.max_skipped_steps),
     )
 

@@ -26,6 +26,7 @@ class Task:
       model: the network; its BatchNorms are synchronised over `AXIS` or not, as it was created.
       tx: the optimiser.
       augmentation: of training images.
+      image_shape: `(H, W, C)`.
       mean, std: of the training images, per channel in [0, 1].
       dtype: of the images that the network gets.
       label_smoothing: probability spread over all classes.
@@ -37,6 +38,7 @@ class Task:
     model: nn.Module
     tx: optax.GradientTransformation
     augmentation: Augmentation
+    image_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dtype: Any = jnp.float32
@@ -54,7 +56,8 @@ def train_step(
     Args:
       task: what to train, closed over.
       state: the same on every device.
-      data: all training images `(N, H, W, C)` uint8 and labels `(N,)`, the same on every device.
+      data: all training images `(N, H W C)` uint8 and labels `(N,)`, the same on every device. Images are flat, as
+        a TPU would copy all of them at every step into a layout that pads their few channels.
       index: this device's part of the batch, `(b,)`.
 
     Returns:
@@ -67,7 +70,7 @@ def train_step(
     # One key for each place in the whole batch, so that the number of devices changes nothing.
     image_keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, device * b + jnp.arange(b))
     dropout_key = jax.random.fold_in(step_key, 2**32 - 1)  # no image's place
-    images, labels = data[0][index], data[1][index]
+    images, labels = data[0][index].reshape(b, *task.image_shape), data[1][index]
     images = normalise(augment(image_keys, images, task.augmentation), task.mean, task.std, task.dtype)
 
     objective = Objective(task.model, task.label_smoothing, task.microbatches)
@@ -125,10 +128,11 @@ def eval_step(
     Args:
       task: what to evaluate, closed over.
       variables: `TrainState.eval_variables`, the same on every device.
-      data: all images `(N, H, W, C)` uint8 and labels `(N,)`, the same on every device.
+      data: all images `(N, H W C)` uint8 and labels `(N,)`, the same on every device.
       index: this device's part of the batch, `(b,)`.
       mask: `(b,)`, 0 for images that do not count.
     """
-    images = normalise(data[0][index], task.mean, task.std, task.dtype)
+    images = data[0][index].reshape(len(index), *task.image_shape)
+    images = normalise(images, task.mean, task.std, task.dtype)
     logits: Any = task.model.apply(variables, images, train=False)
     return Metrics.of_batch(logits, data[1][index], mask).sum_over(AXIS)

@@ -45,6 +45,7 @@ def test_a_step_in_microbatches_is_the_step_on_the_whole_batch(devices, sync, co
         model=_model("mimicnorm", AXIS if sync else None),
         tx=optax.sgd(1.0),
         augmentation=Augmentation(1, True),
+        image_shape=SHAPE,
         mean=(0.5,),
         std=(0.25,),
         dtype=jnp.float64,

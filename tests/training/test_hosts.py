@@ -41,7 +41,7 @@ for case in cases:
     mapping, method, sync = case.split()
     axis = AXIS if sync == "sync" else None
     model = models.create("resnet8", method=method, num_classes=5, width=0.25, axis_name=axis)
-    task = Task(model, optax.sgd(0.02, momentum=0.9), Augmentation(1, True, 10.0), (0.5,), (0.25,))
+    task = Task(model, optax.sgd(0.02, momentum=0.9), Augmentation(1, True, 10.0), (8, 8, 1), (0.5,), (0.25,))
     state = create_state(model, task.tx, (8, 8, 1), seed=0, ema=False)
     spread = Spread(tuple(jax.devices()), mapping)
     state, data_there, step = *spread.replicate((hosts.agree(state), data)), spread.make_train_steps(task)

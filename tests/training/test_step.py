@@ -25,7 +25,13 @@ def _task(method="mimicnorm", sync=True, **fields):
     model = models.create("resnet8", method=method, num_classes=5, width=0.5, axis_name=AXIS if sync else None)
     tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.02, momentum=0.9))
     return Task(
-        model=model, tx=tx, augmentation=fields.pop("augmentation", Augmentation()), mean=(0.5,), std=(0.25,), **fields
+        model=model,
+        tx=tx,
+        augmentation=fields.pop("augmentation", Augmentation()),
+        image_shape=SHAPE,
+        mean=(0.5,),
+        std=(0.25,),
+        **fields,
     )
 
 
