@@ -70,16 +70,8 @@ class Sums:
 
 Form = Still | Uniform | Other | Entries | Sums
 STILL, OTHER = Still(), Other()
-_KEEP = (
-    "convert_element_type",
-    "copy",
-    "copy_p",
-    "reduce_precision",
-    "sharding_constraint",
-    "reshard",
-    "name",
-    "row_major",
-)
+_NAMES = "convert_element_type copy copy_p reduce_precision sharding_constraint reshard name row_major"
+_KEEP = frozenset(_NAMES.split())
 _SHAPES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "rev")
 
 
