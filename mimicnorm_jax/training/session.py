@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from mimicnorm_jax import models
@@ -177,9 +178,14 @@ def start(config: TrainConfig) -> Session:
         schedule,
         spread.make_train_steps(task),
         spread.make_eval_step(task),
-        *(spread.replicate((s.images.reshape(len(s), -1), s.labels)) for s in (dataset.train, dataset.test)),
+        spread.replicate(_flat(dataset.train)),
+        spread.replicate(_flat(dataset.test)),
         Guard(config.max_skipped_steps),
     )
+
+
+def _flat(split: sources.Split) -> tuple[np.ndarray, np.ndarray]:
+    return split.images.reshape(len(split), -1), split.labels
 
 
 def initial_state(session: Session) -> TrainState:
