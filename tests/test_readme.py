@@ -4,6 +4,8 @@ import json
 import re
 import statistics
 
+import confirm_plan
+import memory
 from comparison import best
 
 from tests.conftest import ROOT
@@ -98,16 +100,6 @@ def test_verify_passed_where_the_readme_says_so():
     assert all(row["passed"] for seed in seeds for row in report[seed])
 
 
-def test_bfloat16_ratios_are_those_of_the_results():
-    lines = map(json.loads, (RESULTS / "memory.jsonl").read_text().splitlines())
-    kind = ("resnet50", "bfloat16", "cpu")
-    found = {e["variant"]: e for e in lines if (e["net"], e["dtype"], e["machine"]["device"]) == kind}
-    ours, plain = found["ours:mimicnorm"], found["batchnorm"]
-    temporaries, batch = ours["temp_bytes"] / plain["temp_bytes"], ours["largest_batch"] / plain["largest_batch"]
-    assert f"plans {temporaries:.3f} of BatchNorm's temporaries for ResNet-50" in README
-    assert f"a {batch:.2f} times larger batch" in README
-
-
 def test_the_soak_went_as_the_readme_says():
     found = json.loads((RESULTS / "faults.json").read_text())
     signals = f"stopped {found['SIGKILL']} times by SIGKILL and {found['SIGTERM obeyed']} times by SIGTERM"
@@ -119,32 +111,65 @@ def test_the_soak_went_as_the_readme_says():
     assert {end for _, end in found["damages"]} == {"harmless", "detected, the one before it used"}
 
 
-def test_memory_and_time_table_is_that_of_the_results():
-    nets = {
-        "ResNet-50": "resnet50",
-        "ResNet-18": "resnet18",
-        "VGG-16": "vgg16",
-        "SqueezeNet": "squeezenet",
-        "ShuffleNetV2": "shufflenetv2_x1",
-        "MobileNetV2": "mobilenetv2",
-    }
-    lines = {}
-    for file in ("memory", "step_time"):
-        for line in map(json.loads, (RESULTS / f"{file}.jsonl").read_text().splitlines()):
-            if (line["machine"]["device"], line["dtype"], line["batch"]) == ("cpu", "float32", 64):
-                lines[file, line["net"], line["variant"]] = line
-    rows = re.findall(r"^\| ([\w-]+) \| ([\d,]+ \| [\d,]+ \| .*) \|$", README, re.MULTILINE)
-    assert [name for name, _ in rows] == list(nets)
-    for name, cells in rows:
-        plain, remat, ours = (
-            lines["memory", nets[name], variant] for variant in ("batchnorm", "batchnorm_remat", "ours:mimicnorm")
-        )
-        kept = [line["saved_bytes"] for line in (plain, remat, ours)]
-        times = [lines["step_time", nets[name], variant]["seconds"] for variant in ("ours:mimicnorm", "batchnorm")]
-        assert cells.split(" | ") == [
-            *(f"{value / 2**20:,.0f}" for value in kept[:2]),
-            f"{kept[2] / 2**20:,.0f} ({kept[2] / kept[0]:.3f})",
-            f"{ours['temp_bytes'] / plain['temp_bytes']:.3f}",
-            f"{ours['largest_batch'] / plain['largest_batch']:.2f}",
-            f"{statistics.median(a / b for a, b in zip(*times, strict=True)):.3f}",
+NETS = {
+    "ResNet-50, 224 x 224": "resnet50_imagenet",
+    "ResNet-50": "resnet50",
+    "ResNet-18": "resnet18",
+    "VGG-16": "vgg16",
+    "SqueezeNet": "squeezenet",
+    "ShuffleNetV2": "shufflenetv2_x1",
+    "MobileNetV2": "mobilenetv2",
+}
+
+
+def _cells(header):
+    """The cells of the table whose header starts so, by row."""
+    table = README[README.index(header) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+
+
+def test_the_planned_memory_is_that_of_the_results():
+    lines = {(e["target"], e["net"], e["variant"]): e for e in memory.read().values() if e["dtype"] == "bfloat16"}
+    rows = _cells("| network | BatchNorm | recomputing |")
+    assert [row[0] for row in rows] == list(NETS)
+    for name, *cells in rows:
+
+        def planned(variant, target="h100", name=name):
+            return lines.get((target, NETS[name], variant), {}).get("temporary_bytes")
+
+        def ratio(variant, target="h100", planned=planned):
+            both = planned(variant, target), planned("batchnorm", target)
+            return f"{both[0] / both[1]:.3f}" if all(both) else None
+
+        plain, ours = (lines["h100", NETS[name], variant] for variant in ("batchnorm", "ours:mimicnorm"))
+        assert cells == [
+            f"{planned('batchnorm') / 2**20:,.0f}",
+            ratio("batchnorm_remat"),
+            f"{planned('ours:mimicnorm') / 2**20:,.0f} ({ratio('ours:mimicnorm')})",
+            ratio("ours:mimicnorm+cheap") or "-",
+            ratio("ours:mimicnorm+stage"),
+            f"{memory.traffic(ours) / memory.traffic(plain):.3f}",
+            ratio("ours:mimicnorm", "v5e") or "not run",
         ]
+
+
+def test_what_a_device_did_is_that_of_the_results():
+    lines = {(e["net"], e["variant"]): e for e in confirm_plan.read(RESULTS / "confirm_plan.jsonl").values()}
+    labels = {
+        "BatchNorm": "batchnorm",
+        "BatchNorm, recomputing": "batchnorm_remat",
+        "MimicNorm": "ours:mimicnorm",
+        "MimicNorm, `cheap`": "ours:mimicnorm+cheap",
+        "MimicNorm, `stage`": "ours:mimicnorm+stage",
+    }
+    for name, label, planned, used, seconds in _cells("| network | step | peak planned, MiB |"):
+        line, plain = lines[NETS[name], labels[label]], lines[NETS[name], "batchnorm"]
+        peaks = [e["peak_device_bytes"] for e in (line, plain)]
+        times = [statistics.median(e["seconds"]) for e in (line, plain)]
+        assert planned == f"{line['planned_peak_bytes'] / 2**20:,.0f}"
+        assert used == f"{peaks[0] / 2**20:,.0f} ({peaks[0] / peaks[1]:.3f})"
+        assert seconds == f"{1e3 * times[0]:.2f} ({times[0] / times[1]:.3f})"
+        if (name, label) == ("ResNet-50, 224 x 224", "MimicNorm"):
+            assert (
+                f"{peaks[0] / peaks[1]:.3f} of BatchNorm's memory and {times[0] / times[1]:.3f} of its time" in README
+            )
