@@ -63,8 +63,8 @@ def render(target: str, dtype: str, rows: list[dict[str, Any]]) -> str:
     text = [
         "# The largest batch that fits",
         "",
-        f"`python benchmarks/largest_batch.py`. {target}, {dtype}, by the compiler's plan ({versions}); {usable:,.0f} MiB",
-        "for arguments and temporaries, the share of the memory that JAX takes by default. In brackets the ratio to",
+        f"`python benchmarks/largest_batch.py`. {target}, {dtype}, by the compiler's plan ({versions});",
+        f"{usable:,.0f} MiB for arguments and temporaries, the share of the memory that JAX takes by default. In brackets the ratio to",
         f"Flax's BatchNorm, ReLU and max-pooling. A batch fits, and one of {STEP} images more does not.",
         "",
         "| net | variant | largest batch | its peak, MiB |",

@@ -147,7 +147,7 @@ def test_the_planned_memory_is_that_of_the_results():
             ratio("batchnorm_remat"),
             f"{planned('ours:mimicnorm') / 2**20:,.0f} ({ratio('ours:mimicnorm')})",
             ratio("ours:mimicnorm+cheap") or "-",
-            ratio("ours:mimicnorm+stage"),
+            ratio("ours:mimicnorm+stage") or "-",
             f"{memory.traffic(ours) / memory.traffic(plain):.3f}",
             ratio("ours:mimicnorm", "v5e") or "not run",
         ]
