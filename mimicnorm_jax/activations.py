@@ -24,49 +24,32 @@ SAVED = "saved"
 """Name of the values that rematerialization by `jax.checkpoint_policies.save_only_these_names` is to keep."""
 
 
-def _select(is_linear: jax.Array, dx: jax.Array) -> jax.Array:
-    return jnp.where(is_linear, dx, jnp.zeros_like(dx))
-
-
-def _save_output_only(function: _Elementwise, is_linear: _Elementwise, *, named: bool = True) -> _Elementwise:
+def _lean(function: _Elementwise, is_linear: _Elementwise, *, as_mask: bool, named: bool) -> _Elementwise:
     @jax.custom_jvp
     def activation(x: jax.Array) -> jax.Array:
         return optimization_barrier(function(x))
 
-    @activation.defjvp
-    def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        # Named here, where the derivative reads the named value too: a name behind the activation would not be enough.
-        y = _named(activation(*primals), named)
-        # The checkpoint makes autodiff keep its argument, and neither the mask nor the zeros.
-        tangent = jax.checkpoint(lambda y, dx: _select(is_linear(y), dx), prevent_cse=False)
-        return y, tangent(y, *tangents)
-
-    return activation
-
-
-def _save_mask(function: _Elementwise, is_linear: _Elementwise, *, named: bool = True) -> _Elementwise:
-    @jax.custom_jvp
-    def activation(x: jax.Array) -> jax.Array:
-        return optimization_barrier(function(x))
-
-    @activation.defjvp
-    def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        y = _named(activation(*primals), named)
+    def packed(y: jax.Array) -> jax.Array:
         # Else XLA packs in the backward pass, and keeps the output until then.
-        mask = optimization_barrier(bits.pack(jnp.atleast_1d(is_linear(y)), 1))
+        return optimization_barrier(bits.pack(jnp.atleast_1d(is_linear(y)), 1))
 
+    def unpacked(mask: jax.Array, like: jax.Array) -> jax.Array:
+        return bits.unpack(mask, 1, like.shape[-1] if like.ndim else 1).reshape(like.shape) != 0
+
+    @activation.defjvp
+    def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+        y = activation(*primals)
+        # Named here, where the derivative reads the named value too: a name behind the activation would not be enough.
+        y = checkpoint_name(y, SAVED) if named else y
+
+        # The checkpoint makes autodiff keep its argument, and neither the mask that it makes of it nor the zeros.
         @functools.partial(jax.checkpoint, prevent_cse=False)
-        def tangent(mask: jax.Array, dx: jax.Array) -> jax.Array:
-            channels = dx.shape[-1] if dx.ndim else 1
-            return _select(bits.unpack(mask, 1, channels).reshape(dx.shape) != 0, dx)
+        def tangent(kept: jax.Array, dx: jax.Array) -> jax.Array:
+            return jnp.where(unpacked(kept, dx) if as_mask else is_linear(kept), dx, jnp.zeros_like(dx))
 
-        return y, tangent(mask, *tangents)
+        return y, tangent(packed(y) if as_mask else y, *tangents)
 
     return activation
-
-
-def _named(y: jax.Array, named: bool) -> jax.Array:
-    return checkpoint_name(y, SAVED) if named else y
 
 
 def _max0(x: jax.Array) -> jax.Array:
@@ -77,12 +60,13 @@ def _above0(y: jax.Array) -> jax.Array:
     return y > 0
 
 
-_RELU = {named: _save_output_only(_max0, _above0, named=named) for named in (True, False)}
-_RELU_SAVE_MASK = {named: _save_mask(_max0, _above0, named=named) for named in (True, False)}
-_RELU6 = {
-    named: _save_output_only(lambda x: jnp.clip(x, 0, 6), lambda y: (y > 0) & (y < 6), named=named)
-    for named in (True, False)
-}
+def _both(function: _Elementwise, is_linear: _Elementwise, *, as_mask: bool = False) -> dict[bool, _Elementwise]:
+    return {named: _lean(function, is_linear, as_mask=as_mask, named=named) for named in (True, False)}
+
+
+_RELU = _both(_max0, _above0)
+_RELU_SAVE_MASK = _both(_max0, _above0, as_mask=True)
+_RELU6 = _both(lambda x: jnp.clip(x, 0, 6), lambda y: (y > 0) & (y < 6))
 
 
 def relu(x: jax.Array, *, saved: bool = True) -> jax.Array:
