@@ -84,9 +84,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     arguments = parser.parse_args()
     net, dtype, target = arguments.net, arguments.dtype, arguments.target
-    rows = [largest(net, variant, dtype, target) for variant in tqdm(VARIANTS, "largest batch")]
-    write_text(RESULTS / "largest_batch.json", json.dumps({"target": target, "dtype": dtype, "rows": rows}) + "\n")
-    write_text(RESULTS / "largest_batch.md", render(target, dtype, rows))
+    rows: list[dict[str, Any]] = []
+    for variant in tqdm(VARIANTS, "largest batch"):
+        rows.append(largest(net, variant, dtype, target))
+        write_text(RESULTS / "largest_batch.json", json.dumps({"target": target, "dtype": dtype, "rows": rows}) + "\n")
+        write_text(RESULTS / "largest_batch.md", render(target, dtype, rows))
 
 
 if __name__ == "__main__":
