@@ -12,7 +12,7 @@ import numpy as np
 from experiments import Arm, Experiment, Published
 
 from mimicnorm_jax import plots
-from mimicnorm_jax.training.workdir import write_text
+from mimicnorm_jax.utils.files import write_text
 
 Line = dict[str, Any]
 CHANCE = 1.0

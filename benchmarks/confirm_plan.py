@@ -27,9 +27,9 @@ import rivals
 from memory import NETS
 from tqdm import tqdm
 
-from mimicnorm_jax.training import machine
-from mimicnorm_jax.training.logs import say
-from mimicnorm_jax.training.workdir import write_text
+from mimicnorm_jax.utils import environment
+from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.utils.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 VARIANTS = ("batchnorm", "batchnorm_remat", "ours:mimicnorm", "ours:mimicnorm+cheap", "ours:mimicnorm+stage")
@@ -65,7 +65,7 @@ def run(net: str, variant: str, dtype: str, batch: int) -> dict[str, Any]:
         started = time.perf_counter()
         state = jax.block_until_ready(step(state, images, labels))
         times.append(time.perf_counter() - started)
-    return {"load_seconds": loading, "seconds": times, "machine": machine.describe(), **machine.peak_memory()}
+    return {"load_seconds": loading, "seconds": times, "machine": environment.describe(), **environment.peak_memory()}
 
 
 PHASES = {"compile": compile_only, "run": run}
@@ -76,7 +76,7 @@ def _measure(case: tuple[str, ...]) -> dict[str, Any]:
     net, variant, dtype, batch = case
     line = {"net": net, "variant": variant, "dtype": dtype, "batch": int(batch)}
     with tempfile.TemporaryDirectory() as cache:
-        environment = os.environ | {
+        variables = os.environ | {
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "JAX_COMPILATION_CACHE_DIR": cache,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -84,10 +84,10 @@ def _measure(case: tuple[str, ...]) -> dict[str, Any]:
         }
         for phase in PHASES:
             command = [sys.executable, __file__, "--measure", phase, *case]
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+            done = subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
                 # Out of memory is a result too; the reason is on stderr.
-                return line | {"failed": f"{phase}, code {done.returncode}", "machine": machine.describe()}
+                return line | {"failed": f"{phase}, code {done.returncode}", "machine": environment.describe()}
             line |= json.loads(done.stdout.splitlines()[-1])
     return line
 
@@ -160,7 +160,7 @@ def main() -> None:
     path = RESULTS / "confirm_plan.jsonl"
     lines = read(path)
     if not arguments.render:
-        about = machine.describe()
+        about = environment.describe()
         if "cpu" in about["device"].lower():
             parser.error("there is no GPU or TPU here, and a CPU does not count its bytes: --render writes the table")
         cases = [
@@ -176,7 +176,7 @@ def main() -> None:
             lines[key(line)] = line
             write_text(path, "".join(json.dumps(line) + "\n" for line in lines.values()))
     write_text(RESULTS / "confirm_plan.md", render(lines))
-    say(f"wrote {RESULTS / 'confirm_plan.md'}")
+    log_line(f"wrote {RESULTS / 'confirm_plan.md'}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mimicnorm_jax.training.workdir import write_json, write_text
+from mimicnorm_jax.utils.files import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
 TRAIN = Path(__file__).parents[1] / "train.py"

@@ -24,11 +24,13 @@ import jax
 import numpy as np
 
 from mimicnorm_jax.errors import UserError
-from mimicnorm_jax.training import machine
-from mimicnorm_jax.training.checkpoints import Checkpoints
-from mimicnorm_jax.training.logs import read_metrics, say
-from mimicnorm_jax.training.session import initial_state, start
-from mimicnorm_jax.training.workdir import read_config, write_json, write_text
+from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
+from mimicnorm_jax.training.trainer import build_trainer, init_state
+from mimicnorm_jax.training.workdir import read_config
+from mimicnorm_jax.training.writers import read_metrics
+from mimicnorm_jax.utils import environment
+from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.utils.files import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -101,7 +103,7 @@ def _outcome(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
     """Final state, and metrics without times."""
     saved = read_config(folder)
     with Checkpoints(folder / "checkpoints", 3) as checkpoints:
-        found = checkpoints.restore_newest(initial_state(start(saved)))
+        found = checkpoints.restore_newest(init_state(build_trainer(saved)))
     assert found is not None
     return found, [{k: v for k, v in row.items() if "second" not in k} for row in read_metrics(folder)]
 
@@ -169,7 +171,7 @@ def main() -> None:
         "record_identical": one[1] == other[1],
         "metrics_identical": rows == other_rows,
         "damages": ends,
-        "machine": machine.describe(),
+        "machine": environment.describe(),
     }
     write_json(RESULTS / "faults.json", result)
     text = [
@@ -188,7 +190,7 @@ def main() -> None:
         *(f"| {how} | {end} |" for how, end in ends),
     ]
     write_text(RESULTS / "faults.md", "\n".join(text) + "\n")
-    say(f"wrote {RESULTS / 'faults.md'}")
+    log_line(f"wrote {RESULTS / 'faults.md'}")
 
 
 if __name__ == "__main__":

@@ -18,12 +18,13 @@ from unittest import mock
 import jax
 import numpy as np
 
-from mimicnorm_jax.data import batches, sources
+from mimicnorm_jax.data import batching, datasets
 from mimicnorm_jax.data.augment import Augmentation
-from mimicnorm_jax.training import config, loop, machine
+from mimicnorm_jax.training import config, loop
 from mimicnorm_jax.training.metrics import Metrics
-from mimicnorm_jax.training.session import Session, initial_state, start
-from mimicnorm_jax.training.workdir import write_json, write_text
+from mimicnorm_jax.training.trainer import Trainer, build_trainer, init_state
+from mimicnorm_jax.utils import environment
+from mimicnorm_jax.utils.files import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
 NETS = ("resnet8", "resnet18")
@@ -32,33 +33,33 @@ SEED = 0
 Arm = Callable[[Any], Any]
 
 
-def dataset(data_dir: str, count: int) -> sources.Dataset:
+def dataset(data_dir: str, count: int) -> datasets.Dataset:
     """The first `count` training images of CIFAR-100, or random ones of its shape."""
     if data_dir:
-        real = sources.load("cifar100", data_dir)
-        train = sources.Split(real.train.images[:count], real.train.labels[:count])
+        real = datasets.load("cifar100", data_dir)
+        train = datasets.Split(real.train.images[:count], real.train.labels[:count])
         return dataclasses.replace(real, train=train)
     rng = np.random.default_rng(SEED)
-    images = rng.integers(0, 256, (count, *sources.SHAPES["cifar100"]), np.uint8)
-    split = sources.Split(images, rng.integers(0, 100, count, np.int32))
-    return sources.Dataset("cifar100", split, split, 100, (0.5,) * 3, (0.25,) * 3)
+    images = rng.integers(0, 256, (count, *datasets.SHAPES["cifar100"]), np.uint8)
+    split = datasets.Split(images, rng.integers(0, 100, count, np.int32))
+    return datasets.Dataset("cifar100", split, split, 100, (0.5,) * 3, (0.25,) * 3)
 
 
-def make_session(net: str, arguments: argparse.Namespace, images: sources.Dataset) -> Session:
+def make_session(net: str, arguments: argparse.Namespace, images: datasets.Dataset) -> Trainer:
     """A run's session on these images, at a rate that lets no loss diverge."""
     fields = config.base(dataset="cifar100", model=net, width=arguments.width, batch_size=arguments.batch_size)
     fields.update(seed=SEED, learning_rate=1e-4, warmup_epochs=0.0, crop_padding=4, flip=True, rotation=15.0)
-    with mock.patch.object(sources, "load", return_value=images):
-        return start(config.validate(fields))
+    with mock.patch.object(datasets, "load", return_value=images):
+        return build_trainer(config.validate(fields))
 
 
-def arms(session: Session) -> dict[str, Arm]:
+def arms(session: Trainer) -> dict[str, Arm]:
     """What is timed, by name: each does an epoch's steps on a state and returns the next state."""
     size, devices, train = session.config.batch_size, session.devices, session.dataset.train
     batch = session.spread.replicate((train.images[:size], train.labels[:size]))
     there = np.arange(size, dtype=np.int32).reshape(devices, 1, -1)
     bare = session.spread.make_train_steps(dataclasses.replace(session.task, augmentation=Augmentation()))
-    order = [index[:, None] for index in batches.train_batches(SEED, 0, len(train), size, devices)]
+    order = [index[:, None] for index in batching.train_batches(SEED, 0, len(train), size, devices)]
 
     def step(state: Any) -> Any:
         for _ in range(session.steps_per_epoch):
@@ -71,17 +72,17 @@ def arms(session: Session) -> dict[str, Arm]:
         return state
 
     def epoch(steps: int) -> Arm:
-        fields = dataclasses.replace(session.config, steps_per_dispatch=steps)
+        fields = dataclasses.replace(session.config, steps_per_call=steps)
         grouped = dataclasses.replace(session, config=fields)
-        return lambda state: loop.train_epoch(grouped, state, 0, Metrics.zero())[0]
+        return lambda state: loop.train_epoch(grouped, state, 0, Metrics.empty())[0]
 
     return {"step": step, "augmented": augmented} | {f"loop, {k} a dispatch": epoch(k) for k in DISPATCHES}
 
 
-def measure(session: Session, rounds: int) -> dict[str, list[float]]:
+def measure(session: Trainer, rounds: int) -> dict[str, list[float]]:
     """Seconds a step of each arm in each round; the arms take turns, after one round that compiles."""
     todo = arms(session)
-    start_state = jax.device_get(initial_state(session))
+    start_state = jax.device_get(init_state(session))
     states = {name: session.spread.replicate(start_state) for name in todo}
     seconds: dict[str, list[float]] = {name: [] for name in todo}
     for turn in range(rounds + 1):
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument("--nets", nargs="+", default=NETS)
     arguments = parser.parse_args()
     images = dataset(arguments.data_dir, arguments.steps * arguments.batch_size)
-    results: dict[str, Any] = {"machine": machine.describe(), "seed": SEED, "seconds_per_step": {}}
+    results: dict[str, Any] = {"machine": environment.describe(), "seed": SEED, "seconds_per_step": {}}
     results |= {name: getattr(arguments, name) for name in ("batch_size", "width", "steps", "rounds")}
     results["images"] = "CIFAR-100" if arguments.data_dir else "random"
     rows = []

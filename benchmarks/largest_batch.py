@@ -17,7 +17,7 @@ import rivals
 from tqdm import tqdm
 
 from mimicnorm_jax.planning import Plan, plan
-from mimicnorm_jax.training.workdir import write_text
+from mimicnorm_jax.utils.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 VARIANTS = ("batchnorm", "batchnorm_remat", "ours:mimicnorm", "ours:mimicnorm+cheap", "ours:mimicnorm+stage")

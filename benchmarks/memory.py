@@ -24,8 +24,8 @@ import rivals
 from tqdm import tqdm
 
 from mimicnorm_jax.planning import plan
-from mimicnorm_jax.training.logs import say
-from mimicnorm_jax.training.workdir import write_text
+from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.utils.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 NETS = ("resnet50_imagenet", "resnet18", "resnet50", "vgg16", "squeezenet", "shufflenetv2_x1", "mobilenetv2")
@@ -64,7 +64,7 @@ def _in_fresh_process(case: tuple[str, ...]) -> dict[str, Any] | None:
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        say(f"failed: {' '.join(case)}")
+        log_line(f"failed: {' '.join(case)}")
         return None
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -162,7 +162,7 @@ def main() -> None:
             # Read again: another process may have added lines for another target.
             write(read() | {key(line): line})
     write(read())
-    say(f"wrote {RESULTS / 'memory.md'}")
+    log_line(f"wrote {RESULTS / 'memory.md'}")
 
 
 if __name__ == "__main__":

@@ -24,14 +24,14 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from mimicnorm_jax.training import machine
-from mimicnorm_jax.training.logs import say
-from mimicnorm_jax.training.workdir import write_json, write_text
+from mimicnorm_jax.utils import environment
+from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.utils.files import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
 WORKER = Path(__file__).parent / "ntk_cases.py"
 RIVALS = ("STRUCTURED_DERIVATIVES", "NTK_VECTOR_PRODUCTS", "JACOBIAN_CONTRACTION")
-MAIN = ("a full", "a trace", "b plain", "b centred", "c", "d centred", "d batchnorm", "d batchnorm, O = 1")
+MAIN = ("a full", "a trace", "b plain", "b centered", "c", "d centered", "d batchnorm", "d batchnorm, O = 1")
 GROWTH = (
     *(f"a full, N = {n}" for n in (16, 32, 128)),
     *(f"a full, O = {o}" for o in (5, 20, 40)),
@@ -41,9 +41,9 @@ ABOUT = {
     "a full": "dense 784 - 5 x 1024 - 10, N = 64, all pairs of outputs",
     "a trace": "the same, summed over outputs",
     "b plain": "4 conv3x3 x 64 on 16 x 16 x 3, average, dense 10, N = 32",
-    "b centred": "the same with centred kernels",
+    "b centered": "the same with centered kernels",
     "c": "ResNet-18 on 32 x 32, 10 outputs, N = 8",
-    "d centred": "as a full, with centred kernels",
+    "d centered": "as a full, with centered kernels",
     "d batchnorm": "as a full, with BatchNorm over the batch, N = 32",
     "d batchnorm, O = 1": "the same with one output",
 }
@@ -110,7 +110,7 @@ def measure(case: str, rounds: int, patience: float, other: str, core: int) -> d
         else:
             rival.run()
             rivals.append(rival)
-        say(f"{case}: {name} {rival.rows[0]['cpu'] if rival.rows else f'out after {patience:g} s'}")
+        log_line(f"{case}: {name} {rival.rows[0]['cpu'] if rival.rows else f'out after {patience:g} s'}")
     rivals.sort(key=lambda rival: rival.rows[0]["cpu"])
     for rival in rivals[1:]:
         rival.close()
@@ -124,7 +124,12 @@ def measure(case: str, rounds: int, patience: float, other: str, core: int) -> d
     for _ in range(rounds):
         for racer in racers:
             racer.run()
-    result: dict[str, Any] = {"about": ABOUT.get(case, ""), "rounds": rounds, "out": out, "machine": machine.describe()}
+    result: dict[str, Any] = {
+        "about": ABOUT.get(case, ""),
+        "rounds": rounds,
+        "out": out,
+        "machine": environment.describe(),
+    }
     result["ours"], result["floor"] = ours.result(), floor.result()
     if best is not None and best.ready is not None:
         result["theirs"] = best.result()
@@ -226,7 +231,7 @@ def main() -> None:
                 found = measure(case, arguments.rounds, arguments.patience, arguments.neural_tangents, arguments.core)
                 results[case] = found
                 write_json(path, results)
-                say(f"{case}: {found.get('speedup', float('nan')):.2f} times faster")
+                log_line(f"{case}: {found.get('speedup', float('nan')):.2f} times faster")
     render(results)
 
 

@@ -25,7 +25,7 @@ def _he(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return (rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[:-1]))).astype(np.float32)
 
 
-def _centre(kernel: jax.Array) -> jax.Array:
+def _center(kernel: jax.Array) -> jax.Array:
     return kernel - kernel.mean(tuple(range(kernel.ndim - 1)), keepdims=True)
 
 
@@ -39,7 +39,7 @@ def _conv(x: jax.Array, kernel: jax.Array, strides: int = 1) -> jax.Array:
     return lax.conv_general_dilated(x, kernel, (strides, strides), [(pad, pad)] * 2, dimension_numbers=numbers)
 
 
-def _normalise(z: jax.Array) -> jax.Array:
+def _normalize(z: jax.Array) -> jax.Array:
     mean, var = z.mean(0, keepdims=True), z.var(0, keepdims=True)
     return (z - mean) * lax.rsqrt(var + 1e-5)
 
@@ -76,7 +76,7 @@ def convolutional(channels: int, depth: int, outputs: int, transform: Any) -> tu
 
 
 def resnet18(outputs: int) -> tuple[Any, Apply]:
-    """He et al.'s ResNet-18 in CIFAR form, without normalisation, branches times 0.3."""
+    """He et al.'s ResNet-18 in CIFAR form, without normalization, branches times 0.3."""
     rng = np.random.default_rng(0)
     blocks, before = [], 64
     for stage in range(4):
@@ -119,7 +119,7 @@ def _dense_case(
     transform: Any = _keep,
     coupled: bool = False,
 ) -> Callable[[], Case]:
-    norm = _normalise if coupled else _keep
+    norm = _normalize if coupled else _keep
     return lambda: Case(dense(width, 5, 784, outputs, transform, norm), (images, 784), output, coupled)
 
 
@@ -127,9 +127,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "a full": _dense_case(),
     "a trace": _dense_case("trace"),
     "b plain": lambda: Case(convolutional(64, 4, 10, _keep), (32, 16, 16, 3)),
-    "b centred": lambda: Case(convolutional(64, 4, 10, _centre), (32, 16, 16, 3)),
+    "b centered": lambda: Case(convolutional(64, 4, 10, _center), (32, 16, 16, 3)),
     "c": lambda: Case(resnet18(10), (8, 32, 32, 3)),
-    "d centred": _dense_case(transform=_centre),
+    "d centered": _dense_case(transform=_center),
     "d batchnorm": _dense_case(images=32, coupled=True),
     "d batchnorm, O = 1": _dense_case(images=32, outputs=1, coupled=True),
     **{f"a full, N = {n}": _dense_case(images=n) for n in (16, 32, 128)},
@@ -141,9 +141,9 @@ CASES: dict[str, Callable[[], Case]] = {
 
 def ours(case: Case, params: Any, x: jax.Array) -> tuple[Callable[[], Any], float, str]:
     """Our kernel as a function without arguments, planned bytes, and what was chosen."""
-    from mimicnorm_jax.diagnostics import ntk
+    from mimicnorm_jax.diagnostics.ntk import empirical
 
-    kernel: Any = ntk.EmpiricalNTK(case.network[1], output=case.output, coupled=case.coupled)  # pyright: ignore
+    kernel: Any = empirical.EmpiricalNTK(case.network[1], output=case.output, coupled=case.coupled)  # pyright: ignore
     plan = kernel.plan(params, x)
     return lambda: kernel(params, x), float(plan.bytes), str(plan)
 
@@ -169,7 +169,7 @@ def theirs(implementation: str, case: Case, params: Any, x: jax.Array) -> tuple[
 
 def floor(case: Case, params: Any, x: jax.Array) -> Callable[[], Any]:
     """The bare backward sweeps, one for each output, from the outputs to the first layer's product."""
-    from mimicnorm_jax.diagnostics.tracing import TracedNetwork
+    from mimicnorm_jax.diagnostics.tracing.interpreter import TracedNetwork
 
     groups = x[None] if case.coupled else x[:, None]
     network = TracedNetwork(case.network[1], params, groups[0])

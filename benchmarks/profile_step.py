@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import rivals
 
-from mimicnorm_jax.training import machine
-from mimicnorm_jax.training.logs import say
-from mimicnorm_jax.training.workdir import write_text
+from mimicnorm_jax.utils import environment
+from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.utils.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 STEPS = 3
@@ -62,7 +62,7 @@ def main() -> None:
     arguments = parser.parse_args()
     kinds = seconds_by_kind(arguments.net, arguments.variant, arguments.dtype, arguments.batch)
     total = sum(kinds.values())
-    about = machine.describe()
+    about = environment.describe()
     text = [
         f"# A step of {arguments.net}, {arguments.variant}, {arguments.dtype}, batch {arguments.batch}",
         "",
@@ -76,7 +76,7 @@ def main() -> None:
     ]
     name = f"profile_{arguments.net}_{arguments.variant.replace(':', '_')}.md"
     write_text(RESULTS / name, "\n".join(text) + "\n")
-    say(f"wrote {RESULTS / name}")
+    log_line(f"wrote {RESULTS / name}")
 
 
 if __name__ == "__main__":

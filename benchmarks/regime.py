@@ -1,4 +1,4 @@
-"""Condition of the tangent kernel and growth of perturbations at initialisation, on real CIFAR-100 test images.
+"""Condition of the tangent kernel and growth of perturbations at initialization, on real CIFAR-100 test images.
 
 For VGG-16, ResNet-18 and ResNet-50 under each method, by seed: kappa of one output's kernel, kappa of that kernel
 scaled to a unit diagonal, growth of a perturbation's mean square against the signal's from the first layer to the last
@@ -22,10 +22,11 @@ import jax
 from mimicnorm_jax import plots
 from mimicnorm_jax.diagnostics.regime import RegimeMeter
 from mimicnorm_jax.models import methods_of
-from mimicnorm_jax.training import config, machine
-from mimicnorm_jax.training.logs import say
-from mimicnorm_jax.training.subject import fresh, images
-from mimicnorm_jax.training.workdir import write_text
+from mimicnorm_jax.monitoring.networks import images, initialized
+from mimicnorm_jax.training import config
+from mimicnorm_jax.utils import environment
+from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.utils.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 NETS = ("vgg16", "resnet18", "resnet50")
@@ -42,11 +43,11 @@ def measure(net: str, method: str, seed: int, count: int, data_dir: str) -> dict
     """One line."""
     fields = config.base(dataset="cifar100", data_dir=data_dir, model=net, method=method, seed=seed)
     checked = config.validate(fields)
-    subject = fresh(checked, "float32")
+    subject = initialized(checked, "float32")
     meter = RegimeMeter(subject.apply_fn, coupled=subject.coupled, memory=12 * 2**30)
     found = meter(subject.params, images(checked, count, "real", "float32"), jax.random.key(seed))
     line = {"net": net, "method": method, "seed": seed, "images": count, **dataclasses.asdict(found)}
-    return line | {"machine": machine.describe()}
+    return line | {"machine": environment.describe()}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -71,9 +72,9 @@ def render(lines: list[dict[str, Any]]) -> None:
                 summary[net, method] = {q: [run[q] for run in runs] for q in QUANTITIES}
     counts = sorted({line["images"] for line in lines})
     where = sorted({json.dumps(line["machine"], sort_keys=True) for line in lines})
-    text = f"""# Regime at initialisation
+    text = f"""# Regime at initialization
 
-{", ".join(map(str, counts))} CIFAR-100 test images, float32, published initialisation, full width; mean and standard
+{", ".join(map(str, counts))} CIFAR-100 test images, float32, published initialization, full width; mean and standard
 deviation over the seeds {sorted({line["seed"] for line in lines})}. kappa is that of the first logit's tangent
 kernel over all parameters, before the last BatchNorm. BatchNorm: training mode over the batch of these images, dropout
 off, growth from the second layer on. Fixup starts its classifier at zero: its kernel is then that of the classifier
@@ -92,7 +93,7 @@ Command: `python benchmarks/regime.py --data_dir=DIR`. Machine: {"; ".join(where
         summary,
         {"kappa": "condition number of the tangent kernel", "growth": "growth of a perturbation, first to last layer"},
         RESULTS / "regime.png",
-        f"at initialisation, {counts[-1]} CIFAR-100 images",
+        f"at initialization, {counts[-1]} CIFAR-100 images",
     )
 
 
@@ -118,7 +119,7 @@ def main() -> None:
         if (net, method, seed, arguments.images) in done:
             continue
         line = measure(net, method, seed, arguments.images, arguments.data_dir)
-        say(f"{net}, {method}, seed {seed}: " + ", ".join(f"{name} {line[name]:.4g}" for name in QUANTITIES))
+        log_line(f"{net}, {method}, seed {seed}: " + ", ".join(f"{name} {line[name]:.4g}" for name in QUANTITIES))
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
     if not read(path):

@@ -26,7 +26,8 @@ from typing import Any
 import comparison
 from experiments import EXPERIMENTS, Arm, Experiment, small
 
-from mimicnorm_jax.training.logs import read_metrics, say
+from mimicnorm_jax.training.writers import read_metrics
+from mimicnorm_jax.utils.console import log_line
 
 ROOT = Path(__file__).parents[1]
 Line = dict[str, Any]
@@ -178,9 +179,9 @@ def run(arguments: argparse.Namespace, study: comparison.Study) -> bool:
         arm, seed = found
         workdir = folder(arm, seed)
         fields = {**arm.fields, "epochs": experiment.epochs, "seed": seed, "keep_checkpoints": 1}
-        fields |= {"steps_per_dispatch": arguments.steps_per_dispatch}
+        fields |= {"steps_per_call": arguments.steps_per_call}
         command = ["train.py", "--config=configs/cifar100.py", *(f"--config.{k}={v}" for k, v in fields.items())]
-        say(f"{name}: {workdir.name}")
+        log_line(f"{name}: {workdir.name}")
         where = [f"--config.data_dir={arguments.data_dir}", f"--workdir={workdir.absolute()}"]
         code = train([sys.executable, *command, *where], remaining)
         if code in (130, 143, -signal.SIGTERM):
@@ -206,7 +207,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0; the paper has three runs")
     parser.add_argument("--epochs", type=int, help="default: the paper's; others go to files of their own")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of activations")
-    parser.add_argument("--steps_per_dispatch", type=int, default=1, help="of train.py; 1 on a CPU, 8 or so on a GPU")
+    parser.add_argument("--steps_per_call", type=int, default=1, help="of train.py; 1 on a CPU, 8 or so on a GPU")
     parser.add_argument(
         "--budget",
         type=budget,
@@ -226,7 +227,7 @@ def main() -> None:
     finished = arguments.render or run(arguments, asked)
     arguments.results.mkdir(parents=True, exist_ok=True)
     comparison.render(asked, arguments.results)
-    say((arguments.results / f"{asked.name}.md").read_text())
+    log_line((arguments.results / f"{asked.name}.md").read_text())
     if not finished:
         sys.exit("stopped before all was done: the same command goes on")
 

@@ -2,8 +2,8 @@
 
 Used by memory.py and step_time.py. `network(name, "batchnorm")` has Flax's BatchNorm, ReLU and
 max-pooling; "batchnorm_remat" the same with only what products return kept for the backward pass,
-which then recomputes normalisation and ReLU but no convolution; "groupnorm_ws" has GroupNorm and
-weight standardisation (Qiao et al. 2019). "ours:METHOD" is the library's network under a method.
+which then recomputes normalization and ReLU but no convolution; "groupnorm_ws" has GroupNorm and
+weight standardization (Qiao et al. 2019). "ours:METHOD" is the library's network under a method.
 """
 
 import dataclasses
@@ -16,16 +16,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mimicnorm_jax import models
-from mimicnorm_jax.diagnostics.residuals import nbytes, saved_for_backward
+from mimicnorm_jax.diagnostics.memory import nbytes, saved_for_backward
 from mimicnorm_jax.models.branch import ScaledReLU
-from mimicnorm_jax.models.conv_unit import ConvUnit
+from mimicnorm_jax.models.conv_unit import ConvNorm
 from mimicnorm_jax.models.factory import LayerFactory
 
 VARIANTS = ("batchnorm", "batchnorm_remat", "groupnorm_ws", "ours:batchnorm", "ours:none", "ours:mimicnorm")
 Apply = Callable[..., Any]
 
 
-class StandardisedConv(nn.Conv):
+class StandardizedConv(nn.Conv):
     """A convolution whose kernel has mean 0 and variance 1 / fan-in for every output channel."""
 
     def param(self, name: str, init_fn: Any, *init_args: Any, **init_kwargs: Any) -> Any:
@@ -37,14 +37,14 @@ class StandardisedConv(nn.Conv):
         return (value - mean) / jnp.sqrt(variance * math.prod(value.shape[:-1]) + 1e-5)
 
 
-class PlainUnit(ConvUnit):
+class PlainUnit(ConvNorm):
     """A convolution with Flax's BatchNorm, or GroupNorm, behind it."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, factor: jax.Array | None = None) -> jax.Array:
         del factor  # BatchNorm networks have none
         make: Any = self.factory
-        conv = StandardisedConv if make.group_norm and self.batch_norm else nn.Conv
+        conv = StandardizedConv if make.group_norm and self.batch_norm else nn.Conv
         x = conv(
             self.features,
             (self.window, self.window),
@@ -75,7 +75,7 @@ class PlainReLU(ScaledReLU):
 class PlainFactory(LayerFactory):
     """Flax's own layers in every role."""
 
-    unit: ClassVar[type[ConvUnit]] = PlainUnit
+    unit: ClassVar[type[ConvNorm]] = PlainUnit
     group_norm: bool = False
 
     def relu(self, x: jax.Array, *, reused: bool = True, cheap: bool = False) -> jax.Array:

@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import rivals
 from tqdm import tqdm
 
-from mimicnorm_jax.training import machine
-from mimicnorm_jax.training.logs import say
-from mimicnorm_jax.training.workdir import write_text
+from mimicnorm_jax.utils import environment
+from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.utils.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 NETS = ("resnet50", "resnet18", "vgg16", "squeezenet", "shufflenetv2_x1", "mobilenetv2")
@@ -63,7 +63,7 @@ def measure(net: str, variants: list[str], dtype: str, batch: int, rounds: int) 
         for variant in variants[i % len(variants) :] + variants[: i % len(variants)]:
             seconds, states[variant] = _seconds(steps[variant], states[variant], images, labels)
             times[variant].append(seconds)
-    about = {"net": net, "dtype": dtype, "batch": batch, "peak_flops": rate, "machine": machine.describe()}
+    about = {"net": net, "dtype": dtype, "batch": batch, "peak_flops": rate, "machine": environment.describe()}
     return [about | {"variant": v, "seconds": times[v], "flops": flops[v]} for v in variants]
 
 
@@ -128,7 +128,7 @@ def main() -> None:
                 lines[_key(line)] = line
             write_text(path, "".join(json.dumps(line) + "\n" for line in lines.values()))
     write_text(RESULTS / "step_time.md", render(lines))
-    say(f"wrote {RESULTS / 'step_time.md'}")
+    log_line(f"wrote {RESULTS / 'step_time.md'}")
 
 
 if __name__ == "__main__":

@@ -1,44 +1,44 @@
 """MimicNorm (Fei et al., arXiv 2010.09278) in JAX and Flax: convolutional networks without intermediate BatchNorm."""
 
-from mimicnorm_jax.activations import relu, relu6, relu_save_mask
-from mimicnorm_jax.centring import (
+from mimicnorm_jax.functional.activations import relu, relu6, relu_save_mask
+from mimicnorm_jax.functional.kernels import (
     always,
-    centre,
-    centre_after_step,
-    conv_kernels,
+    center,
+    center_params,
     fan_in,
     fan_in_above,
     gain,
+    keep_kernels_centered,
     never,
-    project,
+    select_conv_kernels,
     ungrouped,
 )
-from mimicnorm_jax.initialisation import SCHEMES
-from mimicnorm_jax.layers import CentredConv, CentredDense, LastBatchNorm
+from mimicnorm_jax.functional.pooling import max_pool
+from mimicnorm_jax.init_schemes import SCHEMES
+from mimicnorm_jax.linen.layers import CenteredConv, CenteredDense, LastBatchNorm
+from mimicnorm_jax.linen.selection import select_convolutions
 from mimicnorm_jax.methods import METHODS, Method
-from mimicnorm_jax.pooling import max_pool
-from mimicnorm_jax.selection import select_convolutions
 
 __all__ = [
     "METHODS",
     "SCHEMES",
-    "CentredConv",
-    "CentredDense",
+    "CenteredConv",
+    "CenteredDense",
     "LastBatchNorm",
     "Method",
     "always",
-    "centre",
-    "centre_after_step",
-    "conv_kernels",
+    "center",
+    "center_params",
     "fan_in",
     "fan_in_above",
     "gain",
+    "keep_kernels_centered",
     "max_pool",
     "never",
-    "project",
     "relu",
     "relu6",
     "relu_save_mask",
+    "select_conv_kernels",
     "select_convolutions",
     "ungrouped",
 ]

@@ -10,18 +10,18 @@ class Method:
     Attributes:
       name: as in `METHODS`.
       summary: one line for a reader choosing.
-      centres: whether the kernels that the network's rule names are centred.
+      centers: whether the kernels that the network's rule names are centered.
       batch_norm: whether a BatchNorm follows every convolution.
       last_batch_norm: whether a `LastBatchNorm` stands on the logits.
       gain_scalars: whether the published learnable scalars (residual branches, ShuffleNetV2,
         MobileNetV2) are there.
       zero_scalars: whether residual branches end in a learnable scalar that starts at 0.
-      fixup: whether residual branches are initialised and shifted by Fixup's rules.
+      fixup: whether residual branches are initialized and shifted by Fixup's rules.
     """
 
     name: str
     summary: str
-    centres: bool = False
+    centers: bool = False
     batch_norm: bool = False
     last_batch_norm: bool = False
     gain_scalars: bool = False
@@ -39,15 +39,15 @@ _ALL = (
     Method(
         "mimicnorm",
         "weight mean and one last BatchNorm on the logits (Fei et al. 2020)",
-        centres=True,
+        centers=True,
         last_batch_norm=True,
         gain_scalars=True,
     ),
-    Method("weightmean", "weight mean only", centres=True, gain_scalars=True),
+    Method("weightmean", "weight mean only", centers=True, gain_scalars=True),
     Method("lastbn", "one last BatchNorm on the logits only", last_batch_norm=True, gain_scalars=True),
-    Method("none", "neither; the same scalars and initialisation as MimicNorm", gain_scalars=True),
+    Method("none", "neither; the same scalars and initialization as MimicNorm", gain_scalars=True),
     Method("skipinit", "residual branches times a scalar from 0 (De & Smith 2020)", zero_scalars=True),
-    Method("fixup", "Fixup initialisation and scalar biases (Zhang et al. 2019)", fixup=True),
+    Method("fixup", "Fixup initialization and scalar biases (Zhang et al. 2019)", fixup=True),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}

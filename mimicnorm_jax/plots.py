@@ -54,7 +54,7 @@ def curves(runs: Mapping[str, Sequence[Rows]], path: Path, title: str = "") -> N
     """Draws loss and accuracy by epoch and saves them as a picture.
 
     Args:
-      runs: by label, the runs to show in one colour, each the lines of its metrics.jsonl. Several
+      runs: by label, the runs to show in one color, each the lines of its metrics.jsonl. Several
         runs of a label show as their mean and range at the epochs that all of them reached.
       path: of the picture; written in one step.
       title: above the figure.
@@ -85,7 +85,7 @@ def curves(runs: Mapping[str, Sequence[Rows]], path: Path, title: str = "") -> N
 
 
 def lines(series: Mapping[str, Series], path: Path, title: str, xlabel: str, ylabel: str, xscale: str) -> None:
-    """Draws points joined by lines, one colour a name; `NAME (paper)` is dashed and has the colour of `NAME`.
+    """Draws points joined by lines, one color a name; `NAME (paper)` is dashed and has the color of `NAME`.
 
     Args:
       series: by name.
@@ -109,14 +109,14 @@ def lines(series: Mapping[str, Series], path: Path, title: str, xlabel: str, yla
 
 
 def transition_maps(lines: Mapping[str, Series], points: Mapping[str, Series], path: Path, title: str) -> None:
-    """Draws maps of correlations: the theory's lines and simulated points, in one colour a name."""
+    """Draws maps of correlations: the theory's lines and simulated points, in one color a name."""
     with _picture(path, (6, 6)) as (_, grid):
         axes = grid[0, 0]
-        axes.plot([-1, 1], [-1, 1], ":", color="grey", linewidth=1, label="unchanged")
+        axes.plot([-1, 1], [-1, 1], ":", color="gray", linewidth=1, label="unchanged")
         for i, (name, line) in enumerate(lines.items()):
             axes.plot(line.x, line.y, color=f"C{i}", label=name)
             _points(axes, points[name], f"C{i}")
-        axes.plot([], [], "o", color="grey", markersize=4, label="simulated, ± standard error")
+        axes.plot([], [], "o", color="gray", markersize=4, label="simulated, ± standard error")
         axes.set(xlabel=r"correlation of two inputs, $\rho$", ylabel=r"correlation after one layer, $T(\rho)$")
         axes.set(xlim=(-1, 1), ylim=(-1, 1), aspect="equal", title=title)
         axes.grid(alpha=0.3)
@@ -143,9 +143,9 @@ def condition_numbers(
         figure.legend(frameon=False, loc="outside right center")
 
 
-def _points(axes: "Axes", series: Series, colour: str, **style: Any) -> None:
+def _points(axes: "Axes", series: Series, color: str, **style: Any) -> None:
     looks = {"linestyle": "", "marker": "o", "markersize": 4, "elinewidth": 1, "capsize": 2}
-    axes.errorbar(series.x, series.y, series.error, color=colour, **looks, **style)
+    axes.errorbar(series.x, series.y, series.error, color=color, **looks, **style)
 
 
 def _by_layer(axes: "Axes", samples: np.ndarray, edges: np.ndarray, most: float) -> Any:
@@ -162,7 +162,7 @@ def correlations_by_depth(correlations: Mapping[str, np.ndarray], path: Path, ti
         meshes = []
         for axes, (name, values) in zip(grid[0], correlations.items(), strict=True):
             meshes.append(_by_layer(axes, values, edges, most=25))
-            axes.axhline(0, color="grey", linewidth=0.6, zorder=3)
+            axes.axhline(0, color="gray", linewidth=0.6, zorder=3)
             axes.set(title=name, xlabel="layer")
             axes.label_outer()
         grid[0, 0].set_ylabel("correlation of two inputs")
@@ -281,7 +281,7 @@ def along_run(rows: Rows, path: Path, title: str) -> None:
 
 
 def stacked_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path, title: str, label: str) -> None:
-    """Draws in every panel a bar a name, stacked of its parts, one colour a part."""
+    """Draws in every panel a bar a name, stacked of its parts, one color a part."""
     parts = list(dict.fromkeys(part for bars in panels.values() for bar in bars.values() for part in bar))
     with _picture(path, (4.5 * len(panels) + 2.5, 4), columns=len(panels)) as (figure, grid):
         for axes, (name, bars) in zip(grid[0], panels.items(), strict=True):

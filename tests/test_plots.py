@@ -137,8 +137,8 @@ def test_bars_are_means_and_points_are_seeds(tmp_path, drawn):
     assert heights == {"x": [2.0, 10.0], "y": [5.0]}
     assert sorted(value for line in axes.lines for value in line.get_ydata()) == [1.0, 3.0, 4.0, 6.0, 10.0]
     # A method's bar stands on its own side of its network.
-    centres = {bars.get_label(): [bar.get_x() + bar.get_width() / 2 for bar in bars] for bars in axes.containers}
-    assert centres["x"][1] < 1 < centres["y"][0]
+    centers = {bars.get_label(): [bar.get_x() + bar.get_width() / 2 for bar in bars] for bars in axes.containers}
+    assert centers["x"][1] < 1 < centers["y"][0]
 
 
 def test_diagnostics_along_a_run_leave_out_what_was_not_measured(tmp_path, drawn):
@@ -172,5 +172,5 @@ def test_stacked_bars_end_at_the_sum_of_their_parts(tmp_path, drawn):
     assert max(bar.get_y() + bar.get_height() for bar in right.patches) == 4.0
     names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
     assert names == ["state", "maps", "copies"]
-    # A part has one colour in all panels.
+    # A part has one color in all panels.
     assert left.containers[1].patches[0].get_facecolor() == right.containers[1].patches[0].get_facecolor()

@@ -1,4 +1,4 @@
-"""Augmentation on the device: pad and crop, flip, rotation, in one gather; and normalisation."""
+"""Augmentation on the device: pad and crop, flip, rotation, in one gather; and normalization."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Augmentation:
     Attributes:
       crop_padding: pad by this many black pixels on each side, then crop back at a random offset.
       flip: mirror left and right with probability 1/2.
-      rotation: rotate about the centre by an angle uniform in +- this many degrees; nearest pixel,
+      rotation: rotate about the center by an angle uniform in +- this many degrees; nearest pixel,
         black outside.
     """
 
@@ -66,7 +66,7 @@ def _inside(row: jax.Array, column: jax.Array, height: int, width: int) -> jax.A
     return (row >= 0) & (row < height) & (column >= 0) & (column < width)
 
 
-def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32) -> jax.Array:
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32) -> jax.Array:
     """Maps uint8 images `(B, H, W, C)` to `(image / 255 - mean) / std`, computed in float32, in `dtype`.
 
     Args:
@@ -75,5 +75,5 @@ def normalise(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
       std: per channel, in [0, 1].
       dtype: of the result.
     """
-    centre, scale = (jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (mean, std))
-    return ((images.astype(jnp.float32) / 255 - centre) / scale).astype(dtype)
+    center, scale = (jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1) for value in (mean, std))
+    return ((images.astype(jnp.float32) / 255 - center) / scale).astype(dtype)

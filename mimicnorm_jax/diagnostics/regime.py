@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.diagnostics.growth import Growth, growth
-from mimicnorm_jax.diagnostics.ntk import EmpiricalNTK
-from mimicnorm_jax.diagnostics.parameters import ApplyFn
-from mimicnorm_jax.diagnostics.theory import condition_number, unit_diagonal
+from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK
+from mimicnorm_jax.diagnostics.propagation.growth import Growth, growth
+from mimicnorm_jax.diagnostics.spectra.conditioning import condition_number, unit_diagonal
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 
 FLOAT32_LIMIT = 1e6
 """A float32 Gram matrix tells its condition number to 10-30 % up to here; beyond it is rounding."""
@@ -72,7 +72,7 @@ class RegimeMeter:
     Args:
       apply_fn: the network.
       coupled: whether its examples influence one another, see `ntk.EmpiricalNTK`.
-      output: the one whose kernel is taken; in wide networks at initialisation all outputs' are alike.
+      output: the one whose kernel is taken; in wide networks at initialization all outputs' are alike.
       memory: for the kernel.
     """
 

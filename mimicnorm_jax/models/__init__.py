@@ -8,9 +8,10 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mimicnorm_jax import centring
 from mimicnorm_jax.errors import unknown
-from mimicnorm_jax.initialisation import SCHEMES, Published, he_fan_in, he_fan_out, he_ungrouped, pytorch_default
+from mimicnorm_jax.functional import kernels
+from mimicnorm_jax.init_schemes import SCHEMES, PublishedInit, he_fan_in, he_fan_out, he_ungrouped, pytorch_default
+from mimicnorm_jax.linen.remat import NO_REMAT, REMATS
 from mimicnorm_jax.methods import METHODS, Method
 from mimicnorm_jax.models.factory import LayerFactory
 from mimicnorm_jax.models.mobilenet import MobileNetV2
@@ -18,7 +19,6 @@ from mimicnorm_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from mimicnorm_jax.models.shufflenet import CHANNELS, ShuffleNetV2
 from mimicnorm_jax.models.squeezenet import SqueezeNet
 from mimicnorm_jax.models.vgg import STAGES, VGG
-from mimicnorm_jax.remat import NO_REMAT, REMATS
 
 
 @dataclass(frozen=True)
@@ -27,38 +27,38 @@ class Architecture:
 
     Attributes:
       build: its module, but for the factory, the number of classes and the width.
-      published: the constants of its published initialisation.
+      published: the constants of its published initialization.
       stride: by how much it shrinks an image in all, so the least height and width it takes.
       residual_branches: whether it has residual branches that end in one convolution.
       fixup: whether Fixup's rules are written for its branches.
-      rule: which kernels the published code centres.
+      rule: which kernels the published code centers.
       cheap_remat: whether pointwise convolutions that do not narrow give maps that `remat="cheap"` need not keep.
     """
 
     build: Callable[..., nn.Module]
-    published: Published
+    published: PublishedInit
     stride: int
     residual_branches: bool = False
     fixup: bool = False
-    rule: centring.Rule = centring.PUBLISHED_CIFAR_RULE
+    rule: kernels.Rule = kernels.PUBLISHED_CIFAR_RULE
     cheap_remat: bool = False
 
 
 def _resnet(block: Any, *stages: int, channels: int = 64, imagenet: bool = False) -> Architecture:
     return Architecture(
         partial(ResNet, block=block, stages=stages, channels=channels, imagenet=imagenet),
-        Published(2.0, batch_norm=he_fan_out if imagenet else pytorch_default, untouched_dense=True),
+        PublishedInit(2.0, batch_norm=he_fan_out if imagenet else pytorch_default, untouched_dense=True),
         2 ** (len(stages) - 1) * (4 if imagenet else 1),
         residual_branches=True,
         fixup=True,
-        rule=centring.ungrouped if imagenet else centring.PUBLISHED_CIFAR_RULE,
+        rule=kernels.ungrouped if imagenet else kernels.PUBLISHED_CIFAR_RULE,
         cheap_remat=block is Bottleneck,
     )
 
 
 ARCHITECTURES: dict[str, Architecture] = {
     **{
-        f"vgg{depth}": Architecture(partial(VGG, stages=stages), Published(2.8, idle_bias=True), 32)
+        f"vgg{depth}": Architecture(partial(VGG, stages=stages), PublishedInit(2.8, keep_conv_bias=True), 32)
         for depth, stages in STAGES.items()
     },
     "resnet8": _resnet(BasicBlock, 1, 1, 1, channels=16),
@@ -71,12 +71,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet50_imagenet": _resnet(Bottleneck, 3, 4, 6, 3, imagenet=True),
     "resnet101_imagenet": _resnet(Bottleneck, 3, 4, 23, 3, imagenet=True),
     "squeezenet": Architecture(
-        SqueezeNet, Published(2.8, min_channels=4, idle_bias=True, batch_norm=he_fan_in), 8, cheap_remat=True
+        SqueezeNet, PublishedInit(2.8, min_channels=4, keep_conv_bias=True, batch_norm=he_fan_in), 8, cheap_remat=True
     ),
     **{
         f"shufflenetv2_{width}": Architecture(
             partial(ShuffleNetV2, channels=channels),
-            Published(2.0, 4, idle_bias=True, batch_norm=he_ungrouped, untouched_dense=True),
+            PublishedInit(2.0, 4, keep_conv_bias=True, batch_norm=he_ungrouped, untouched_dense=True),
             8,
             cheap_remat=True,
         )
@@ -84,7 +84,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     },
     "mobilenetv2": Architecture(
         MobileNetV2,
-        Published(2.0, 2, idle_bias=True, batch_norm=he_ungrouped),
+        PublishedInit(2.0, 2, keep_conv_bias=True, batch_norm=he_ungrouped),
         8,
         residual_branches=True,
         cheap_remat=True,
@@ -136,13 +136,13 @@ def create(
     param_dtype: Any = jnp.float32,
     axis_name: str | None = None,
     batch_axis_name: str | None = None,
-    centre_in_call: bool = True,
+    center_in_call: bool = True,
     running_variance: Literal["biased", "unbiased"] = "biased",
     remat: str = NO_REMAT,
 ) -> nn.Module:
     """Builds a network under a method: in its CIFAR form for small images, or its ImageNet form.
 
-    The same seed gives every method the same raw kernels, up to the scale that its initialisation asks for, Fixup's
+    The same seed gives every method the same raw kernels, up to the scale that its initialization asks for, Fixup's
     zeros, and an increasing function where a kernel starts uniform: Fixup's stem in `published`, and kernels of
     `published_batchnorm`.
 
@@ -150,14 +150,14 @@ def create(
       name: one of `ARCHITECTURES`.
       method: one of `METHODS`, see `methods_of`.
       num_classes: number of logits.
-      init: one of `initialisation.SCHEMES`; `published_batchnorm` needs the method batchnorm.
+      init: one of `initialization.SCHEMES`; `published_batchnorm` needs the method batchnorm.
       width: factor on all channels; the published networks have 1.
       dtype: of activations.
       param_dtype: of parameters.
-      axis_name: mapped axis over which every BatchNorm, or the last, is synchronised.
+      axis_name: mapped axis over which every BatchNorm, or the last, is synchronized.
       batch_axis_name: mapped axis over which a batch is spread, with the same dropout key on every device: dropout
         then does not depend on the number of devices.
-      centre_in_call: False leaves centring to `centring.centre_after_step` in the optimiser.
+      center_in_call: False leaves centering to `centering.keep_kernels_centered` in the optimizer.
       running_variance: convention of the last BatchNorm's running variance, see `LastBatchNorm`.
       remat: what is recomputed in the backward pass instead of being kept, see `remat.REMATS`; the gradient stays
         the same up to rounding.
@@ -169,7 +169,7 @@ def create(
 
     Raises:
       ValueError: for an unknown name, or a method or rematerialization that makes no sense for the network or the
-        initialisation.
+        initialization.
 
     Example:
       >>> model = create("resnet18", method="mimicnorm", num_classes=10)
@@ -204,7 +204,7 @@ def create(
         param_dtype=param_dtype,
         axis_name=axis_name,
         batch_axis_name=batch_axis_name,
-        centre_in_call=centre_in_call,
+        center_in_call=center_in_call,
         running_variance=running_variance,
         remat=remat,
     )

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 
-from mimicnorm_jax.activations import relu_save_mask
+from mimicnorm_jax.functional.activations import relu_save_mask
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A residual branch, for the initialisation of its convolutions.
+    """A residual branch, for the initialization of its convolutions.
 
     Attributes:
       block: the running index of its block over the whole net, from 1.
@@ -28,7 +28,7 @@ class Branch:
     length: int
 
     @property
-    def fixup_shrink(self) -> float:
+    def fixup_scale(self) -> float:
         """Fixup's factor L^(-1/(2m-2)) on the standard deviation of all kernels but the last."""
         return self.blocks ** (-1 / (2 * self.length - 2))
 

@@ -8,12 +8,12 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jax.nn import initializers
 
-from mimicnorm_jax import activations, centring
-from mimicnorm_jax.layers import CentredConv
+from mimicnorm_jax.functional import activations, kernels
+from mimicnorm_jax.linen.layers import CenteredConv
 from mimicnorm_jax.models.branch import ScalarBias
 
 
-class ConvUnit(nn.Module):
+class ConvNorm(nn.Module):
     """A convolution and what its method puts behind it: BatchNorm, a scalar bias, or nothing.
 
     Pads explicitly by half the window, as the published code does; at stride 2 this is not 'SAME'.
@@ -35,7 +35,7 @@ class ConvUnit(nn.Module):
     def __call__(self, x: jax.Array, train: bool, factor: jax.Array | None = None) -> jax.Array:
         make = self.factory
         is_cheap = self.window == 1 and self.features >= x.shape[-1]
-        x = CentredConv(
+        x = CenteredConv(
             self.features,
             (self.window, self.window),
             strides=self.strides,
@@ -45,7 +45,7 @@ class ConvUnit(nn.Module):
             dtype=make.dtype,
             param_dtype=make.param_dtype,
             kernel_init=self.kernel_init,
-            rule=make.rule if make.method.centres and make.centre_in_call else centring.never,
+            rule=make.rule if make.method.centers and make.center_in_call else kernels.never,
             scale_init=None if self.scale is None else initializers.constant(self.scale),
             name="conv",
         )(x, factor)

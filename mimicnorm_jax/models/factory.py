@@ -10,15 +10,15 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jax.nn import initializers
 
-from mimicnorm_jax import activations, centring
-from mimicnorm_jax.initialisation import Kernel, Published, Scheme
-from mimicnorm_jax.layers import CentredDense, LastBatchNorm
+from mimicnorm_jax.functional import activations, kernels
+from mimicnorm_jax.functional.pooling import max_pool
+from mimicnorm_jax.init_schemes import InitScheme, KernelSpec, PublishedInit
+from mimicnorm_jax.linen.dropout import Dropout
+from mimicnorm_jax.linen.layers import CenteredDense, LastBatchNorm
+from mimicnorm_jax.linen.remat import NO_REMAT, Part, rematerialize
 from mimicnorm_jax.methods import Method
 from mimicnorm_jax.models.branch import Branch, ScalarBias, ScaledReLU
-from mimicnorm_jax.models.conv_unit import ConvUnit
-from mimicnorm_jax.models.dropout import Dropout
-from mimicnorm_jax.pooling import max_pool
-from mimicnorm_jax.remat import NO_REMAT, Part, rematerialize
+from mimicnorm_jax.models.conv_unit import ConvNorm
 
 
 def scale_width(channels: int, width: float) -> int:
@@ -32,27 +32,27 @@ class LayerFactory:
 
     Attributes:
       method, scheme, published: what to build, how it starts, and the architecture's constants.
-      rule: which kernels a centring method centres.
+      rule: which kernels a centering method centers.
       dtype: of activations.
       param_dtype: of parameters.
-      axis_name: mapped axis over which BatchNorms are synchronised, or None.
+      axis_name: mapped axis over which BatchNorms are synchronized, or None.
       batch_axis_name: mapped axis over which a batch is spread, or None; see `Dropout`.
-      centre_in_call: False leaves centring to `centring.centre_after_step`.
+      center_in_call: False leaves centering to `centering.keep_kernels_centered`.
       running_variance: as in `LastBatchNorm`.
       remat: one of `remat.REMATS`.
     """
 
-    unit: ClassVar[type[ConvUnit]] = ConvUnit
+    unit: ClassVar[type[ConvNorm]] = ConvNorm
 
     method: Method
-    scheme: Scheme
-    published: Published
-    rule: centring.Rule = centring.PUBLISHED_CIFAR_RULE
+    scheme: InitScheme
+    published: PublishedInit
+    rule: kernels.Rule = kernels.PUBLISHED_CIFAR_RULE
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     axis_name: str | None = None
     batch_axis_name: str | None = None
-    centre_in_call: bool = True
+    center_in_call: bool = True
     running_variance: Literal["biased", "unbiased"] = "biased"
     remat: str = NO_REMAT
 
@@ -82,7 +82,7 @@ class LayerFactory:
         covers: Sequence[tuple[tuple[int, ...], int]] | None = None,
         branch: Branch | None = None,
         untouched: bool = False,
-    ) -> ConvUnit:
+    ) -> ConvNorm:
         """A convolution with a square window.
 
         Args:
@@ -97,7 +97,7 @@ class LayerFactory:
           covers: kernels `(shape, groups)` whose gain a learnable scalar of this unit makes up
             for, in methods with such scalars; None for no scalar.
           branch: the residual branch that it belongs to, unless it ends it.
-          untouched: whether the published baselines (Fixup, BatchNorm) never initialise it.
+          untouched: whether the published baselines (Fixup, BatchNorm) never initialize it.
         """
         return self._unit(
             features,
@@ -109,12 +109,12 @@ class LayerFactory:
             bias=bias,
             norm=norm,
             scale=self._gain_scalar(covers),
-            fixup_shrink=branch.fixup_shrink if branch else 1.0,
+            fixup_scale=branch.fixup_scale if branch else 1.0,
             fixup_bias=True,
             untouched=untouched,
         )
 
-    def branch_end(self, features: int, window: int, *, name: str, branch: Branch, bias: bool = True) -> ConvUnit:
+    def branch_end(self, features: int, window: int, *, name: str, branch: Branch, bias: bool = True) -> ConvNorm:
         """The last convolution of a residual branch, with the scalar of the branch."""
         scale = None
         if self.method.gain_scalars:
@@ -130,7 +130,7 @@ class LayerFactory:
             padding=window // 2,
             bias=bias,
             scale=scale,
-            fixup_shrink=0.0,
+            fixup_scale=0.0,
             fixup_bias=True,
         )
 
@@ -142,7 +142,7 @@ class LayerFactory:
         strides: int,
         bias: bool = True,
         covers: Sequence[tuple[tuple[int, ...], int]] | None = None,
-    ) -> ConvUnit:
+    ) -> ConvNorm:
         """The pointwise convolution on a residual block's shortcut; `covers` as in `conv`."""
         return self._unit(features, 1, name=name, strides=strides, bias=bias, scale=self._gain_scalar(covers))
 
@@ -185,7 +185,7 @@ class LayerFactory:
         return nn.remat(Dropout)(rate, self.batch_axis_name, name=name) if train else lambda x: x
 
     def dense(self, features: int, *, name: str) -> nn.Dense:
-        """A hidden dense layer: never centred."""
+        """A hidden dense layer: never centered."""
         return self._dense(features, name, self.scheme.dense(self.published))
 
     def classifier(self, num_classes: int) -> nn.Dense:
@@ -204,21 +204,21 @@ class LayerFactory:
         """The last BatchNorm itself; its variables stand under `last_bn` in the network's."""
         return LastBatchNorm(not train, self.axis_name, running_variance=self.running_variance, name="last_bn")
 
-    def centres(self, shape: Sequence[int], groups: int = 1) -> bool:
+    def centers(self, shape: Sequence[int], groups: int = 1) -> bool:
         """Whether the architecture's rule takes the kernel, whatever the method does with it."""
         return self.rule(shape, groups)
 
-    def _kernel(self, shape: Sequence[int], groups: int) -> Kernel:
-        return Kernel(tuple(shape), self.method.centres and self.centres(shape, groups), groups)
+    def _kernel(self, shape: Sequence[int], groups: int) -> KernelSpec:
+        return KernelSpec(tuple(shape), self.method.centers and self.centers(shape, groups), groups)
 
     def _dense(self, features: int, name: str, kernel_init: initializers.Initializer) -> nn.Dense:
         # For the kernel's cast to `dtype`, which is recomputed in the backward pass.
-        return CentredDense(
+        return CenteredDense(
             features,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             kernel_init=kernel_init,
-            rule=centring.never,
+            rule=kernels.never,
             name=name,
         )
 
@@ -234,17 +234,17 @@ class LayerFactory:
         groups: int = 1,
         norm: bool = True,
         scale: float | None = None,
-        fixup_shrink: float = 1.0,
+        fixup_scale: float = 1.0,
         fixup_bias: bool = False,
         untouched: bool = False,
-    ) -> ConvUnit:
+    ) -> ConvNorm:
         def kernel_init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
             kernel = replace(self._kernel(shape, groups), untouched=untouched)
             if self.method.fixup:
-                return self.scheme.fixup_conv(kernel, fixup_shrink)(key, shape, dtype)
+                return self.scheme.fixup_conv(kernel, fixup_scale)(key, shape, dtype)
             return self.scheme.conv(self.published, kernel)(key, shape, dtype)
 
-        normalised = norm and self.method.batch_norm
+        normalized = norm and self.method.batch_norm
         return self.unit(
             factory=self,
             features=features,
@@ -252,9 +252,9 @@ class LayerFactory:
             strides=strides,
             padding=padding,
             groups=groups,
-            use_bias=(self.published.idle_bias if normalised else bias) and not self.method.fixup,
+            use_bias=(self.published.keep_conv_bias if normalized else bias) and not self.method.fixup,
             scalar_bias=fixup_bias and self.method.fixup,
-            batch_norm=normalised,
+            batch_norm=normalized,
             scale=scale,
             kernel_init=kernel_init,
             name=name,

@@ -31,7 +31,7 @@ class InvertedResidual(nn.Module):
         make, channels = self.factory, x.shape[-1]
         wide = channels * self.expansion
         expand, project = ((1, 1, channels, wide), 1), ((1, 1, wide, self.features), 1)
-        relu, bias = make.relu6, make.centres
+        relu, bias = make.relu6, make.centers
         y = relu(make.conv(wide, 1, bias=bias(*expand), name="conv1")(x, train), cheap=True)
         y = make.conv(wide, 3, strides=self.strides, groups=wide, bias=bias((3, 3, 1, wide)), name="conv2")(y, train)
         y = relu(y)
@@ -47,7 +47,7 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """A pointwise stem padded by 1, inverted residual blocks, a convolutional classifier.
 
-    Convolutions that the centring rule leaves out have no bias, unless BatchNorm follows them.
+    Convolutions that the centering rule leaves out have no bias, unless BatchNorm follows them.
 
     Attributes:
       factory: makes the layers.
@@ -65,7 +65,7 @@ class MobileNetV2(nn.Module):
         make = self.factory
         relu = make.relu6
         stem = scale_width(32, self.width)
-        x = relu(make.conv(stem, 1, padding=1, bias=make.centres((1, 1, x.shape[-1], stem)), name="stem")(x, train))
+        x = relu(make.conv(stem, 1, padding=1, bias=make.centers((1, 1, x.shape[-1], stem)), name="stem")(x, train))
         number = 0
         for stage, (_, features, repeats, strides) in enumerate(STAGES, 1):
             # The number is the l of the published scalar 1.2^2/l, in which only blocks that keep the shape count.

@@ -24,7 +24,7 @@ class BasicBlock(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         make, c = self.factory, self.channels
         kernels = [((3, 3, x.shape[-1], c), 1), ((3, 3, c, c), 1)]
-        branch = Branch(self.block, self.blocks, tuple(k for k in kernels if make.centres(*k)), 2)
+        branch = Branch(self.block, self.blocks, tuple(k for k in kernels if make.centers(*k)), 2)
         entry = make.shift("shift1")(x)
         y = make.relu(make.conv(c, 3, strides=self.strides, branch=branch, name="conv1")(entry, train))
         y = make.shift("shift2")(y)
@@ -50,7 +50,7 @@ class Bottleneck(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         make, c, wide = self.factory, self.channels, self.channels * self.expansion
         kernels = [((1, 1, x.shape[-1], c), 1), ((3, 3, c, c), 1), ((1, 1, c, wide), 1)]
-        branch = Branch(self.block, self.blocks, tuple(k for k in kernels if make.centres(*k)), 3)
+        branch = Branch(self.block, self.blocks, tuple(k for k in kernels if make.centers(*k)), 3)
         entry = make.shift("shift1")(x)
         y = make.relu(make.conv(c, 1, branch=branch, name="conv1")(entry, train))
         y = make.shift("shift2")(y)

@@ -1,6 +1,6 @@
 """What a program will take on a device, seen without the device: memory, operations, bytes moved, by its compiler.
 
-`plan(function, *shapes, target="h100")` for any function; `python -m mimicnorm_jax.planning` for a training run.
+`plan(function, *shapes, target="h100")` for any function; `python -m mimicnorm_jax plan` for a training run.
 """
 
 from mimicnorm_jax.planning.cache import Cache

@@ -52,21 +52,21 @@ class TrainConfig:
     data_dir: str = _any("", "folder of TFDS datasets; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     model: str = _any("resnet8", "network, see mimicnorm_jax.models")
     method: str = _any("mimicnorm", "what stands in for BatchNorm, see mimicnorm_jax.methods")
-    init: str = _any("published", "initialisation, see mimicnorm_jax.initialisation")
+    init: str = _any("published", "initialization, see mimicnorm_jax.init_schemes")
     width: float = _field(
         1.0, "factor on the network's channels", "above 0 and at most 100", lambda value: 0 < value <= 100
     )
     dtype: str = _one_of("of activations; parameters and statistics are float32", "float32", "bfloat16")
-    centring: str = _one_of(
-        "centre kernels inside the layers or, as the published code, after each step", "in_call", "after_step"
+    centering: str = _one_of(
+        "center kernels inside the layers or, as the published code, after each step", "in_call", "after_step"
     )
     mapping: str = _one_of("how a step is mapped over devices: jax.pmap, or its successor", "pmap", "shard_map")
-    sync_bn: bool = _any(True, "synchronise the last BatchNorm, or every one, over all devices")
+    sync_bn: bool = _any(True, "synchronize the last BatchNorm, or every one, over all devices")
     running_variance: Literal["biased", "unbiased"] = _one_of(
         "of the last BatchNorm: Flax's or PyTorch's convention", "biased", "unbiased"
     )
     batch_size: int = _at_least(64, 2, "images in a step, over all devices")
-    steps_per_dispatch: int = _at_least(
+    steps_per_call: int = _at_least(
         1, 1, "steps that the devices do in one go, for small networks on fast devices; slow on a CPU if above 1"
     )
     remat: str = _one_of(
@@ -80,7 +80,7 @@ class TrainConfig:
         1,
         1,
         "parts of each device's images, run one after another to save memory (slow on a CPU): the same gradient, "
-        "except that method=batchnorm normalises each part by itself",
+        "except that method=batchnorm normalizes each part by itself",
     )
     epochs: int = _at_least(30, 1, "passes over the training images")
     learning_rate: float = _above_zero(0.1, "after the warm-up")
@@ -94,7 +94,7 @@ class TrainConfig:
     nesterov: bool = _any(False, "Nesterov's momentum")
     weight_decay: float = _at_least(5e-4, 0, "added to the gradient (coupled), on every parameter")
     clip_norm: float = _at_least(0.0, 0, "bound on the gradient's global norm; 0: none")
-    max_skipped_steps: int = _at_least(
+    max_consecutive_nonfinite: int = _at_least(
         0, 0, "steps in a row with a non-finite loss or gradient that are left out; one more stops the run"
     )
     label_smoothing: float = _fraction(0.0, "probability spread over all classes")

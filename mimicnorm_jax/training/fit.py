@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from mimicnorm_jax.data import sources
+from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import ConfigError, DoesNotFitError
 from mimicnorm_jax.training.config import FIELDS, TrainConfig
 from mimicnorm_jax.training.plan import TrainingPlan
@@ -51,7 +51,7 @@ def largest_batch(plan_of: PlanOf, config: TrainConfig, devices: int = 1) -> int
       ConfigError: if the dataset is smaller than the smallest batch.
     """
     unit = ROUND * devices * config.microbatches
-    top = sources.COUNTS[config.dataset][0] // unit
+    top = datasets.COUNTS[config.dataset][0] // unit
     if top < 1:
         raise ConfigError(f"{config.dataset} has fewer than {unit} training images, the smallest batch that is tried")
     known: dict[int, int | None] = {}

@@ -25,8 +25,8 @@ class Gradient(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-    """The loss that is minimised, and how its gradient is computed.
+class LossAndGrad:
+    """The loss that is minimized, and how its gradient is computed.
 
     Attributes:
       model: from `models.create`.
@@ -44,7 +44,7 @@ class Objective:
         """The gradient of the mean loss.
 
         Where no BatchNorm stands before the last one, microbatches change nothing but rounding and dropout's masks.
-        A BatchNorm behind every convolution normalises each microbatch by itself, so the gradient is the mean of
+        A BatchNorm behind every convolution normalizes each microbatch by itself, so the gradient is the mean of
         the microbatches' and running averages advance once for each.
 
         The microbatches run in a loop, where XLA is slow at the gradients of convolutions on a CPU (jax issue 12868);

@@ -1,4 +1,4 @@
-"""Training from a config: check everything, resume if there is something to resume, train, summarise."""
+"""Training from a config: check everything, resume if there is something to resume, train, summarize."""
 
 import math
 import time
@@ -10,22 +10,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from mimicnorm_jax import hosts
-from mimicnorm_jax.data import batches
+from mimicnorm_jax import distributed
+from mimicnorm_jax.data import batching
 from mimicnorm_jax.errors import NonFiniteLossError, WorkdirError
+from mimicnorm_jax.monitoring.hook import DiagnosticsHook
 from mimicnorm_jax.training import report, workdir
-from mimicnorm_jax.training.checkpoints import Checkpoints, Record
 from mimicnorm_jax.training.config import TrainConfig
-from mimicnorm_jax.training.interrupt import InterruptedRunError, stop_asked
-from mimicnorm_jax.training.logs import Logs, progress, say, table
 from mimicnorm_jax.training.metrics import Metrics
-from mimicnorm_jax.training.probe import Probe
-from mimicnorm_jax.training.session import Session, check, initial_state, start
+from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Checkpoints
+from mimicnorm_jax.training.resilience.preemption import InterruptedRunError, stop_requested
 from mimicnorm_jax.training.state import TrainState
+from mimicnorm_jax.training.trainer import Trainer, build_trainer, init_state, validate_run
+from mimicnorm_jax.training.writers import MetricWriter
+from mimicnorm_jax.utils.console import log_line, progress, table
 
 
 def train_epoch(
-    session: Session,
+    session: Trainer,
     state: TrainState,
     epoch: int,
     total: Metrics,
@@ -55,9 +56,9 @@ def train_epoch(
     step = int(state.step)
     first = step - epoch * session.steps_per_epoch
     count, batch = len(session.dataset.train), config.batch_size
-    indices = batches.train_batches(config.seed, epoch, count, batch, session.devices, first)
+    indices = batching.train_batches(config.seed, epoch, count, batch, session.devices, first)
     title = f"epoch {epoch + 1}/{config.epochs}"
-    groups = batches.grouped(indices, config.steps_per_dispatch)
+    groups = batching.grouped(indices, config.steps_per_call)
     try:
         for index, taken in progress(groups, title, session.steps_per_epoch - first, lambda group: group[1]):
             state, metrics = session.train_steps(state, session.train_data, index, taken)
@@ -83,16 +84,16 @@ def _steps(metrics: Metrics, step: int, taken: int) -> Iterator[tuple[Metrics, i
         yield jax.tree.map(lambda values, i=i: values[i], metrics), step + i + 1
 
 
-def _guarded(session: Session, metrics: Metrics, step: int) -> Metrics:
+def _guarded(session: Trainer, metrics: Metrics, step: int) -> Metrics:
     epoch = (step - 1) // session.steps_per_epoch + 1
     return session.guard(metrics, step, epoch, session.learning_rate(step))
 
 
-def evaluate(session: Session, state: TrainState) -> Metrics:
+def evaluate(session: Trainer, state: TrainState) -> Metrics:
     """Metrics of the whole test set, every image once."""
-    pairs = batches.eval_batches(len(session.dataset.test), session.config.batch_size, session.devices)
+    pairs = batching.eval_batches(len(session.dataset.test), session.config.batch_size, session.devices)
     variables = state.eval_variables
-    total = Metrics.zero()
+    total = Metrics.empty()
     for index, mask in pairs:
         total += jax.device_get(session.eval_step(variables, session.test_data, index, mask))
     return total
@@ -115,69 +116,69 @@ def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
       InterruptedRunError: after SIGINT or SIGTERM, with a checkpoint of the step reached.
       PeerError: if another process of the run ended.
     """
-    check(config)
-    with hosts.peers_named():
-        if not hosts.is_first():
-            return _follow(config)
-        with workdir.lock(folder), workdir.full_disk_named(folder):
+    validate_run(config)
+    with distributed.translate_peer_errors():
+        if not distributed.is_first():
+            return _run_worker(config)
+        with workdir.lock(folder), workdir.raise_on_full_disk(folder):
             workdir.prepare(folder, config)
             return _run(config, folder)
 
 
-def _follow(config: TrainConfig) -> dict[str, Any]:
+def _run_worker(config: TrainConfig) -> dict[str, Any]:
     """Takes part in a run that the first process writes down."""
-    session = start(config)
-    state, record = _agree(initial_state(session), Record(0, None))
+    session = build_trainer(config)
+    state, record = _agree(init_state(session), CheckpointMetadata(0, None))
     _train(session, session.spread.replicate(state), record, None)
     return {}
 
 
-def _agree(state: TrainState, record: Record) -> tuple[TrainState, Record]:
+def _agree(state: TrainState, record: CheckpointMetadata) -> tuple[TrainState, CheckpointMetadata]:
     """The first process's state and record, in every process."""
-    state, numbers = hosts.agree((state, np.array([record.epoch, *record.partial], np.float32)))
+    state, numbers = distributed.broadcast_from_first((state, np.array([record.epoch, *record.partial], np.float32)))
     epoch, *partial = map(float, numbers)
-    return state, Record(int(epoch), record.accuracy, (partial[0], partial[1], partial[2]))
+    return state, CheckpointMetadata(int(epoch), record.accuracy, (partial[0], partial[1], partial[2]))
 
 
 def _run(config: TrainConfig, folder: Path) -> dict[str, Any]:
-    session = start(config)
-    state = initial_state(session)
-    say(report.headline(session, state, folder))
+    session = build_trainer(config)
+    state = init_state(session)
+    log_line(report.headline(session, state, folder))
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
-        record = Record(0, None)
+        record = CheckpointMetadata(0, None)
         if (found := checkpoints.restore_newest(state)) is not None:
             state, record = found
             complete = record.epoch == config.epochs
-            say("this run is complete" if complete else f"resuming after step {state.step}, epoch {record.epoch}")
+            log_line("this run is complete" if complete else f"resuming after step {state.step}, epoch {record.epoch}")
         state, record = _agree(state, record)
-        logs = Logs(folder, resumed_step=int(state.step))
-        probe = Probe(session, folder, logs, int(state.step)) if config.diagnostics_epochs else None
+        logs = MetricWriter(folder, resumed_step=int(state.step))
+        probe = DiagnosticsHook(session, folder, logs, int(state.step)) if config.diagnostics_epochs else None
         try:
             if probe is not None:
                 probe(state, int(state.step))
-            _train(session, session.spread.replicate(state), record, Books(checkpoints, logs, probe))
+            _train(session, session.spread.replicate(state), record, RunWriters(checkpoints, logs, probe))
         except NonFiniteLossError as error:
             report.failure(folder, session, error, checkpoints.latest)
             raise NonFiniteLossError(f"{error}. The report is {folder / report.FAILURE}", error.where) from error
         finally:
             logs.close()
-    return report.summarise(session, folder, logs.rows, probe.rows if probe is not None else [])
+    return report.summarize(session, folder, logs.rows, probe.rows if probe is not None else [])
 
 
 @dataclass(frozen=True)
-class Books:
+class RunWriters:
     """What the first process writes along a run."""
 
     checkpoints: Checkpoints
-    logs: Logs
-    probe: Probe | None
+    logs: MetricWriter
+    probe: DiagnosticsHook | None
 
 
-def _train(session: Session, state: TrainState, record: Record, books: Books | None) -> None:
+def _train(session: Trainer, state: TrainState, record: CheckpointMetadata, books: RunWriters | None) -> None:
     config, epoch = session.config, record.epoch
     begun = Metrics(*map(np.float32, record.partial))
     watch = books.probe if books else None
-    with stop_asked() as stop:
+    with stop_requested() as stop:
         while epoch < config.epochs:
             started = time.perf_counter()
             state, train = train_epoch(session, state, epoch, begun, stop, watch)
@@ -186,7 +187,7 @@ def _train(session: Session, state: TrainState, record: Record, books: Books | N
             if stop() and int(state.step) < (epoch + 1) * session.steps_per_epoch:
                 partial = float(train.loss_sum), float(train.correct), float(train.count)
                 if books:
-                    books.checkpoints.save(state, Record(epoch, None, partial))
+                    books.checkpoints.save(state, CheckpointMetadata(epoch, None, partial))
                 break
             test = evaluate(session, state)
             epoch += 1
@@ -203,15 +204,15 @@ def _train(session: Session, state: TrainState, record: Record, books: Books | N
                 # The line first: if the save fails, resuming drops it again.
                 books.logs.epoch(row)
                 if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs or stopped:
-                    books.checkpoints.save(state, Record(epoch, test.accuracy))
-            begun = Metrics.zero()
+                    books.checkpoints.save(state, CheckpointMetadata(epoch, test.accuracy))
+            begun = Metrics.empty()
             if stopped:
                 break
         if epoch < config.epochs:
             raise InterruptedRunError(int(state.step), stop())
 
 
-def _row(session: Session, epoch: int, train: Metrics, test: Metrics) -> dict[str, Any]:
+def _row(session: Trainer, epoch: int, train: Metrics, test: Metrics) -> dict[str, Any]:
     step = epoch * session.steps_per_epoch
     return {
         "epoch": epoch,
@@ -237,11 +238,11 @@ def evaluate_checkpoints(config: TrainConfig, folder: Path) -> dict[str, Any]:
     Raises:
       WorkdirError: if there is no checkpoint or it cannot be restored.
     """
-    check(config)
+    validate_run(config)
     if not (folder / "checkpoints").is_dir():
         raise WorkdirError(f"{folder} holds no checkpoint to evaluate")
-    session = start(config)
-    like = initial_state(session)
+    session = build_trainer(config)
+    like = init_state(session)
     results, shown = {}, {}
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
         for name, step in (("latest", checkpoints.latest), ("best", checkpoints.best)):
@@ -253,5 +254,5 @@ def evaluate_checkpoints(config: TrainConfig, folder: Path) -> dict[str, Any]:
             shown[f"{name} checkpoint"] = (
                 f"epoch {record.epoch}: test loss {metrics.loss:.4f}, accuracy {metrics.accuracy:.2%}"
             )
-    say(table(shown))
+    log_line(table(shown))
     return results

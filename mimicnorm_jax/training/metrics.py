@@ -18,18 +18,18 @@ class Metrics(struct.PyTreeNode):
     count: Any
 
     @classmethod
-    def zero(cls) -> "Metrics":
+    def empty(cls) -> "Metrics":
         return cls(0.0, 0.0, 0.0)
 
     @classmethod
-    def of_batch(cls, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> "Metrics":
+    def from_logits(cls, logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> "Metrics":
         """Metrics of logits `(B, C)` and labels `(B,)`; images with mask `(B,)` 0 do not count."""
         mask = jnp.ones(labels.shape, logits.dtype) if mask is None else mask
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         correct = (logits.argmax(-1) == labels).astype(logits.dtype)
         return cls((losses * mask).sum(), (correct * mask).sum(), mask.sum())
 
-    def sum_over(self, axis_name: str) -> "Metrics":
+    def psum(self, axis_name: str) -> "Metrics":
         """The sum over a mapped axis."""
         return lax.psum(self, axis_name)
 

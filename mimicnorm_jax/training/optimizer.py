@@ -2,7 +2,7 @@
 
 import optax
 
-from mimicnorm_jax import centring
+from mimicnorm_jax.functional import kernels
 from mimicnorm_jax.training.config import TrainConfig
 
 
@@ -24,12 +24,12 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, max(1, warmup)), decay], [warmup])
 
 
-CONV_KERNELS = centring.conv_kernels(window=2)
-"""Those of our networks that are centred after a step: all their convolutions are 2-D, and none is stacked."""
+CONV_KERNELS = kernels.select_conv_kernels(window=2)
+"""Those of our networks that are centered after a step: all their convolutions are 2-D, and none is stacked."""
 
 
 def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping, coupled weight decay and SGD; centring after the step where the config has it so.
+    """Clipping, coupled weight decay and SGD; centering after the step where the config has it so.
 
     Args:
       config: of the run.
@@ -40,6 +40,6 @@ def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.Gradi
         optax.add_decayed_weights(config.weight_decay),
         optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),
     ]
-    if config.centring == "after_step":
-        parts.append(centring.centre_after_step(CONV_KERNELS))
+    if config.centering == "after_step":
+        parts.append(kernels.keep_kernels_centered(CONV_KERNELS))
     return optax.chain(*parts)

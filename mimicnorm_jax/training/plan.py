@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mimicnorm_jax.data import sources
+from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.planning import Cache, Plan, Target, plan, target
 from mimicnorm_jax.planning.liveness import Buffer
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.config import TrainConfig
-from mimicnorm_jax.training.session import check_program, fresh_state, make_task
+from mimicnorm_jax.training.trainer import check_program, fresh_state, make_task
 
 REMAT_SUFFIX = "_remat"
 """Behind a method's name: the network under `jax.checkpoint`, which keeps what convolutions and products return."""
@@ -29,7 +29,7 @@ class TrainingPlan:
     Attributes:
       method: of the run, with `REMAT_SUFFIX` if the network was checkpointed.
       batch_size: over all devices.
-      step: of a training step. A program of several steps, see `config.steps_per_dispatch`, is one of so many turns.
+      step: of a training step. A program of several steps, see `config.steps_per_call`, is one of so many turns.
       evaluation: of an evaluation step.
       test_bytes: of the test images, which wait on the device during training.
       waiting_bytes: of what waits on the device during evaluation: training images, momentum and the like.
@@ -99,7 +99,7 @@ def plan_training(
 ) -> TrainingPlan:
     """Compiles what `train.py` would run, without reading the dataset.
 
-    The step is the run's: augmentation, the guard against losses that are not finite, optimiser, average of the
+    The step is the run's: augmentation, the guard against losses that are not finite, optimizer, average of the
     parameters, microbatches, the state donated, and the whole dataset resident on every device as an argument.
     For either `config.mapping` the program that `jit(shard_map)` makes is compiled, as `jax.pmap` makes it inside too
     and cannot be asked for a grid of TPUs of several hosts.
@@ -118,16 +118,16 @@ def plan_training(
     """
     found = _target(target)
     count = found.devices if devices is None else devices
-    if config.dataset not in sources.COUNTS:
-        sources.check(config.dataset)
+    if config.dataset not in datasets.COUNTS:
+        datasets.require_prepared(config.dataset)
     check_program(config, count)
-    spread = parallel.Spread(found.jax_devices(count), "shard_map")
-    train_count, test_count = sources.COUNTS[config.dataset]
+    spread = parallel.DataParallel(found.jax_devices(count), "shard_map")
+    train_count, test_count = datasets.COUNTS[config.dataset]
     if config.batch_size > train_count:
         raise ConfigError(
             f"config.batch_size is {config.batch_size}, more than the {train_count} training images of {config.dataset}"
         )
-    channels = sources.SHAPES[config.dataset][-1]
+    channels = datasets.SHAPES[config.dataset][-1]
     # Mean and deviation are numbers in the program, whose value changes nothing of what it takes.
     task, _ = make_task(config, train_count, (0.5,) * channels, (0.25,) * channels)
     if checkpointed:
@@ -135,7 +135,7 @@ def plan_training(
         task = dataclasses.replace(task, model=model)
     state = jax.eval_shape(partial(fresh_state, config, task))
     training, test = _data(config, train_count), _data(config, test_count)
-    share, steps = config.batch_size // count, config.steps_per_dispatch
+    share, steps = config.batch_size // count, config.steps_per_call
     index = jax.ShapeDtypeStruct((count, steps, share), jnp.int32)
     step = _plan(
         spread.train_program(task), (state, training, index, jax.ShapeDtypeStruct((), jnp.int32)), found, cache
@@ -152,7 +152,7 @@ def _target(name: Target | str) -> Target:
 
 
 def _data(config: TrainConfig, count: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    images = jax.ShapeDtypeStruct((count, math.prod(sources.SHAPES[config.dataset])), jnp.uint8)
+    images = jax.ShapeDtypeStruct((count, math.prod(datasets.SHAPES[config.dataset])), jnp.uint8)
     return images, jax.ShapeDtypeStruct((count,), jnp.int32)
 
 

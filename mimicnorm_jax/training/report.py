@@ -10,16 +10,18 @@ import numpy as np
 from mimicnorm_jax import plots
 from mimicnorm_jax.errors import NonFiniteLossError
 from mimicnorm_jax.methods import METHODS
-from mimicnorm_jax.training import machine, workdir
-from mimicnorm_jax.training.logs import say, table
-from mimicnorm_jax.training.session import Session
+from mimicnorm_jax.training import workdir
 from mimicnorm_jax.training.state import TrainState
+from mimicnorm_jax.training.trainer import Trainer
+from mimicnorm_jax.utils import environment
+from mimicnorm_jax.utils.console import log_line, table
+from mimicnorm_jax.utils.files import write_json
 
 FAILURE = "failure.json"
 SUMMARY = "summary.json"
 
 
-def headline(session: Session, state: TrainState, folder: Path) -> str:
+def headline(session: Trainer, state: TrainState, folder: Path) -> str:
     """One line: what is trained, on what, where to."""
     config, dataset = session.config, session.dataset
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -31,27 +33,27 @@ def headline(session: Session, state: TrainState, folder: Path) -> str:
     )
 
 
-def _microbatches(session: Session) -> str:
+def _microbatches(session: Trainer) -> str:
     config = session.config
     if config.microbatches == 1:
         return ""
     size = config.batch_size // session.devices // config.microbatches
     text = f", each in {config.microbatches} microbatches of {size} images a device"
     if METHODS[config.method].batch_norm:
-        return f"{text} that BatchNorms normalise by themselves: not the gradient of the whole batch"
+        return f"{text} that BatchNorms normalize by themselves: not the gradient of the whole batch"
     return f"{text}: the gradient of the whole batch"
 
 
-def failure(folder: Path, session: Session, error: NonFiniteLossError, checkpoint: int | None) -> None:
+def failure(folder: Path, session: Trainer, error: NonFiniteLossError, checkpoint: int | None) -> None:
     """Writes failure.json: what happened and where, the last good checkpoint's step, the config and the machine."""
     report = {
         "error": str(error),
         **error.where,
         "last_checkpoint": checkpoint,
         "config": workdir.as_json(session.config),
-        "machine": machine.describe(),
+        "machine": environment.describe(),
     }
-    workdir.write_json(folder / FAILURE, report)
+    write_json(folder / FAILURE, report)
 
 
 def norms(state: TrainState) -> dict[str, float | str]:
@@ -65,8 +67,8 @@ def _norm(leaf: Any) -> float:
     return float(np.linalg.norm(np.asarray(leaf, np.float64)))
 
 
-def summarise(
-    session: Session, folder: Path, rows: list[dict[str, Any]], diagnostics: list[dict[str, Any]]
+def summarize(
+    session: Trainer, folder: Path, rows: list[dict[str, Any]], diagnostics: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Writes summary.json and pictures from the lines of metrics.jsonl and diagnostics.jsonl, prints a table.
 
@@ -83,11 +85,11 @@ def summarise(
         "final_test_loss": rows[-1]["test_loss"],
         "images_per_second": max(row["images_per_second"] for row in rows),
         "seconds": round(seconds, 1),
-        **machine.peak_memory(),
+        **environment.peak_memory(),
         "config": workdir.as_json(config),
-        "machine": machine.describe(),
+        "machine": environment.describe(),
     }
-    workdir.write_json(folder / SUMMARY, summary)
+    write_json(folder / SUMMARY, summary)
     (folder / FAILURE).unlink(missing_ok=True)
     shown = {
         "run": f"{config.dataset}, {config.model}, {config.method}, seed {config.seed}",
@@ -95,7 +97,7 @@ def summarise(
         "final test accuracy": f"{rows[-1]['test_accuracy']:.2%} (epoch {rows[-1]['epoch']})",
         "speed": f"{summary['images_per_second']:,.0f} images/s in the fastest epoch",
         "time": f"{seconds:.1f} s for {len(rows)} epochs, compilation included",
-        "memory": machine.memory_line(),
+        "memory": environment.memory_line(),
         "files": f"{folder}: checkpoints, metrics.jsonl, summary.json",
     }
     if plots.available():
@@ -107,5 +109,5 @@ def summarise(
             shown["files"] += ", diagnostics.png"
     else:
         shown["curves"] = "none: pip install matplotlib to get curves.png"
-    say(table(shown))
+    log_line(table(shown))
     return summary

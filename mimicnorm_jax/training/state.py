@@ -16,7 +16,7 @@ class TrainState(struct.PyTreeNode):
       step: number of steps done, int32.
       params: raw parameters.
       batch_stats: running averages of BatchNorms; empty for a network without.
-      opt_state: the optimiser's.
+      opt_state: the optimizer's.
       ema_params: average of the parameters for evaluation; None if the run keeps none.
     """
 
@@ -40,7 +40,7 @@ def create_state(
 
     Args:
       model: from `models.create`.
-      tx: the optimiser.
+      tx: the optimizer.
       image_shape: `(H, W, C)`.
       seed: of the parameters.
       ema: whether to keep an average of the parameters.

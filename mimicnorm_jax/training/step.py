@@ -9,8 +9,8 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from mimicnorm_jax.data.augment import Augmentation, augment, normalise
-from mimicnorm_jax.training.gradients import Objective
+from mimicnorm_jax.data.augment import Augmentation, augment, normalize
+from mimicnorm_jax.training.gradients import LossAndGrad
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.state import TrainState
 
@@ -19,12 +19,12 @@ AXIS = "devices"
 
 
 @dataclass(frozen=True)
-class Task:
+class StepConfig:
     """What both steps close over.
 
     Attributes:
-      model: the network; its BatchNorms are synchronised over `AXIS` or not, as it was created.
-      tx: the optimiser.
+      model: the network; its BatchNorms are synchronized over `AXIS` or not, as it was created.
+      tx: the optimizer.
       augmentation: of training images.
       image_shape: `(H, W, C)`.
       mean, std: of the training images, per channel in [0, 1].
@@ -49,7 +49,7 @@ class Task:
 
 
 def train_step(
-    task: Task, state: TrainState, data: tuple[jax.Array, jax.Array], index: jax.Array
+    task: StepConfig, state: TrainState, data: tuple[jax.Array, jax.Array], index: jax.Array
 ) -> tuple[TrainState, Metrics]:
     """One step of SGD on a batch.
 
@@ -71,18 +71,18 @@ def train_step(
     image_keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, device * b + jnp.arange(b))
     dropout_key = jax.random.fold_in(step_key, 2**32 - 1)  # no image's place
     images, labels = data[0][index].reshape(b, *task.image_shape), data[1][index]
-    images = normalise(augment(image_keys, images, task.augmentation), task.mean, task.std, task.dtype)
+    images = normalize(augment(image_keys, images, task.augmentation), task.mean, task.std, task.dtype)
 
-    objective = Objective(task.model, task.label_smoothing, task.microbatches)
+    objective = LossAndGrad(task.model, task.label_smoothing, task.microbatches)
     grads, logits, batch_stats = objective.gradient(state.params, state.batch_stats, images, labels, dropout_key)
-    # Running averages of unsynchronised BatchNorms differ between devices; the state does not.
+    # Running averages of unsynchronized BatchNorms differ between devices; the state does not.
     grads, batch_stats = lax.pmean((grads, batch_stats), AXIS)
     updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_params is not None:
         ema_params = optax.incremental_update(params, ema_params, 1 - task.ema_decay)
-    metrics = Metrics.of_batch(logits, labels).sum_over(AXIS)
+    metrics = Metrics.from_logits(logits, labels).psum(AXIS)
     finite = jnp.isfinite(metrics.loss_sum) & jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]).all()
     after = TrainState(state.step + 1, params, batch_stats, opt_state, ema_params)
     before = state.replace(step=state.step + 1)
@@ -91,7 +91,7 @@ def train_step(
 
 
 def train_steps(
-    task: Task, state: TrainState, data: tuple[jax.Array, jax.Array], index: jax.Array, count: jax.Array
+    task: StepConfig, state: TrainState, data: tuple[jax.Array, jax.Array], index: jax.Array, count: jax.Array
 ) -> tuple[TrainState, Metrics]:
     """Several steps of SGD without the host, each as `train_step`.
 
@@ -121,7 +121,7 @@ def train_steps(
 
 
 def eval_step(
-    task: Task, variables: dict[str, Any], data: tuple[jax.Array, jax.Array], index: jax.Array, mask: jax.Array
+    task: StepConfig, variables: dict[str, Any], data: tuple[jax.Array, jax.Array], index: jax.Array, mask: jax.Array
 ) -> Metrics:
     """Metrics of a batch of test images.
 
@@ -133,6 +133,6 @@ def eval_step(
       mask: `(b,)`, 0 for images that do not count.
     """
     images = data[0][index].reshape(len(index), *task.image_shape)
-    images = normalise(images, task.mean, task.std, task.dtype)
+    images = normalize(images, task.mean, task.std, task.dtype)
     logits: Any = task.model.apply(variables, images, train=False)
-    return Metrics.of_batch(logits, data[1][index], mask).sum_over(AXIS)
+    return Metrics.from_logits(logits, data[1][index], mask).psum(AXIS)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from mimicnorm_jax.errors import WorkdirError
 from mimicnorm_jax.training import config as config_lib
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.utils.files import write_json
 
 try:
     import fcntl
@@ -23,20 +24,8 @@ except ImportError:  # Windows
 
 CONFIG = "config.json"
 LOCK = "lock"
-MAY_CHANGE = ("data_dir", "keep_checkpoints", "checkpoint_epochs", "mapping")
+MUTABLE_ON_RESUME = ("data_dir", "keep_checkpoints", "checkpoint_epochs", "mapping")
 """Fields that do not change a run's numbers, so a resumed run may change them."""
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file in one step: readers see the old file or the whole new one."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file in one step."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:
@@ -95,7 +84,7 @@ def lock(workdir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def full_disk_named(workdir: Path) -> Iterator[None]:
+def raise_on_full_disk(workdir: Path) -> Iterator[None]:
     """Turns a write that found no space into an error for the user.
 
     Raises:
@@ -148,7 +137,7 @@ def _compare(workdir: Path, config: TrainConfig) -> None:
     differing = [
         f"{name} is {saved.get(name)!r} there and {new.get(name)!r} here"
         for name in config_lib.FIELDS
-        if name not in MAY_CHANGE and saved.get(name) != new.get(name)
+        if name not in MUTABLE_ON_RESUME and saved.get(name) != new.get(name)
     ]
     if differing:
         raise WorkdirError(

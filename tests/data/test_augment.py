@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.data.augment import Augmentation, augment, normalise
+from mimicnorm_jax.data.augment import Augmentation, augment, normalize
 
 
 def _keys(count, seed=0):
@@ -79,9 +79,9 @@ def test_no_augmentation_changes_nothing():
     np.testing.assert_array_equal(augment(_keys(4), images, Augmentation(rotation=1e-9)), images)
 
 
-def test_normalise_gives_mean_zero_and_variance_one():
+def test_normalize_gives_mean_zero_and_variance_one():
     images = _images(500, 8, 8)
     mean, std = (images / 255).mean((0, 1, 2)), (images / 255).std((0, 1, 2))
-    out = np.asarray(normalise(jnp.asarray(images), tuple(mean), tuple(std)))
+    out = np.asarray(normalize(jnp.asarray(images), tuple(mean), tuple(std)))
     np.testing.assert_allclose(out.mean((0, 1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(out.std((0, 1, 2)), 1, atol=1e-4)

@@ -19,7 +19,7 @@ class Convolutional(nn.Module):
         return nn.Dense(3, name="head")(x.mean((1, 2)))
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     """BatchNorm over the batch that it is given."""
 
     @nn.compact
@@ -40,7 +40,7 @@ def draw(seed: int, *shape: int) -> jax.Array:
 
 
 def filled(module: nn.Module, x: jax.Array, **kwargs: Any) -> Any:
-    """Variables of the inputs' precision: He's kernels, zero biases and means, ones. Compiles no initialisation."""
+    """Variables of the inputs' precision: He's kernels, zero biases and means, ones. Compiles no initialization."""
     rng = np.random.default_rng(1)
 
     def fill(path: Any, leaf: Any) -> jax.Array:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mimicnorm_jax.diagnostics import stacks
-from mimicnorm_jax.diagnostics.network import as_function
+from mimicnorm_jax.diagnostics.adapters import from_linen
 from mimicnorm_jax.diagnostics.regime import RegimeMeter, describe_condition
-from mimicnorm_jax.diagnostics.theory import condition_number, unit_diagonal
+from mimicnorm_jax.diagnostics.spectra.conditioning import condition_number, unit_diagonal
+from mimicnorm_jax.theory import random_mlp
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -28,7 +28,7 @@ def test_regime_of_stacks():
     x = jax.random.normal(jax.random.key(1), (6, 32))
     chi = {}
     for kind in ("plain", "weight_mean"):
-        stack = getattr(stacks, kind)(inputs=32, width=64, depth=6, outputs=2)
+        stack = getattr(random_mlp, kind)(inputs=32, width=64, depth=6, outputs=2)
         params = stack.init(jax.random.key(0))
         found = RegimeMeter(stack.apply, output=1)(params, x, jax.random.key(2))
         leaves = jax.tree.leaves(jax.jacrev(lambda p, stack=stack: stack.apply(p, x)[:, 1])(params))
@@ -42,7 +42,7 @@ def test_regime_of_stacks():
 
 
 def test_growth_of_batch_norm_starts_at_the_second_layer():
-    stack = stacks.batch_normalised(inputs=32, width=64, depth=4, outputs=1)
+    stack = random_mlp.batch_normalized(inputs=32, width=64, depth=4, outputs=1)
     params, x = stack.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (8, 32))
     meter = RegimeMeter(stack.apply, coupled=True)
     # The theory's chi at a batch of 8 is 1.79; the first step would draw the mean down to about 1.5.
@@ -58,11 +58,11 @@ class Dropped(nn.Module):
 def test_dropout_needs_its_random_numbers():
     module, x = Dropped(), jnp.ones((4, 2))
     variables = module.init(jax.random.key(0), x, train=False)
-    without, params = as_function(module, variables, train=True)
+    without, params = from_linen(module, variables, train=True)
     np.testing.assert_array_equal(without(params, x), module.apply(variables, x, train=False))
-    drawn, _ = as_function(module, variables, train=True, rngs={"dropout": jax.random.key(1)})
+    drawn, _ = from_linen(module, variables, train=True, rngs={"dropout": jax.random.key(1)})
     expected = module.apply(variables, x, train=True, rngs={"dropout": jax.random.key(1)})
     np.testing.assert_array_equal(drawn(params, x), expected)
     assert np.any(expected != without(params, x))
     with pytest.raises(ValueError, match="no 'params'"):
-        as_function(module, {"batch_stats": {}})
+        from_linen(module, {"batch_stats": {}})

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from mimicnorm_jax import models
-from mimicnorm_jax.diagnostics.residuals import nbytes, saved_for_backward
+from mimicnorm_jax.diagnostics.memory import nbytes, saved_for_backward
 
 BATCH = 8
 # Feature maps kept in the dtype of activations, and packed: the inputs of all convolutions (two that read one map
@@ -47,7 +47,7 @@ def test_one_activation_a_convolution_is_kept_and_neither_kernels_nor_masks(name
     assert all(array.shape[0] == BATCH and array.dtype != jnp.bool_ for array in others)
 
 
-def test_centring_and_scalars_cost_no_activation_memory():
+def test_centering_and_scalars_cost_no_activation_memory():
     with_both, without = (nbytes(_kept("resnet18", method)) for method in ("mimicnorm", "none"))
     # Only the last BatchNorm's few numbers a logit.
     assert 0 <= with_both - without < 8 * 4 * BATCH * 10

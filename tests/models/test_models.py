@@ -9,7 +9,8 @@ import optax
 import pytest
 from flax import linen as nn
 
-from mimicnorm_jax import CentredConv, centring, models
+from mimicnorm_jax import CenteredConv, models
+from mimicnorm_jax.functional import kernels
 from mimicnorm_jax.models.branch import ScaledReLU
 
 FAMILIES = ("vgg11", "resnet18", "resnet50", "squeezenet", "shufflenetv2_x0.5", "mobilenetv2")
@@ -42,7 +43,7 @@ def _by_path(params):
 
 
 PUBLISHED_COUNTS = {
-    # batchnorm, mimicnorm, centred convs, all convs. The published ResNets hold one unused scalar,
+    # batchnorm, mimicnorm, centered convs, all convs. The published ResNets hold one unused scalar,
     # which is left out here: 11215341 and 23674869 with it.
     "vgg11": (28518244, 28512740, 7, 8),
     "vgg13": (None, None, 9, 10),
@@ -58,15 +59,15 @@ PUBLISHED_COUNTS = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED_COUNTS)
-def test_published_numbers_of_parameters_and_centred_convolutions(name):
-    batchnorm, mimicnorm, centred, convs = PUBLISHED_COUNTS[name]
+def test_published_numbers_of_parameters_and_centered_convolutions(name):
+    batchnorm, mimicnorm, centered, convs = PUBLISHED_COUNTS[name]
     shapes = {method: _shapes(name, method=method) for method in ("batchnorm", "mimicnorm")}
     for method, expected in (("batchnorm", batchnorm), ("mimicnorm", mimicnorm)):
         if expected is not None:
             assert sum(leaf.size for leaf in jax.tree.leaves(shapes[method])) == expected
-    kernels = [leaf for leaf in jax.tree.leaves(shapes["mimicnorm"]) if leaf.ndim == 4]
-    assert len(kernels) == convs
-    assert sum(centring.PUBLISHED_CIFAR_RULE(kernel.shape, 1) for kernel in kernels) == centred
+    found = [leaf for leaf in jax.tree.leaves(shapes["mimicnorm"]) if leaf.ndim == 4]
+    assert len(found) == convs
+    assert sum(kernels.PUBLISHED_CIFAR_RULE(kernel.shape, 1) for kernel in found) == centered
 
 
 @pytest.mark.parametrize(("name", "count"), [("resnet18_imagenet", 11689512), ("resnet50_imagenet", 25557032)])
@@ -83,7 +84,7 @@ def test_published_numbers_of_fixup_parameters(name, count):
 
 
 def _random_like(shapes, seed=0):
-    """Parameters far from any initialisation, biases and scalars included, that keep activations of order 1."""
+    """Parameters far from any initialization, biases and scalars included, that keep activations of order 1."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf):
@@ -98,8 +99,8 @@ def _random_like(shapes, seed=0):
     ("name", "method"),
     [*((name, "mimicnorm") for name in (*FAMILIES, "resnet18_imagenet")), ("resnet18", "weightmean")],
 )
-def test_logits_loss_and_gradients_ignore_constants_added_to_centred_kernels(name, method, x64):
-    """Any constant for each output channel of each centred raw kernel."""
+def test_logits_loss_and_gradients_ignore_constants_added_to_centered_kernels(name, method, x64):
+    """Any constant for each output channel of each centered raw kernel."""
     # At least 52 channels in ResNets, so that the rule takes what it takes at full width.
     width = {"vgg": 0.25, "res": 0.8125, "shu": 1.0}.get(name[:3], 0.5)
     size = models.ARCHITECTURES[name].stride
@@ -124,7 +125,7 @@ def test_logits_loss_and_gradients_ignore_constants_added_to_centred_kernels(nam
 
     def shift(path, leaf):
         nonlocal moved
-        if not centring.conv_kernels(models.ARCHITECTURES[name].rule)(centring._names(path), leaf):
+        if not kernels.select_conv_kernels(models.ARCHITECTURES[name].rule)(kernels._names(path), leaf):
             return leaf
         moved += 1
         return leaf + rng.normal(size=(1, 1, 1, leaf.shape[-1]))
@@ -147,9 +148,9 @@ def test_same_seed_gives_every_method_the_same_raw_kernels(name):
 
     by_method = draw(_key())
     reference = by_method["mimicnorm"]
-    for method, kernels in by_method.items():
-        assert kernels.keys() == reference.keys()
-        for path, kernel in kernels.items():
+    for method, leaves in by_method.items():
+        assert leaves.keys() == reference.keys()
+        for path, kernel in leaves.items():
             if method != "fixup":
                 np.testing.assert_array_equal(kernel, reference[path], err_msg=path)
             elif kernel.any() and path != "stem/conv/kernel":  # Fixup's is uniform
@@ -164,7 +165,7 @@ def _branch_scales(name, end, **options):
 def test_residual_scalars_of_every_scheme():
     blocks = np.arange(1, 9)
     gains = [
-        math.prod(centring.gain(9 * c) for c in channels)
+        math.prod(kernels.gain(9 * c) for c in channels)
         for channels in [(64, 64)] * 2 + [(64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
     ]
     expected = {"published": 1.44 / blocks, "exact": gains / blocks, "text": blocks**-0.5, "he": 1 / blocks}
@@ -173,7 +174,7 @@ def test_residual_scalars_of_every_scheme():
     np.testing.assert_allclose(_branch_scales("resnet50", "conv3"), 1.728 / np.arange(1, 17), rtol=1e-6)
     assert _branch_scales("resnet18", "conv2", method="skipinit") == [0.0] * 8
     assert _branch_scales("resnet18", "conv2", method="fixup") == [1.0] * 8
-    # Without centring there is no gain to make up for, but the published code keeps its constants.
+    # Without centering there is no gain to make up for, but the published code keeps its constants.
     np.testing.assert_allclose(_branch_scales("resnet18", "conv2", method="none"), 1.44 / blocks, rtol=1e-6)
     exact = _branch_scales("resnet18", "conv2", method="none", init="exact")
     np.testing.assert_allclose(exact, 1 / blocks, rtol=1e-6)
@@ -222,11 +223,11 @@ BASELINE = {"method": "batchnorm", "init": "published_batchnorm"}
     [
         ("vgg11", {}, "stage4_conv1", 2.8 / (9 * 256)),
         ("vgg11", {"init": "he"}, "stage4_conv1", 2 / (9 * 256)),
-        ("vgg11", {"init": "exact"}, "stage4_conv1", 2 * centring.gain(9 * 256) ** 2 / (9 * 256)),
+        ("vgg11", {"init": "exact"}, "stage4_conv1", 2 * kernels.gain(9 * 256) ** 2 / (9 * 256)),
         ("vgg11", {"init": "exact", "method": "none"}, "stage4_conv1", 2 / (9 * 256)),
         ("resnet18", {}, "stage2_block1/conv1", 2 / (9 * 64)),
         ("resnet18", {"init": "exact"}, "stage2_block1/conv1", 2 / (9 * 64)),
-        ("resnet18", {"init": "text"}, "stage2_block1/conv1", 2 * centring.gain(9 * 64) ** 2 / (9 * 64)),
+        ("resnet18", {"init": "text"}, "stage2_block1/conv1", 2 * kernels.gain(9 * 64) ** 2 / (9 * 64)),
         ("resnet18", {"method": "fixup"}, "stage2_block1/conv1", 2 / (9 * 128) / 8),  # B^(-1/2) on the deviation
         ("resnet18", {"method": "fixup"}, "stage2_block1/shortcut", 2 / 128),
         ("resnet50", {"method": "fixup"}, "stage2_block1/conv2", 2 / (9 * 128) / 4),  # B^(-1/4), B = 16
@@ -268,8 +269,8 @@ def test_uniform_kernels_are_increasing_functions_of_the_normal_ones(generator):
     assert 0.99 / math.sqrt(27) < abs(fixup["stem/conv/kernel"]).max() <= 1 / math.sqrt(27)
 
 
-def test_energy_through_vgg16_at_initialisation():
-    """Centring keeps it near 1; published kernels without centring grow by 1.4 a layer, 1.4^13 = 79 in all."""
+def test_energy_through_vgg16_at_initialization():
+    """Centering keeps it near 1; published kernels without centering grow by 1.4 a layer, 1.4^13 = 79 in all."""
     images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
     energy = {}
     for method, init in (("mimicnorm", "published"), ("none", "published"), ("none", "he")):
@@ -363,10 +364,10 @@ def test_a_scale_behind_a_relu_comes_through_the_convolution_before(x64, scale):
         @nn.compact
         def __call__(self, x):
             relu = ScaledReLU(scaled=True, param_dtype=jnp.float64, name="after")
-            return relu(CentredConv(4, (1, 1), param_dtype=jnp.float64, name="conv")(x, relu.factor()))
+            return relu(CenteredConv(4, (1, 1), param_dtype=jnp.float64, name="conv")(x, relu.factor()))
 
     def plain(params, x):
-        z = CentredConv(4, (1, 1), param_dtype=jnp.float64).apply({"params": params["conv"]}, x)
+        z = CenteredConv(4, (1, 1), param_dtype=jnp.float64).apply({"params": params["conv"]}, x)
         return params["after"]["scale"] * jax.nn.relu(z) + params["after"]["bias"]
 
     keys = jax.random.split(jax.random.key(0), 4)

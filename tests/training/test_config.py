@@ -11,7 +11,7 @@ BAD = {
     "width": 0.0,
     "batch_size": 1,
     "microbatches": 0,
-    "steps_per_dispatch": 0,
+    "steps_per_call": 0,
     "epochs": 0,
     "learning_rate": float("nan"),
     "warmup_epochs": -0.5,
@@ -23,7 +23,7 @@ BAD = {
     "label_smoothing": -0.1,
     "ema_decay": 1.0,
     "rotation": 181.0,
-    "centring": "sometimes",
+    "centering": "sometimes",
     "running_variance": "exact",
     "keep_checkpoints": 0,
 }

@@ -7,13 +7,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from mimicnorm_jax.data.sources import NAMES
+from mimicnorm_jax.data.datasets import NAMES
 from mimicnorm_jax.errors import UserError
-from mimicnorm_jax.initialisation import SCHEMES
+from mimicnorm_jax.init_schemes import SCHEMES
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.models import ARCHITECTURES
 from mimicnorm_jax.training import config
-from mimicnorm_jax.training.session import check
+from mimicnorm_jax.training.trainer import validate_run
 
 NUMBERS = st.one_of(
     st.integers(-3, 300), st.sampled_from([10**30, -(10**30), 2**31, 2**63, 0, 1, 64]), st.floats(), st.floats(0, 2)
@@ -57,7 +57,7 @@ def test_any_config_is_accepted_or_refused_by_the_name_of_a_field(fields):
     values = {name: field.default for name, field in config.FIELDS.items()} | fields
     try:
         accepted = config.validate(ConfigDict(values, convert_dict=False))
-        check(accepted)
+        validate_run(accepted)
         jax.random.key(accepted.seed)
     except UserError as error:
         message = str(error)

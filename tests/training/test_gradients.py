@@ -11,11 +11,11 @@ from flax import linen as nn
 
 from mimicnorm_jax import models
 from mimicnorm_jax.data.augment import Augmentation
-from mimicnorm_jax.layers import LastBatchNorm
+from mimicnorm_jax.linen.layers import LastBatchNorm
 from mimicnorm_jax.models.factory import LayerFactory
-from mimicnorm_jax.training.gradients import Objective
+from mimicnorm_jax.training.gradients import LossAndGrad
 from mimicnorm_jax.training.state import create_state
-from mimicnorm_jax.training.step import AXIS, Task, train_step
+from mimicnorm_jax.training.step import AXIS, StepConfig, train_step
 
 SHAPE = (8, 8, 1)
 RNG = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def _furthest(a, b):
 @pytest.mark.parametrize(("devices", "sync", "counts"), [(1, False, [4]), (2, True, [2, 4]), (2, False, [2])])
 def test_a_step_in_microbatches_is_the_step_on_the_whole_batch(devices, sync, counts):
     """At a learning rate of 1 the new parameters are the old ones minus the gradient."""
-    task = Task(
+    task = StepConfig(
         model=_model("mimicnorm", AXIS if sync else None),
         tx=optax.sgd(1.0),
         augmentation=Augmentation(1, True),
@@ -70,10 +70,10 @@ def test_batchnorm_in_microbatches_is_the_mean_of_what_each_gives_alone():
     images, labels = jnp.asarray(IMAGES / 255.0), jnp.asarray(LABELS)
     variables = jax.tree.map(jnp.float64, jax.jit(model.init)(key, images[:1]))
     params, stats = variables["params"], variables["batch_stats"]
-    alone = jax.jit(Objective(model).gradient)
+    alone = jax.jit(LossAndGrad(model).gradient)
     first = alone(params, stats, images[:8], labels[:8], key)
     second = alone(params, first.batch_stats, images[8:], labels[8:], key)
-    found = jax.jit(Objective(model, microbatches=2).gradient)(params, stats, images, labels, key)
+    found = jax.jit(LossAndGrad(model, microbatches=2).gradient)(params, stats, images, labels, key)
     _close(found.grads, jax.tree.map(lambda a, b: (a + b) / 2, first.grads, second.grads))
     _close(found.batch_stats, second.batch_stats)
     _close(found.logits, jnp.concatenate([first.logits, second.logits]))
@@ -110,7 +110,7 @@ def test_both_passes_drop_the_same_units_and_microbatches_drop_different_ones():
         )
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    objective = Objective(model, microbatches=2)
+    objective = LossAndGrad(model, microbatches=2)
     params, stats = variables["params"], variables["batch_stats"]
     found = objective.gradient(params, stats, images, labels, key)
     _close(found.grads, jax.grad(loss)(params))
@@ -125,7 +125,7 @@ def test_without_any_batchnorm_microbatches_change_nothing():
     images, labels = jnp.asarray(IMAGES / 255.0), jnp.asarray(LABELS)
     params = model.init(jax.random.key(0), images, False)["params"]
     whole, parts = (
-        Objective(model, 0.1, count).gradient(params, {}, images, labels, jax.random.key(1)) for count in (1, 4)
+        LossAndGrad(model, 0.1, count).gradient(params, {}, images, labels, jax.random.key(1)) for count in (1, 4)
     )
     _close(parts, whole)
 
@@ -137,7 +137,7 @@ def test_microbatches_take_the_memory_of_one():
     batch = [jax.ShapeDtypeStruct((512, *shape), dtype) for shape, dtype in ((SHAPE, jnp.float32), ((), jnp.int32))]
 
     def temporary(parts):
-        gradient = jax.jit(Objective(model, microbatches=parts).gradient)
+        gradient = jax.jit(LossAndGrad(model, microbatches=parts).gradient)
         compiled = gradient.lower(shapes["params"], shapes["batch_stats"], *batch, key).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -148,4 +148,4 @@ def test_microbatches_take_the_memory_of_one():
 def test_images_that_do_not_split_are_refused():
     model = models.create("resnet8", num_classes=5)
     with pytest.raises(ValueError, match="16 images do not split into 3 equal microbatches"):
-        Objective(model, microbatches=3).gradient({}, {}, jnp.zeros((16, *SHAPE)), jnp.zeros(16), jax.random.key(0))
+        LossAndGrad(model, microbatches=3).gradient({}, {}, jnp.zeros((16, *SHAPE)), jnp.zeros(16), jax.random.key(0))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
-from mimicnorm_jax.training import config, loop, parallel, report, session, step
-from mimicnorm_jax.training.checkpoints import Checkpoints
-from mimicnorm_jax.training.guard import Guard
-from mimicnorm_jax.training.interrupt import InterruptedRunError
-from mimicnorm_jax.training.logs import read_metrics
+from mimicnorm_jax.training import config, loop, parallel, report, step, trainer
 from mimicnorm_jax.training.metrics import Metrics
+from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
+from mimicnorm_jax.training.resilience.nonfinite import NonFiniteMonitor
+from mimicnorm_jax.training.resilience.preemption import InterruptedRunError
+from mimicnorm_jax.training.writers import read_metrics
 
 
 def _config(**fields):
@@ -26,7 +26,7 @@ def _final(folder, fields):
     run = loop.start(fields)
     with Checkpoints(folder / "checkpoints", 1) as checkpoints:
         assert checkpoints.latest is not None
-        return checkpoints.restore(checkpoints.latest, loop.initial_state(run))
+        return checkpoints.restore(checkpoints.latest, loop.init_state(run))
 
 
 def _timeless(rows):
@@ -78,10 +78,10 @@ def test_an_epoch_in_groups_is_the_epoch_in_single_steps_and_compiles_once(monke
     monkeypatch.setattr(step, "train_step", lambda *args: traced.append(1) or original(*args))
     found = {}
     for steps in (1, 8):
-        run = session.start(_config(width=0.25, rotation=0.0, steps_per_dispatch=steps))
-        state = run.spread.replicate(session.initial_state(run))
+        run = trainer.build_trainer(_config(width=0.25, rotation=0.0, steps_per_call=steps))
+        state = run.spread.replicate(trainer.init_state(run))
         traced.clear()
-        found[steps] = jax.device_get(loop.train_epoch(run, state, 0, Metrics.zero()))
+        found[steps] = jax.device_get(loop.train_epoch(run, state, 0, Metrics.empty()))
         assert len(traced) == 1
         assert found[steps][0].step == run.steps_per_epoch == 22
     # The compiler orders float32 sums by itself in a loop's body, and 22 steps amplify it.
@@ -89,8 +89,8 @@ def test_an_epoch_in_groups_is_the_epoch_in_single_steps_and_compiles_once(monke
 
 
 def test_a_non_finite_loss_in_the_midst_of_a_group_names_its_step():
-    run = session.start(_config(steps_per_dispatch=8))
-    state = session.initial_state(run)
+    run = trainer.build_trainer(_config(steps_per_call=8))
+    state = trainer.init_state(run)
     state = state.replace(step=state.step + run.steps_per_epoch)
     losses = np.ones(8)
     losses[5] = np.nan
@@ -99,12 +99,12 @@ def test_a_non_finite_loss_in_the_midst_of_a_group_names_its_step():
         return state, Metrics(losses, np.ones(8), np.ones(8))
 
     with pytest.raises(NonFiniteLossError, match=r"not finite at step 28 \(epoch 2\)") as raised:
-        loop.train_epoch(dataclasses.replace(run, train_steps=train_steps), state, 1, Metrics.zero())
+        loop.train_epoch(dataclasses.replace(run, train_steps=train_steps), state, 1, Metrics.empty())
     assert raised.value.where["step"] == 28
     # What may be left out is not counted, and a finite loss starts the count of steps in a row afresh.
     losses[3] = np.nan
-    patient = dataclasses.replace(run, train_steps=train_steps, guard=Guard(1))
-    total = loop.train_epoch(patient, state, 1, Metrics.zero())[1]
+    patient = dataclasses.replace(run, train_steps=train_steps, guard=NonFiniteMonitor(1))
+    total = loop.train_epoch(patient, state, 1, Metrics.empty())[1]
     assert total.count == 22 - 6  # two of each group of at most eight
 
 
@@ -206,11 +206,11 @@ def test_default_config_learns_digits(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} >= {"summary.json", "metrics.jsonl", "config.json", "checkpoints"}
 
 
-def test_centring_after_the_step_trains_like_centring_in_the_call_from_the_first_step_on(tmp_path):
+def test_centering_after_the_step_trains_like_centering_in_the_call_from_the_first_step_on(tmp_path):
     losses = {}
-    for centring in ("in_call", "after_step"):
-        loop.run(_config(epochs=1, centring=centring), tmp_path / centring)
-        losses[centring] = [row["train_loss"] for row in read_metrics(tmp_path / centring)]
+    for centering in ("in_call", "after_step"):
+        loop.run(_config(epochs=1, centering=centering), tmp_path / centering)
+        losses[centering] = [row["train_loss"] for row in read_metrics(tmp_path / centering)]
     # The same algorithm for SGD. Float32's rounding, 1e-7, grows with every step (a second epoch ends at 1e-3).
     np.testing.assert_allclose(losses["in_call"], losses["after_step"], rtol=2e-5)
 
@@ -218,7 +218,7 @@ def test_centring_after_the_step_trains_like_centring_in_the_call_from_the_first
 def test_bfloat16_activations_train_like_float32_and_leave_the_state_in_float32(tmp_path):
     losses = {}
     for dtype in ("float32", "bfloat16"):
-        fields = _config(epochs=2, dtype=dtype, clip_norm=5.0, centring="after_step")
+        fields = _config(epochs=2, dtype=dtype, clip_norm=5.0, centering="after_step")
         loop.run(fields, tmp_path / dtype)
         losses[dtype] = [row["train_loss"] for row in read_metrics(tmp_path / dtype)]
         state, _ = _final(tmp_path / dtype, fields)
@@ -229,7 +229,7 @@ def test_bfloat16_activations_train_like_float32_and_leave_the_state_in_float32(
 
 
 def test_too_many_non_finite_steps_in_a_row_stop_the_run(tmp_path, capsys):
-    fields = _config(learning_rate=1e30, warmup_epochs=0.0, method="none", max_skipped_steps=3)
+    fields = _config(learning_rate=1e30, warmup_epochs=0.0, method="none", max_consecutive_nonfinite=3)
     with pytest.raises(NonFiniteLossError, match=r"not finite at step 5 .* as were those of 3 steps before"):
         loop.run(fields, tmp_path)
     assert capsys.readouterr().out.count("left out (") == 3
@@ -241,8 +241,8 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch, met
     loop.run(fields, tmp_path / "four")
 
     def with_devices(count):
-        spread = parallel.Spread
-        monkeypatch.setattr(session.parallel, "Spread", lambda devices, mapping: spread(devices[:count], mapping))
+        spread = parallel.DataParallel
+        monkeypatch.setattr(trainer.parallel, "Spread", lambda devices, mapping: spread(devices[:count], mapping))
 
     def stop(self, state, record, save=Checkpoints.save):
         save(self, state, record)
@@ -286,14 +286,18 @@ def test_a_non_finite_loss_stops_with_a_message_and_a_report(tmp_path):
         ({"model": "resnt18"}, ConfigError, "did you mean resnet18"),
         ({"method": "batchnrm"}, ConfigError, "did you mean batchnorm"),
         ({"model": "squeezenet", "method": "fixup"}, ConfigError, "fixup is about residual branches"),
-        ({"method": "batchnorm", "centring": "after_step"}, ConfigError, "centring is 'after_step', but .* no kernel"),
+        (
+            {"method": "batchnorm", "centering": "after_step"},
+            ConfigError,
+            "centering is 'after_step', but .* no kernel",
+        ),
         ({"init": "xavier"}, ConfigError, "unknown init 'xavier'"),
         ({"dataset": "digit"}, DataError, "did you mean digits"),
         ({"dataset": "cifar100", "data_dir": "/nowhere"}, DataError, "not prepared under /nowhere"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(fields, error, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "create_state", lambda *a: pytest.fail("compiled something"))
+    monkeypatch.setattr(trainer, "create_state", lambda *a: pytest.fail("compiled something"))
     with pytest.raises(error, match=message):
         loop.run(_config(**fields), tmp_path / "new")
     if "2000" not in message:
@@ -302,12 +306,12 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(fields, er
 
 def test_the_headline_says_what_microbatches_do_to_the_gradient(tmp_path):
     for method, said in (("batchnorm", "not the gradient of the whole batch"), ("lastbn", ": the gradient of the")):
-        run = session.start(_config(method=method, microbatches=4))
-        line = report.headline(run, session.initial_state(run), tmp_path)
+        run = trainer.build_trainer(_config(method=method, microbatches=4))
+        line = report.headline(run, trainer.init_state(run), tmp_path)
         assert "each in 4 microbatches of 4 images a device" in line
         assert said in line
-    run = session.start(_config())
-    assert "microbatches" not in report.headline(run, session.initial_state(run), tmp_path)
+    run = trainer.build_trainer(_config())
+    assert "microbatches" not in report.headline(run, trainer.init_state(run), tmp_path)
 
 
 def test_an_unwritable_workdir_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Schedules by hand, SGD by hand, and the two ways to keep kernels centred."""
+"""Schedules by hand, SGD by hand, and the two ways to keep kernels centered."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from mimicnorm_jax import centring, models
+from mimicnorm_jax import models
+from mimicnorm_jax.functional import kernels
 from mimicnorm_jax.training import config
 from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule
 
@@ -43,18 +44,18 @@ def test_sgd_with_clipping_and_coupled_decay_by_hand(nesterov, x64):
     np.testing.assert_allclose(params, w, rtol=1e-12)
 
 
-def _trajectory(tx_of, centre_in_call, start_centred):
-    """Parameters after 20 steps of a small MimicNorm ResNet, centred for comparison."""
+def _trajectory(tx_of, center_in_call, start_centered):
+    """Parameters after 20 steps of a small MimicNorm ResNet, centered for comparison."""
     model = models.create(
-        "resnet8", num_classes=5, width=0.5, dtype=float, param_dtype=float, centre_in_call=centre_in_call
+        "resnet8", num_classes=5, width=0.5, dtype=float, param_dtype=float, center_in_call=center_in_call
     )
     images = jax.random.normal(jax.random.key(1), (4, 16, 8, 8, 3), float)
     labels = jax.random.randint(jax.random.key(2), (4, 16), 0, 5)
     variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), images[0])
     params, stats = variables["params"], variables["batch_stats"]
-    if start_centred:
-        params = centring.project(params, CONV_KERNELS)
-    tx = tx_of(optax.identity() if centre_in_call else centring.centre_after_step(CONV_KERNELS))
+    if start_centered:
+        params = kernels.center_params(params, CONV_KERNELS)
+    tx = tx_of(optax.identity() if center_in_call else kernels.keep_kernels_centered(CONV_KERNELS))
     state = tx.init(params)
 
     @jax.jit
@@ -70,23 +71,23 @@ def _trajectory(tx_of, centre_in_call, start_centred):
 
     for i in range(20):
         params, stats, state = step(params, stats, state, images[i % 4], labels[i % 4])
-    return centring.project(params, CONV_KERNELS), stats
+    return kernels.center_params(params, CONV_KERNELS), stats
 
 
-def _largest_difference(tx_of, start_centred=True):
-    inside, after = (_trajectory(tx_of, in_call, start_centred or not in_call) for in_call in (True, False))
+def _largest_difference(tx_of, start_centered=True):
+    inside, after = (_trajectory(tx_of, in_call, start_centered or not in_call) for in_call in (True, False))
     return max(jax.tree.leaves(jax.tree.map(lambda a, b: float(abs(a - b).max()), inside, after)))
 
 
-@pytest.mark.parametrize("start_centred", [True, False])
-def test_centring_in_the_call_equals_centring_after_the_step_for_sgd(start_centred, x64):
-    """With momentum, Nesterov and coupled weight decay, from a centred start or a raw one."""
+@pytest.mark.parametrize("start_centered", [True, False])
+def test_centering_in_the_call_equals_centering_after_the_step_for_sgd(start_centered, x64):
+    """With momentum, Nesterov and coupled weight decay, from a centered start or a raw one."""
     fields = config.validate(config.base(nesterov=True, weight_decay=5e-4))
 
     def tx_of(last):
         return optax.chain(make_optimizer(fields, lambda step: 0.1), last)
 
-    assert _largest_difference(tx_of, start_centred) < 1e-9
+    assert _largest_difference(tx_of, start_centered) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -96,9 +97,9 @@ def test_for_adam_and_clipped_sgd_the_two_are_different_algorithms(tx, x64):
     assert _largest_difference(lambda last: optax.chain(tx, last)) > 1e-4
 
 
-def test_the_config_puts_the_projection_into_the_optimiser():
+def test_the_config_puts_the_projection_into_the_optimizer():
     params = {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 8, 4))}
-    tx = make_optimizer(config.validate(config.base(centring="after_step")), lambda step: 0.1)
+    tx = make_optimizer(config.validate(config.base(centering="after_step")), lambda step: 0.1)
     updates, _ = tx.update(params, tx.init(params), params)
     kernel = optax.apply_updates(params, updates)["kernel"]
     assert abs(kernel.sum((0, 1, 2))).max() < 1e-4  # float32, 72 numbers of order 1

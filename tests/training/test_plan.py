@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from mimicnorm_jax.data import sources
+from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import ConfigError, DataError
 from mimicnorm_jax.training import config as config_lib
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.plan import plan_training
-from mimicnorm_jax.training.session import fresh_state, make_task
+from mimicnorm_jax.training.trainer import fresh_state, make_task
 from tests.planning.programs import needs_cuda
 
 
@@ -21,8 +21,8 @@ def _config(**fields):
 
 
 def test_counts_are_those_of_the_dataset():
-    dataset = sources.load("digits")
-    assert sources.COUNTS["digits"] == (len(dataset.train), len(dataset.test))
+    dataset = datasets.load("digits")
+    assert datasets.COUNTS["digits"] == (len(dataset.train), len(dataset.test))
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,12 @@ def no_data():
         raise AssertionError("the dataset was read")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "load", refuse)
-        patch.setattr(sources, "check", refuse)
+        patch.setattr(datasets, "load", refuse)
+        patch.setattr(datasets, "check", refuse)
         yield
 
 
-CHECK = sources.check
+CHECK = datasets.require_prepared
 CONFIG = _config(ema_decay=0.9, crop_padding=1, rotation=10.0)
 
 
@@ -56,7 +56,7 @@ def test_it_is_the_program_that_the_run_maps(planned):
     task, state = _state()
     data = jax.ShapeDtypeStruct((1437, 8, 8, 1), jnp.uint8), jax.ShapeDtypeStruct((1437,), jnp.int32)
     index, count = jax.ShapeDtypeStruct((4, 1, 4), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-    run: jax.stages.Wrapped = parallel.Spread(tuple(jax.devices()), "pmap").make_train_steps(task)
+    run: jax.stages.Wrapped = parallel.DataParallel(tuple(jax.devices()), "pmap").make_train_steps(task)
     compiled = run.lower(state, data, index, count).compile()
     memory = compiled.memory_analysis()
     assert planned.step.temporary_bytes == memory.temp_size_in_bytes
@@ -80,7 +80,7 @@ def test_the_state_is_donated_and_the_dataset_resident(planned):
 
 
 def test_steps_of_one_program_are_turns_of_unknown_number(planned):
-    three = plan_training(dataclasses.replace(CONFIG, steps_per_dispatch=3), "cpu", devices=4).step
+    three = plan_training(dataclasses.replace(CONFIG, steps_per_call=3), "cpu", devices=4).step
     assert (planned.step.unknown_loops, three.unknown_loops) == (0, 1)
     assert three.flops == planned.step.flops
 
@@ -118,6 +118,6 @@ def test_configs_that_cannot_be_trained(fields, devices, message):
 
 
 def test_an_unknown_dataset(monkeypatch):
-    monkeypatch.setattr(sources, "check", CHECK)
+    monkeypatch.setattr(datasets, "check", CHECK)
     with pytest.raises(DataError, match="did you mean cifar1"):
         plan_training(dataclasses.replace(CONFIG, dataset="cifar11"), "cpu")

@@ -11,10 +11,10 @@ from flax import linen as nn
 
 from mimicnorm_jax import models
 from mimicnorm_jax.data.augment import Augmentation
-from mimicnorm_jax.models.dropout import Dropout
+from mimicnorm_jax.linen.dropout import Dropout
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.state import TrainState, create_state
-from mimicnorm_jax.training.step import AXIS, Task
+from mimicnorm_jax.training.step import AXIS, StepConfig
 
 SHAPE = (8, 8, 1)
 RNG = np.random.default_rng(0)
@@ -24,7 +24,7 @@ DATA = (RNG.integers(0, 256, (64, *SHAPE)).astype(np.uint8), RNG.integers(0, 5, 
 def _task(method="mimicnorm", sync=True, **fields):
     model = models.create("resnet8", method=method, num_classes=5, width=0.5, axis_name=AXIS if sync else None)
     tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.02, momentum=0.9))
-    return Task(
+    return StepConfig(
         model=model,
         tx=tx,
         augmentation=fields.pop("augmentation", Augmentation()),
@@ -40,7 +40,7 @@ def _start(task) -> TrainState:
 
 
 def _train(task, batches, devices, state=None, mapping="pmap"):
-    spread = parallel.Spread(tuple(jax.devices()[:devices]), mapping)
+    spread = parallel.DataParallel(tuple(jax.devices()[:devices]), mapping)
     step = spread.make_train_steps(task)
     state, data = spread.replicate((state or _start(task), DATA))
     for batch in batches:
@@ -64,15 +64,15 @@ def test_four_devices_equal_one_on_the_whole_batch(method):
 
 
 @pytest.mark.parametrize("method", ["mimicnorm", "batchnorm"])
-def test_unsynchronised_devices_average_what_each_does_alone(method):
+def test_unsynchronized_devices_average_what_each_does_alone(method):
     task = _task(method, sync=False)
     batch = np.arange(32)
     four, _ = _train(task, [batch], 4)
     alone = [_train(task, [part], 1)[0] for part in np.split(batch, 4)]
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *alone)
     _close((four.params, four.batch_stats), (mean.params, mean.batch_stats), 1e-5)
-    synchronised, _ = _train(_task(method), [batch], 4)
-    differences = jax.tree.map(lambda a, b: float(abs(a - b).max()), four.params, synchronised.params)
+    synchronized, _ = _train(_task(method), [batch], 4)
+    differences = jax.tree.map(lambda a, b: float(abs(a - b).max()), four.params, synchronized.params)
     assert max(jax.tree.leaves(differences)) > 1e-4
 
 
@@ -156,7 +156,7 @@ def test_augmentation_differs_between_steps_and_seeds_and_repeats_with_the_same_
 
 @pytest.mark.parametrize("mapping", ["pmap", "shard_map"])
 def test_the_state_is_donated(mapping):
-    task, spread = _task(), parallel.Spread(tuple(jax.devices()[:1]), mapping)
+    task, spread = _task(), parallel.DataParallel(tuple(jax.devices()[:1]), mapping)
     state, data = spread.replicate((_start(task), DATA))
     spread.make_train_steps(task)(state, data, np.arange(16, dtype=np.int32)[None, None], 1)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
@@ -165,7 +165,7 @@ def test_the_state_is_donated(mapping):
 def test_steps_in_one_dispatch_are_the_single_steps_and_those_beyond_the_count_are_not_done():
     task = _task(augmentation=Augmentation(1, True))
     order = np.stack([np.random.default_rng(i).permutation(64)[:32].astype(np.int32) for i in range(3)])
-    spread = parallel.Spread(tuple(jax.devices()[:2]))
+    spread = parallel.DataParallel(tuple(jax.devices()[:2]))
     index = order.reshape(3, 2, 16).swapaxes(0, 1)
     several = spread.make_train_steps(task)
     for count in (2, 3):
@@ -182,7 +182,7 @@ def test_golden_steps():
     """Loss and norms after three steps, as they were when this was written.
 
     A change here is right only if it is meant to change the numbers of training: another
-    initialisation, data order, augmentation or optimiser. Then copy the new values. Anything else
+    initialization, data order, augmentation or optimizer. Then copy the new values. Anything else
     (a refactoring, a speed-up) must leave them as they are.
     """
     golden = {

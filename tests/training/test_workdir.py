@@ -9,8 +9,8 @@ import pytest
 
 from mimicnorm_jax.errors import WorkdirError
 from mimicnorm_jax.training import config, loop, workdir
-from mimicnorm_jax.training.checkpoints import Checkpoints
-from mimicnorm_jax.training.logs import Lines, read_metrics
+from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
+from mimicnorm_jax.training.writers import JsonlWriter, read_metrics
 
 resource = pytest.importorskip("resource")
 
@@ -45,7 +45,7 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path, monkeyp
     fields = config.validate(config.base(model="resnet8", width=0.5, batch_size=512, epochs=3, warmup_epochs=1.0))
     loop.run(fields, tmp_path / "whole")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    owner, name = {"checkpoint": (Checkpoints, "save"), "metrics": (Lines, "append")}[what]
+    owner, name = {"checkpoint": (Checkpoints, "save"), "metrics": (JsonlWriter, "append")}[what]
     write, calls = getattr(owner, name), []
 
     def full(self, *arguments):

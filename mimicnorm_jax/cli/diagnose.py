@@ -1,0 +1,250 @@
+"""Diagnostics of networks at initialization or after training.
+
+  python -m mimicnorm_jax diagnose verify                         # the theory, checked numerically
+  python -m mimicnorm_jax diagnose depth                          # how deep stacks behave, by the theory
+  python -m mimicnorm_jax diagnose ntk --model=resnet18 --method=mimicnorm --images=32
+  python -m mimicnorm_jax diagnose jacobian --workdir=runs/DIR    # of a checkpoint of train.py
+
+Exit code: 0 when done, 1 if a row of `verify` fails, 2 for bad input."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mimicnorm_jax import plots
+from mimicnorm_jax.data import datasets
+from mimicnorm_jax.diagnostics import regime
+from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK, all_parameters, initial_variance
+from mimicnorm_jax.diagnostics.propagation import nngp
+from mimicnorm_jax.diagnostics.propagation.growth import growth
+from mimicnorm_jax.diagnostics.spectra import jacobian as jacobians
+from mimicnorm_jax.diagnostics.spectra.conditioning import condition_number, unit_diagonal
+from mimicnorm_jax.diagnostics.spectra.curvature import gauss_newton_eigenvalues
+from mimicnorm_jax.errors import UserError
+from mimicnorm_jax.init_schemes import SCHEMES
+from mimicnorm_jax.methods import METHODS
+from mimicnorm_jax.models import ARCHITECTURES
+from mimicnorm_jax.monitoring import networks
+from mimicnorm_jax.theory import checks, mean_field, observations, verify
+from mimicnorm_jax.training import config as config_lib
+from mimicnorm_jax.utils import environment
+from mimicnorm_jax.utils.console import log_line, table
+from mimicnorm_jax.utils.files import write_json
+
+
+def _save(folder: Path | None, name: str, content: Any) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{name}.json", {"machine": environment.describe(), **content})
+        log_line(f"written: {folder / name}.json")
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Checks every row for each base seed; draws the figures of the first."""
+    failed = 0
+    report: dict[str, Any] = {}
+    for seed in arguments.seeds:
+        found = verify.run(seed)
+        log_line(f"base seed {seed}\n{checks.as_table(found)}\n")
+        failed += sum(not row.passed for row in found)
+        report[f"seed {seed}"] = [dataclasses.asdict(row) | {"passed": row.passed} for row in found]
+    observed = observations.observe(arguments.seeds[0])
+    log_line(f"printed, not asserted (seed {arguments.seeds[0]})\n{checks.as_table(observed)}\n")
+    log_line(verify.STATEMENT)
+    _save(arguments.out, "verify", {**report, "observations": [dataclasses.asdict(o) for o in observed]})
+    if arguments.out is not None and plots.available():
+        for path in verify.draw_figures(arguments.out, arguments.seeds[0]):
+            log_line(f"written: {path}")
+    elif arguments.out is not None:
+        log_line("no figures: pip install matplotlib to get them")
+    log_line(f"{failed} rows failed" if failed else "every row passed")
+    return 1 if failed else 0
+
+
+def run_depth(arguments: argparse.Namespace) -> int:
+    """Prints what the infinitely wide stacks do with depth."""
+    stacks = {
+        "plain (He)": mean_field.PLAIN,
+        "weight mean": mean_field.WEIGHT_MEAN,
+        "weight mean, 6/9 of taps valid": mean_field.padded(6 / 9),
+        "weight mean, 4/9 of taps valid": mean_field.padded(4 / 9),
+    }
+    with jax.enable_x64(True):
+        gram = (1 - arguments.rho) * jnp.eye(arguments.inputs) + arguments.rho
+        report: dict[str, Any] = {}
+        for name, stack in stacks.items():
+            kernels = {depth: stack.kernels(gram, depth) for depth in arguments.depths}
+            report[name] = {
+                "chi": stack.chi(),
+                "fixed_correlation": stack.fixed_correlation(),
+                "depth_scale": stack.depth_scale(),
+                "correlation": {d: float(k[0, 1] / k[0, 0]) for d, (k, _) in kernels.items()},
+                "kappa": {d: condition_number(ntk) for d, (_, ntk) in kernels.items()},
+            }
+    head = f"{arguments.inputs} inputs of correlation {arguments.rho:g}; correlation | condition number by depth"
+    log_line(f"{head}\n{'':32}{'chi':>7}{'rho*':>7}" + "".join(f"{d:>16}" for d in arguments.depths))
+    for name, row in report.items():
+        cells = "".join(f"{row['correlation'][d]:>8.4f}{row['kappa'][d]:>8.3f}" for d in arguments.depths)
+        log_line(f"{name:32}{row['chi']:>7.3f}{row['fixed_correlation']:>7.3f}{cells}")
+    batches = (8, 16, 32, 64)
+    log_line("BatchNorm's chi at batch " + ", ".join(f"{b}: {mean_field.batch_norm_chi(b):.3f}" for b in batches))
+    _save(arguments.out, "depth", {"inputs": arguments.inputs, "rho": arguments.rho, "stacks": report})
+    return 0
+
+
+def _subject(arguments: argparse.Namespace) -> tuple[networks.BoundModel, jax.Array]:
+    if arguments.workdir is not None:
+        config, found = networks.from_checkpoint(
+            arguments.workdir, arguments.checkpoint, arguments.precision, arguments.data_dir or ""
+        )
+    else:
+        fields = ("model", "method", "init", "width", "seed", "dataset", "data_dir")
+        given = {name: getattr(arguments, name) for name in fields if getattr(arguments, name) is not None}
+        config = config_lib.validate(config_lib.base(**given))
+        if arguments.inputs == "real":
+            datasets.require_prepared(config.dataset, config.data_dir)
+        found = networks.initialized(config, arguments.precision)
+    return found, networks.images(config, arguments.images, arguments.inputs, arguments.precision)
+
+
+def _output(text: str) -> Any:
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def run_ntk(arguments: argparse.Namespace) -> int:
+    """The tangent kernel of a network, its condition and who contributes."""
+    found, x = _subject(arguments)
+    weights = initial_variance(found.params) if arguments.weights == "initial_variance" else all_parameters
+    options: dict[str, Any] = {
+        "output": arguments.output,
+        "weights": weights,
+        "method": arguments.kernel_method,
+        "coupled": found.coupled,
+        "memory": int(arguments.memory * 2**30),
+        "check": arguments.check,
+    }
+    kernel_of = EmpiricalNTK(found.apply_fn, **options)
+    log_line(f"{found.name}\n{kernel_of.plan(found.params, x)}")
+    out = None
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        out = arguments.out / "ntk.npy"
+    kernel = np.asarray(kernel_of(found.params, x, out=out))
+    square = kernel if kernel.ndim == 2 else np.einsum("nmoo->nm" if kernel.ndim == 4 else "nmo->nm", kernel)
+    values = np.linalg.eigvalsh(square)
+    shown = {
+        "examples, outputs": f"{len(x)}, {arguments.output if kernel.ndim == 2 else f'trace of {kernel.shape[-1]}'}",
+        "examples influence one another": "yes: BatchNorm over this batch" if found.coupled else "no",
+        "condition number": regime.describe_condition(condition_number(square), square.dtype),
+        "of the unit-diagonal kernel": regime.describe_condition(condition_number(unit_diagonal(square)), square.dtype),
+        "eigenvalues, least and largest": f"{values[0]:.4g}, {values[-1]:.4g}",
+        "diagonal, mean and spread": f"{np.diagonal(square).mean():.4g} +- {np.diagonal(square).std():.2g}",
+    }
+    log_line(table(shown))
+    _save(arguments.out, "ntk", {"subject": found.name, **shown, "eigenvalues": values.tolist()})
+    return 0
+
+
+def run_jacobian(arguments: argparse.Namespace) -> int:
+    """Moments and growth by layer, and the extremes of the Jacobian and of the curvature."""
+    found, x = _subject(arguments)
+    key = jax.random.key(arguments.seed or 0)
+    log_line(found.name)
+    moments = nngp.moments(found.apply_fn, found.params, x, coupled=found.coupled)
+    grown = growth(found.apply_fn, found.params, x, key=key, coupled=found.coupled)
+    logs = grown.log_ratios.mean(0)
+    log_line(f"{'layer':44}{'mean square':>13}{'correlation':>13}{'growth so far':>15}")
+    layers = {}
+    for name, log in zip(grown.names, logs - logs[0], strict=True):
+        layer = moments[name]
+        layers[name] = {**dataclasses.asdict(layer), "growth": float(np.exp(log))}
+        log_line(f"{name:44}{layer.mean_square:>13.4g}{layer.correlation:>13.4f}{np.exp(log):>15.4g}")
+    seen = regime.measured_layers(grown, found.coupled)
+    chi, error = grown.rate(grown.names[seen[0]], grown.names[seen[-1]])
+    curvature = gauss_newton_eigenvalues(found.apply_fn, found.params, x, key=key)
+    shown = {"growth per layer (chi)": f"{chi:.4f} +- {error:.2g}"}
+    if not found.coupled:
+        largest = np.asarray(jacobians.largest(found.apply_fn, found.params, x, key=key).values)
+        square = np.asarray(jacobians.mean_square(found.apply_fn, found.params, x, key=key).mean)
+        shown["largest squared singular value, mean over examples"] = f"{largest.mean():.4g}"
+        shown["sum of squared singular values over outputs"] = f"{square.mean():.4g}"
+    top = float(curvature.values[0])
+    shown["largest eigenvalue of the Gauss-Newton matrix"] = f"{top:.4g} (stable below learning rate {2 / top:.3g})"
+    log_line(table(shown))
+    _save(arguments.out, "jacobian", {"subject": found.name, **shown, "layers": layers})
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mimicnorm diagnose",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="verify|depth|ntk|jacobian")
+
+    def command(name: str, run: Any, about: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=about, description=about)
+        added.set_defaults(run=run)
+        added.add_argument("--out", type=Path, help="folder for JSON, kernels and figures; default: print only")
+        return added
+
+    checks = command("verify", run_verify, "check every statement of the theory numerically, in float64")
+    checks.add_argument("--seeds", type=int, nargs="+", default=[0], help="base seeds (default: 0)")
+    depth = command("depth", run_depth, "correlations and NTK condition numbers of infinitely wide stacks by depth")
+    depth.add_argument("--inputs", type=int, default=32, help="number of inputs (default: 32)")
+    depth.add_argument("--rho", type=float, default=0.5, help="their correlation (default: 0.5)")
+    depth.add_argument("--depths", type=int, nargs="+", default=[4, 8, 13, 20, 50], help="(default: 4 8 13 20 50)")
+    for name, run, about in (
+        ("ntk", run_ntk, "the empirical tangent kernel of one of our networks"),
+        ("jacobian", run_jacobian, "moments, growth of perturbations and curvature of one of our networks"),
+    ):
+        _add_subject(command(name, run, about))
+    ntk = commands.choices["ntk"]
+    ntk.add_argument(
+        "--output", type=_output, default="trace", help="full, diagonal, trace or a number (default: trace)"
+    )
+    ntk.add_argument(
+        "--weights", choices=("all", "initial_variance"), default="all", help="of parameters (default: all)"
+    )
+    ntk.add_argument("--kernel_method", default="auto", help="auto, layerwise, jacobian or products (default: auto)")
+    ntk.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compare one random pair of examples with a direct product of gradients (default: yes)",
+    )
+    ntk.add_argument("--memory", type=float, default=4.0, help="GiB for a pair of blocks (default: 4)")
+    return parser
+
+
+def _add_subject(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", choices=ARCHITECTURES, metavar="NAME", help="default: resnet8")
+    parser.add_argument("--method", choices=METHODS, help="default: mimicnorm")
+    parser.add_argument("--init", choices=SCHEMES, help="default: published")
+    parser.add_argument("--width", type=float, help="factor on the channels (default: 1)")
+    parser.add_argument("--seed", type=int, help="of the parameters (default: 0)")
+    parser.add_argument("--workdir", type=Path, help="a run of train.py instead, at its newest checkpoint")
+    parser.add_argument("--checkpoint", choices=("latest", "best"), default="latest", help="of --workdir")
+    parser.add_argument("--dataset", choices=datasets.NAMES, help="default: digits")
+    parser.add_argument("--data_dir", help="folder of TFDS datasets")
+    parser.add_argument("--images", type=int, default=32, help="number of test images (default: 32)")
+    parser.add_argument("--inputs", choices=("real", "random"), default="real", help="or standard normal noise")
+    parser.add_argument("--precision", choices=("float32", "float64"), default="float32", help="(default: float32)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        with jax.enable_x64(getattr(arguments, "precision", "") == "float64"):
+            return arguments.run(arguments)
+    except (UserError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

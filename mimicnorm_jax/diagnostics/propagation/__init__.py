@@ -1,0 +1,1 @@
+"""How moments and perturbations travel through the layers."""

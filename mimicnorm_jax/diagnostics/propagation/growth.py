@@ -1,0 +1,176 @@
+r"""Growth of a perturbation from layer to layer: the empirical $\chi_1$.
+
+A random tangent at the inputs is carried through the network. At each layer's product z its mean square is compared
+with the signal's, $r_l = |dz_l|^2 / |z_l|^2$; $\chi_1 = r_{l+1} / r_l$ in the infinitely wide stack, where it is
+$\bar T'(1)$ (see `theory.Stack.chi`). At width n the mean of $\log r_{l+1}/r_l$ is lower: by about 1.8/n for weight
+mean, not at all for a plain stack. (1.53/n is by how much the arithmetic mean of the tangent's own growth is lower, see
+`verify`.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mimicnorm_jax.diagnostics.tracing.layers import (
+    ByLayer,
+    as_names,
+    check_finite,
+    check_floating,
+    check_probes,
+    forward_mode,
+    groups,
+    prepared,
+    select,
+    trace,
+)
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
+from mimicnorm_jax.errors import unknown
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a perturbation grew over the layers, relative to the signal.
+
+    Standard errors are those of a draw of examples and tangents at the given weights; for the spread over weights,
+    repeat with other seeds.
+
+    Attributes:
+      names: of the layers, in the order of evaluation, L.
+      log_ratios: $\\log r_l$ of each sample, `(samples, L)`, natural logarithm. A sample is an example, of which the
+        tangents are averaged, or a tangent, where there is one example or one coupled batch.
+    """
+
+    names: tuple[str, ...]
+    log_ratios: np.ndarray
+
+    def steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Growth factor from each layer to the next (geometric mean over samples) and its standard error, `(L - 1,)`.
+
+        NaN beside a layer on which the signal or the tangent vanishes.
+        """
+        return _factor(np.diff(self.log_ratios, axis=1))
+
+    def rate(self, first: str | None = None, last: str | None = None) -> tuple[float, float]:
+        """Growth factor per layer, the geometric mean from one layer to a later one, and its standard error.
+
+        Args:
+          first: name of the layer to start from; None for the first.
+          last: name of the layer to end at; None for the last.
+
+        Raises:
+          ValueError: for an unknown layer, or if `first` is not before `last`.
+        """
+        for name in (first, last):
+            if name is not None and name not in self.names:
+                raise ValueError(unknown("layer", name, self.names))
+        start = 0 if first is None else self.names.index(first)
+        stop = len(self.names) - 1 if last is None else self.names.index(last)
+        if start >= stop:
+            raise ValueError(
+                f"first is layer {self.names[start]!r}, last is layer {self.names[stop]!r}: growth is from a layer to "
+                f"a later one; the order is {', '.join(self.names)}"
+            )
+        factor, error = _factor((self.log_ratios[:, stop] - self.log_ratios[:, start]) / (stop - start))
+        return float(factor), float(error)
+
+
+def _factor(logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    factor = np.exp(logs.mean(0))
+    return factor, factor * logs.std(0, ddof=1) / np.sqrt(len(logs))
+
+
+def _log_mean_square(values: jax.Array) -> jax.Array:
+    """Without overflow in the squares; NaN if all is zero."""
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    largest = abs(values).max()
+    return jnp.log(jnp.mean((values / largest) ** 2)) + 2 * jnp.log(largest)
+
+
+@partial(jax.jit, static_argnames=("apply_fn", "probes", "layers", "coupled"))
+def _log_ratios(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    key: jax.Array,
+    probes: int,
+    layers: tuple[str, ...] | None,
+    coupled: bool,
+) -> tuple[ByLayer, jax.Array, jax.Array]:
+    """By layer, `(groups, probes)`; the outputs; by layer, whether all tangents are finite."""
+    network = trace(apply_fn, params, x, coupled)
+    chosen = select(network, layers)
+    if len(chosen) < 2:
+        raise ValueError(f"the layers are {', '.join(site.name for site in chosen)}: growth is from one to another")
+
+    def products(group: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+        outputs, record = network.run(params, group)
+        return [record.products[site.index] for site in chosen], outputs
+
+    def one(group: jax.Array, tangent: jax.Array) -> Any:
+        signals, tangents, outputs = jax.jvp(products, (group,), (tangent,), has_aux=True)
+        pairs = zip(signals, tangents, strict=True)
+        logs = jnp.stack([_log_mean_square(t) - _log_mean_square(s) for s, t in pairs])
+        return logs, jnp.stack([jnp.isfinite(t).all() for t in tangents]), outputs
+
+    xs = groups(x, coupled)
+    tangents = jax.random.normal(key, (probes, *xs.shape), xs.dtype)
+    logs, finite, outputs = jax.vmap(jax.vmap(one), (None, 0), (1, 1, None))(xs, tangents)
+    by_layer = ByLayer(tuple(site.name for site in chosen), tuple(jnp.moveaxis(logs, -1, 0)))
+    return by_layer, outputs.reshape(len(x), -1), finite.all((0, 1))
+
+
+def growth(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    *,
+    key: jax.Array,
+    probes: int = 4,
+    layers: str | Sequence[str] | None = None,
+    coupled: bool = False,
+) -> Growth:
+    r"""Growth of a random tangent's mean square relative to the signal's, layer by layer.
+
+    Logarithms throughout: $\chi^L$ itself overflows float32 at L = 232. In a residual network the layers follow one
+    another in the order of evaluation, so a step is not always one from a layer's input to its output: the first
+    convolution of a branch is compared with the last of the branch before; name layers along one path, such as the
+    first convolution of each block, to follow the growth per block. The first step of a network with BatchNorm is
+    smaller than the later ones, since BatchNorm removes the tangent's batch mean: leave it out by `Growth.rate`.
+
+    Args:
+      apply_fn: the network.
+      params: its parameters.
+      x: inputs, `(N, ...)`, floating-point; the tangents are standard normal in their space.
+      key: for the tangents.
+      probes: tangents of each example.
+      layers: names of at least two layers; None for all.
+      coupled: whether the examples of a batch influence one another (BatchNorm in training); the perturbation is
+        then one of all of `x` together.
+
+    Returns:
+      The growth, over all N examples.
+
+    Raises:
+      ValueError: for an unknown layer, fewer than two layers or samples, or values that are not finite.
+    """
+    apply_fn, params, x = prepared(apply_fn, params, x, coupled)
+    check_floating(x)
+    if coupled or len(x) == 1:
+        check_probes(probes)
+    elif probes < 1:
+        raise ValueError(f"probes is {probes}: each example needs at least one tangent")
+    with forward_mode("growth"):
+        found, outputs, finite = _log_ratios(apply_fn, params, x, key, probes, as_names(layers), coupled)
+    check_finite(outputs)
+    if not finite.all():
+        raise ValueError(
+            f"the tangent overflows {outputs.dtype} at layer {found.names[int(np.argmin(finite))]!r}, the signal does "
+            "not: use float64 (jax.enable_x64()), or name earlier layers only"
+        )
+    logs = np.stack([np.asarray(values, np.float64) for values in found.values], -1)
+    return Growth(found.names, logs[0] if len(logs) == 1 else logs.mean(1))

@@ -1,0 +1,261 @@
+r"""Empirical NNGP kernels, pair correlations and second moments, layer by layer.
+
+A layer is a product of activations with a kernel; of it one sees the `product` (the pre-activation, before a bias is
+added) or its `input` (the activations). The NNGP kernel is their inner product over all d units of an example
+(positions of a feature map included), $K_{ij} = \langle h_i, h_j \rangle / d$; a correlation is the cosine
+$\rho_{ij} = K_{ij} / \sqrt{K_{ii} K_{jj}}$ of the theory, without subtraction of a mean.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall
+from mimicnorm_jax.diagnostics.tracing.layers import ByLayer, as_names, check_finite, groups, prepared, select, trace
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
+from mimicnorm_jax.errors import unknown
+
+Part = Literal["product", "input"]
+"""The pre-activations of a layer, or the activations that it is given."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of a layer.
+
+    Attributes:
+      units: of one example, d.
+      mean_square: $K_{ii}$, mean over the examples: the variance q of the theory.
+      spread: standard deviation of $K_{ii}$ over the examples.
+      correlation: mean of the correlations of pairs of examples.
+      correlation_rms: their root mean square; about $1.8 / \\sqrt{d}$ where a dense stack has decorrelated all pairs.
+      pairs: how many pairs that is.
+    """
+
+    units: int
+    mean_square: float
+    spread: float
+    correlation: float
+    correlation_rms: float
+    pairs: int
+
+
+def names(apply_fn: ApplyFn, params: Any, x: jax.Array) -> tuple[str, ...]:
+    """Names of a network's layers in the order of evaluation.
+
+    Raises:
+      ValueError: if the network has no layer that can be seen.
+
+    Example:
+      >>> names(lambda params, x: jax.nn.relu(x @ params["first"]) @ params["last"],
+      ...       {"first": jnp.ones((2, 3)), "last": jnp.ones((3, 1))}, jnp.ones((4, 2)))
+      ('first', 'last')
+    """
+    return tuple(site.name for site in select(trace(*prepared(apply_fn, params, x)), None))
+
+
+def _units(value: jax.Array, site: LayerCall, examples: int, coupled: bool) -> jax.Array:
+    """A layer's value for groups of examples as `(N, d)`."""
+    if coupled and value.shape[1] != examples:
+        raise ValueError(
+            f"layer {site.name!r} has no leading axis of {examples} examples (its value has shape {value.shape[1:]}), "
+            "so a coupled batch cannot be told apart there: leave it out by naming the layers"
+        )
+    return value.reshape(examples, -1).astype(jnp.promote_types(value.dtype, jnp.float32))
+
+
+def _run(
+    apply_fn: ApplyFn, params: Any, x: jax.Array, layers: tuple[str, ...] | None, part: Part, coupled: bool
+) -> tuple[ByLayer, jax.Array]:
+    """Units `(N, d)` by layer and the outputs `(N, O)`."""
+    network = trace(apply_fn, params, x, coupled)
+    chosen = select(network, layers)
+
+    def one(group: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+        outputs, record = network.run(params, group)
+        seen = record.products if part == "product" else record.operands
+        return [seen[site.index] for site in chosen], outputs
+
+    values, outputs = jax.vmap(one)(groups(x, coupled))
+    units = tuple(_units(value, site, len(x), coupled) for value, site in zip(values, chosen, strict=True))
+    return ByLayer(tuple(site.name for site in chosen), units), outputs.reshape(len(x), -1)
+
+
+def _gram(left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST) / left.shape[1]
+
+
+def _cosines(left: jax.Array, right: jax.Array) -> jax.Array:
+    norms = [jnp.sqrt(jnp.mean(units**2, 1)) for units in (left, right)]
+    return _gram(left, right) / (norms[0][:, None] * norms[1][None, :])
+
+
+@partial(jax.jit, static_argnames=("apply_fn", "layers", "part", "coupled", "cosine"))
+def _pairs(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    x2: jax.Array | None,
+    layers: tuple[str, ...] | None,
+    part: Part,
+    coupled: bool,
+    cosine: bool,
+) -> tuple[ByLayer, list[jax.Array]]:
+    left, outputs = _run(apply_fn, params, x, layers, part, coupled)
+    right, others = (left, outputs) if x2 is None else _run(apply_fn, params, x2, layers, part, coupled)
+    compare = _cosines if cosine else _gram
+    return ByLayer(left.names, tuple(map(compare, left.values, right.values))), [outputs, others]
+
+
+def _compared(
+    apply_fn: ApplyFn, params: Any, x: jax.Array, x2: jax.Array | None, *, cosine: bool, **options: Any
+) -> dict[str, jax.Array]:
+    if x2 is not None and x2.shape[1:] != x.shape[1:]:
+        raise ValueError(f"x2 has shape {x2.shape}, x {x.shape}: they may differ in the number of examples only")
+    _check_part(options["part"])
+    options["layers"] = as_names(options["layers"])
+    coupled = options["coupled"]
+    x2 = None if x2 is None else prepared(apply_fn, params, x2, coupled)[2]
+    apply_fn, params, x = prepared(apply_fn, params, x, coupled)
+    found, outputs = _pairs(apply_fn, params, x, x2, cosine=cosine, **options)
+    for values in outputs:
+        check_finite(values)
+    return dict(zip(found.names, found.values, strict=True))
+
+
+def _check_part(part: str) -> None:
+    if part not in ("product", "input"):
+        raise ValueError(unknown("part", part, ("product", "input")))
+
+
+def kernels(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    layers: str | Sequence[str] | None = None,
+    *,
+    x2: jax.Array | None = None,
+    part: Part = "product",
+    coupled: bool = False,
+) -> dict[str, jax.Array]:
+    r"""Empirical NNGP kernels $K_{ij} = \langle h_i, h_j \rangle / d$.
+
+    All activations of the chosen layers are held at once.
+
+    Args:
+      apply_fn: the network.
+      params: its parameters.
+      x: inputs, `(N, ...)`.
+      layers: names of layers, or one; None for all. See `names`.
+      x2: other inputs, `(M, ...)`; None for `x` itself.
+      part: of the layers.
+      coupled: whether the examples of a batch influence one another (BatchNorm in training). `x` is then one batch
+        and `x2` another. If False, that they do not is made sure of, once for each function and shapes.
+
+    Returns:
+      By layer, in the order of evaluation, `(N, M)` in the network's precision, at least float32.
+
+    Raises:
+      ValueError: for an unknown layer, inputs of different shapes, or outputs that are not finite.
+
+    Example:
+      >>> def apply_fn(params, x):
+      ...     return x @ params["head"]
+      >>> kernels(apply_fn, {"head": jnp.eye(2)}, jnp.array([[1.0, 0.0], [1.0, 1.0]]))["head"].tolist()
+      [[0.5, 0.5], [0.5, 1.0]]
+    """
+    return _compared(apply_fn, params, x, x2, cosine=False, layers=layers, part=part, coupled=coupled)
+
+
+def correlations(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    layers: str | Sequence[str] | None = None,
+    *,
+    x2: jax.Array | None = None,
+    part: Part = "product",
+    coupled: bool = False,
+) -> dict[str, jax.Array]:
+    r"""Pair correlations $\rho_{ij} = K_{ij} / \sqrt{K_{ii} K_{jj}}$; arguments and errors as in `kernels`.
+
+    Returns:
+      By layer, in the order of evaluation, `(N, M)`; NaN for an example on which a layer vanishes.
+    """
+    return _compared(apply_fn, params, x, x2, cosine=True, layers=layers, part=part, coupled=coupled)
+
+
+@partial(jax.jit, static_argnames=("apply_fn", "layers", "part", "coupled"))
+def _sums(
+    apply_fn: ApplyFn, params: Any, x: jax.Array, layers: tuple[str, ...] | None, part: Part, coupled: bool
+) -> tuple[ByLayer, jax.Array]:
+    """By layer, the mean squares `(N,)` and the sum and the sum of squares over pairs of correlations."""
+    found, outputs = _run(apply_fn, params, x, layers, part, coupled)
+    above = jnp.triu(jnp.ones((len(x), len(x)), bool), 1)
+    sums = []
+    for units in found.values:
+        rho = jnp.where(above, _cosines(units, units), 0)
+        sums.append((jnp.mean(units**2, 1), rho.sum(), (rho**2).sum(), jnp.asarray(units.shape[1])))
+    return ByLayer(found.names, tuple(sums)), outputs
+
+
+def moments(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    layers: str | Sequence[str] | None = None,
+    *,
+    part: Part = "product",
+    coupled: bool = False,
+    batch: int = 256,
+) -> dict[str, Moments]:
+    """Second moments and pair correlations of all layers in one pass over the examples.
+
+    Args:
+      apply_fn: the network.
+      params: its parameters.
+      x: inputs, `(N, ...)`, at least two.
+      layers: names of layers, or one; None for all.
+      part: of the layers.
+      coupled: whether the examples of a batch influence one another (BatchNorm in training); `x` is then one batch.
+      batch: examples that are evaluated, and compared with one another, at a time.
+
+    Returns:
+      By layer, in the order of evaluation; correlations are NaN where a layer vanishes on an example.
+
+    Raises:
+      ValueError: for an unknown layer, outputs that are not finite, or fewer than two examples.
+    """
+    _check_part(part)
+    apply_fn, params, x = prepared(apply_fn, params, x)
+    if not coupled:
+        prepared(apply_fn, params, x[:batch], coupled)
+    if min(len(x), batch) < 2:
+        raise ValueError(f"{len(x)} examples, batch {batch}: spread and correlations need at least 2 of both")
+    found: list[ByLayer] = []
+    size = len(x) if coupled else batch
+    for start in range(0, len(x), size):
+        sums, outputs = _sums(apply_fn, params, x[start : start + size], as_names(layers), part, coupled)
+        check_finite(outputs)
+        found.append(jax.device_get(sums))
+    return {name: _moments([sums.values[i] for sums in found]) for i, name in enumerate(found[0].names)}
+
+
+def _moments(batches: Sequence[tuple[Any, Any, Any, Any]]) -> Moments:
+    squares = np.concatenate([np.asarray(squares, np.float64) for squares, *_ in batches])
+    pairs = sum(math.comb(len(squares), 2) for squares, *_ in batches)
+    first, second = (sum(float(sums[i]) for sums in batches) / pairs for i in (1, 2))
+    return Moments(
+        units=int(batches[0][3]),
+        mean_square=float(squares.mean()),
+        spread=float(squares.std(ddof=1)),
+        correlation=first,
+        correlation_rms=math.sqrt(second),
+        pairs=pairs,
+    )

@@ -1,0 +1,155 @@
+r"""Largest eigenvalues of a network's tangent kernel and of its Gauss-Newton matrix, by products alone.
+
+With J the Jacobian of all N O outputs by all parameters, the tangent kernel is $\Theta = J J^\top$. The Gauss-Newton
+matrix of a loss that is a mean over examples is $G = J^\top H J / N$, H the loss's second derivative by the outputs. It
+has the nonzero eigenvalues of $B^\top J J^\top B / N$ with $B B^\top = H$, of which Lanczos' method is asked, so that
+the vectors are as long as the outputs and not the parameters.
+
+The whole batch is differentiated at once: right for a network that normalizes by its batch, and of the memory of one
+training step's backward pass.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from mimicnorm_jax.diagnostics.spectra import lanczos
+from mimicnorm_jax.diagnostics.spectra.lanczos import Eigenvalues
+from mimicnorm_jax.diagnostics.tracing.layers import check_finite, forward_mode, prepared
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, Split, check_outputs
+from mimicnorm_jax.errors import unknown
+
+Loss = Literal["softmax", "squared"]
+"""Softmax cross entropy of logits, or half the squared distance of the outputs to targets."""
+_Root = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def _plain(_: jax.Array, u: jax.Array) -> jax.Array:
+    return u
+
+
+def _squared(outputs: jax.Array, u: jax.Array) -> jax.Array:
+    return u / jnp.sqrt(jnp.asarray(len(outputs), u.dtype))
+
+
+def _softmax(outputs: jax.Array, u: jax.Array) -> jax.Array:
+    r"""$B = diag(\sqrt p) - p \sqrt p^\top$: then $B B^\top = diag(p) - p p^\top$, for p sums to 1."""
+    p = jax.nn.softmax(outputs)
+    v = jnp.sqrt(p) * u
+    return _squared(outputs, v - p * v.sum(1, keepdims=True))
+
+
+_ROOTS: dict[str, _Root] = {"softmax": _softmax, "squared": _squared}
+
+
+@partial(jax.jit, static_argnames=("apply_fn", "root", "count", "steps", "tolerance"))
+def _largest(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    key: jax.Array,
+    root: _Root,
+    count: int,
+    steps: int,
+    tolerance: float,
+) -> tuple[Eigenvalues, jax.Array]:
+    split = Split.of(params)
+    outputs, linear = jax.linearize(lambda arrays: apply_fn(split.join(arrays), x), split.arrays)
+    check_outputs(outputs, x.shape)
+    backward = jax.linear_transpose(linear, split.arrays)
+    dtype = jnp.promote_types(outputs.dtype, jnp.float32)
+    wide = outputs.astype(dtype)
+    into = partial(root, wide)
+    out_of = jax.linear_transpose(into, wide)
+
+    def product(v: jax.Array) -> jax.Array:
+        cotangent = into(v.reshape(outputs.shape)).astype(outputs.dtype)
+        return out_of(linear(*backward(cotangent)).astype(dtype))[0].ravel()
+
+    options = {"count": count, "steps": steps, "tolerance": tolerance}
+    return lanczos.largest(product, outputs.size, dtype, key, **options), outputs
+
+
+def ntk_eigenvalues(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    *,
+    key: jax.Array,
+    count: int = 1,
+    steps: int = 100,
+    tolerance: float = 1e-3,
+) -> Eigenvalues:
+    r"""Largest eigenvalues of the empirical tangent kernel $\Theta = J J^\top$, `(N O, N O)`, of all outputs.
+
+    They are the largest squared singular values of the Jacobian by all parameters. With equal eigenvalues only one is
+    sure to be found: see `Eigenvalues`.
+
+    Args:
+      apply_fn: the network; its examples may influence one another.
+      params: its parameters; leaves that are not floating-point arrays are held fixed.
+      x: inputs, `(N, ...)`.
+      key: for the start vector.
+      count: number of eigenvalues.
+      steps: at most this many products with the kernel, each a forward and a backward pass.
+      tolerance: of the residuals, relative to the largest eigenvalue.
+
+    Raises:
+      ValueError: unless `1 <= count <= N O` and `steps >= count`, or if outputs are not finite.
+    """
+    return _checked(apply_fn, params, x, key, _plain, count, steps, tolerance)
+
+
+def _checked(apply_fn: ApplyFn, params: Any, x: jax.Array, *options: Any) -> Eigenvalues:
+    apply_fn, params, x = prepared(apply_fn, params, x)
+    with forward_mode("an eigenvalue of curvature"):
+        found, outputs = _largest(apply_fn, params, x, *options)
+    check_finite(outputs)
+    return found
+
+
+def gauss_newton_eigenvalues(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    *,
+    key: jax.Array,
+    loss: Loss = "softmax",
+    count: int = 1,
+    steps: int = 100,
+    tolerance: float = 1e-3,
+) -> Eigenvalues:
+    r"""Largest eigenvalues of the Gauss-Newton matrix $G = J^\top H J / N$ of the mean loss over the N examples.
+
+    H is $diag(p) - p p^\top$ of each example for softmax cross entropy, where G is the Fisher information as well, and
+    the identity for half the squared distance; neither depends on labels. Gradient descent on the model that is linear
+    in the parameters diverges above the learning rate $2 / \lambda_{max}$.
+
+    Args:
+      apply_fn: the network; its examples may influence one another.
+      params: its parameters; leaves that are not floating-point arrays are held fixed.
+      x: inputs, `(N, ...)`.
+      key: for the start vector.
+      loss: of the outputs.
+      count: number of eigenvalues.
+      steps: at most this many products with the matrix, each a forward and a backward pass.
+      tolerance: of the residuals, relative to the largest eigenvalue.
+
+    Raises:
+      ValueError: for an unknown loss, unless `1 <= count <= N O` and `steps >= count`, or if outputs are not finite.
+
+    Example:
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0]])
+      >>> def apply_fn(params, x):
+      ...     return x @ params["kernel"]
+      >>> params = {"kernel": jnp.zeros((2, 1))}
+      >>> found = gauss_newton_eigenvalues(apply_fn, params, x, key=jax.random.key(0), loss="squared")
+      >>> found.values.round(4).tolist()  # of diag(1, 4) / 2
+      [2.0]
+    """
+    if loss not in _ROOTS:
+        raise ValueError(unknown("loss", loss, _ROOTS))
+    return _checked(apply_fn, params, x, key, _ROOTS[loss], count, steps, tolerance)

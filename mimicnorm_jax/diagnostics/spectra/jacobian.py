@@ -1,0 +1,263 @@
+r"""Jacobians of a network, from its inputs or a layer to a later layer or its outputs, and their singular values.
+
+A layer stands for its product of activations with a kernel (the pre-activation, before a bias is added). Examples are
+taken one by one, so a network with BatchNorm has to be in its evaluation mode. `singular_values` forms the matrices;
+`mean_square`, `largest` and `density` only multiply with them, for all examples at once. All are in the precision of
+inputs and parameters.
+
+There is no condition number here: the small singular values of a deep network's Jacobian are below rounding.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mimicnorm_jax.diagnostics.spectra import lanczos
+from mimicnorm_jax.diagnostics.spectra.operators import LinearOperator, per_example
+from mimicnorm_jax.diagnostics.tracing.layers import check_probes
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
+
+MAX_ENTRIES = 2**22
+"""The largest Jacobian of one example that is formed: 2048 by 2048."""
+_AT_A_TIME = 256  # Products with unit vectors that are evaluated together.
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Means over random probes and their standard errors, both `(N,)`."""
+
+    mean: jax.Array
+    standard_error: jax.Array
+
+
+@dataclass(frozen=True)
+class Density:
+    r"""Spectral density of log squared singular values, averaged over examples: $\sum_k w_k \delta(t - t_k)$.
+
+    Of min(inputs, outputs) singular values for each example. A weighted histogram, or a sum of Gaussians, shows it.
+
+    Attributes:
+      log_squares: points $t_k$, ascending, natural logarithm of squared singular values.
+      weights: of the points.
+      vanishing: weight of singular values at or below rounding, which have no logarithm to speak of; 1 with `weights`.
+    """
+
+    log_squares: np.ndarray
+    weights: np.ndarray
+    vanishing: float
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Writes a Jacobian out, or only its singular values."""
+
+    values_only: bool
+
+    def __call__(self, jacobian: LinearOperator, _: jax.Array) -> jax.Array:
+        rows, columns = jacobian.outputs, jacobian.inputs
+        if rows * columns > MAX_ENTRIES:
+            raise ValueError(
+                f"the Jacobian of one example is {rows} by {columns}, more than the {MAX_ENTRIES} entries "
+                "(jacobian.MAX_ENTRIES) that are formed: use mean_square, largest or density, which only multiply with "
+                "it, or a source and target with fewer units"
+            )
+        wide = rows <= columns
+        units = jnp.eye(jacobian.side, dtype=jacobian.dtype)
+        product = jacobian.backward if wide else jacobian.forward
+        matrix = jax.lax.map(product, units, batch_size=min(_AT_A_TIME, jacobian.side))
+        matrix = matrix if wide else matrix.T
+        return jnp.linalg.svd(matrix, compute_uv=False) if self.values_only else matrix
+
+
+@dataclass(frozen=True)
+class _MeanSquares:
+    """The mean square of each random probe's image, `(P,)`."""
+
+    probes: int
+
+    def __call__(self, jacobian: LinearOperator, key: jax.Array) -> jax.Array:
+        probes = jax.random.rademacher(key, (self.probes, jacobian.inputs), jacobian.dtype)
+        return mean_squares(jacobian.forward, probes)
+
+
+@dataclass(frozen=True)
+class _Largest:
+    steps: int
+    tolerance: float
+
+    def __call__(self, jacobian: LinearOperator, key: jax.Array) -> lanczos.Eigenvalues:
+        options = {"count": 1, "steps": self.steps, "tolerance": self.tolerance}
+        return lanczos.largest(jacobian.square, jacobian.side, jacobian.dtype, key, **options)
+
+
+@dataclass(frozen=True)
+class _Quadrature:
+    probes: int
+    steps: int
+
+    def __call__(self, jacobian: LinearOperator, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        starts = jax.random.rademacher(key, (self.probes, jacobian.side), jacobian.dtype)
+        return jax.lax.map(lambda v: lanczos.quadrature(jacobian.square, v, self.steps), starts)
+
+
+def mean_squares(forward: Callable[[jax.Array], jax.Array], probes: jax.Array) -> jax.Array:
+    """Mean square of the image of each probe `(P, inputs)` under a linear map, `(P,)`."""
+    return jax.lax.map(lambda v: jnp.mean(forward(v) ** 2), probes)
+
+
+def _formed(
+    values_only: bool, apply_fn: ApplyFn, params: Any, x: jax.Array, source: str | None, target: str | None
+) -> jax.Array:
+    key = jax.random.key(0)  # No use is made of it.
+    return per_example(_Form(values_only), apply_fn, params, x, key, source, target, one_by_one=True)
+
+
+def jacobians(
+    apply_fn: ApplyFn, params: Any, x: jax.Array, *, source: str | None = None, target: str | None = None
+) -> jax.Array:
+    """The Jacobian of each example, written out.
+
+    Args:
+      apply_fn: the network; its examples are independent.
+      params: its parameters.
+      x: inputs, `(N, ...)`.
+      source: name of the layer whose product it is differentiated by (see `nngp.names`); None for the inputs.
+      target: name of the layer whose product is differentiated; None for the outputs.
+
+    Returns:
+      `(N, outputs, inputs)`, over flattened units.
+
+    Raises:
+      ValueError: for an unknown layer, a source that is not before the target, a matrix above `MAX_ENTRIES`, or
+        outputs that are not finite.
+
+    Example:
+      >>> def apply_fn(params, x):
+      ...     return jax.nn.relu(x @ params["first"]) @ params["last"]
+      >>> params = {"first": jnp.eye(2), "last": jnp.array([[2.0], [3.0]])}
+      >>> jacobians(apply_fn, params, jnp.array([[1.0, -1.0]])).tolist()
+      [[[2.0, 0.0]]]
+    """
+    return _formed(False, apply_fn, params, x, source, target)
+
+
+def singular_values(
+    apply_fn: ApplyFn, params: Any, x: jax.Array, *, source: str | None = None, target: str | None = None
+) -> jax.Array:
+    """All singular values of each example's Jacobian; arguments and errors as in `jacobians`.
+
+    Returns:
+      `(N, min(outputs, inputs))`, descending.
+    """
+    return _formed(True, apply_fn, params, x, source, target)
+
+
+def mean_square(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    *,
+    key: jax.Array,
+    probes: int = 64,
+    source: str | None = None,
+    target: str | None = None,
+) -> Estimate:
+    r"""Sum of squared singular values **over the number of outputs**, $|J|_F^2 / n_{out}$, by Hutchinson's estimator.
+
+    This is the growth of the mean square of a random tangent. It is the mean of the squared singular values where
+    there are as many inputs as outputs; multiply by outputs / inputs for the mean over the inputs.
+
+    Args:
+      apply_fn: the network; its examples are independent.
+      params: its parameters.
+      x: inputs, `(N, ...)`.
+      key: for the probes, random signs.
+      probes: at least 2; one product with the Jacobian each.
+      source: as in `jacobians`.
+      target: as in `jacobians`.
+
+    Returns:
+      Per example.
+
+    Raises:
+      ValueError: as `jacobians`, whatever the size of the matrix, and if `probes < 2`.
+    """
+    check_probes(probes)
+    squares = per_example(_MeanSquares(probes), apply_fn, params, x, key, source, target)
+    return Estimate(squares.mean(1), squares.std(1, ddof=1) / np.sqrt(probes))
+
+
+def largest(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    *,
+    key: jax.Array,
+    source: str | None = None,
+    target: str | None = None,
+    steps: int = 100,
+    tolerance: float = 1e-3,
+) -> lanczos.Eigenvalues:
+    """The largest **squared** singular value of each example's Jacobian, by Lanczos' method.
+
+    Args:
+      apply_fn: the network; its examples are independent.
+      params: its parameters.
+      x: inputs, `(N, ...)`.
+      key: for the start vector.
+      source: as in `jacobians`.
+      target: as in `jacobians`.
+      steps: at most this many products with the Jacobian and its transpose.
+      tolerance: of the residual, relative.
+
+    Returns:
+      `(N, 1)` values and residuals; see `converged`.
+
+    Raises:
+      ValueError: as `jacobians`, whatever the size of the matrix, and if `steps < 1`.
+    """
+    return per_example(_Largest(steps, tolerance), apply_fn, params, x, key, source, target)
+
+
+def density(
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    *,
+    key: jax.Array,
+    probes: int = 4,
+    steps: int = 40,
+    source: str | None = None,
+    target: str | None = None,
+) -> Density:
+    """Spectral density of the log squared singular values by stochastic Lanczos quadrature.
+
+    Ubaru, Chen & Saad (2017). Resolves about `steps` points of the spectrum per example and probe.
+
+    Args:
+      apply_fn: the network; its examples are independent.
+      params: its parameters.
+      x: inputs, `(N, ...)`.
+      key: for the probes, random signs.
+      probes: start vectors per example, at least 1.
+      steps: products with the Jacobian and its transpose per probe, at least 1.
+      source: as in `jacobians`.
+      target: as in `jacobians`.
+
+    Raises:
+      ValueError: as `jacobians`, whatever the size of the matrix, and if `probes < 1` or `steps < 1`.
+    """
+    for name, value in (("probes", probes), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}: it must be at least 1")
+    nodes, weights = per_example(_Quadrature(probes, steps), apply_fn, params, x, key, source, target)
+    weights = weights / (len(x) * probes)
+    floor = nodes.shape[-1] * jnp.finfo(nodes.dtype).eps * nodes.max((1, 2), keepdims=True)
+    above = np.asarray(nodes > floor)
+    squares, shares = np.asarray(nodes)[above], np.asarray(weights)
+    order = np.argsort(squares)
+    return Density(np.log(squares[order]), shares[above][order], float(shares[~above].sum()))

@@ -1,0 +1,147 @@
+"""The derivative of a network between two places, example by example, as a linear map known by its products."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mimicnorm_jax.diagnostics.tracing.interpreter import ApplyFn, LayerCall, TracedNetwork
+from mimicnorm_jax.diagnostics.tracing.layers import (
+    check_finite,
+    check_floating,
+    find,
+    forward_mode,
+    groups,
+    prepared,
+    trace,
+)
+
+
+@dataclass(frozen=True)
+class LinearOperator:
+    """A matrix J, `(outputs, inputs)`, by its products with flat vectors of `dtype`.
+
+    Attributes:
+      forward: the product with J.
+      backward: the product with its transpose.
+      inputs: number of columns.
+      outputs: number of rows.
+      dtype: of the vectors, at least float32.
+    """
+
+    forward: Callable[[jax.Array], jax.Array]
+    backward: Callable[[jax.Array], jax.Array]
+    inputs: int
+    outputs: int
+    dtype: Any
+
+    @staticmethod
+    def of(function: Callable[[jax.Array], tuple[jax.Array, Any]], at: jax.Array) -> tuple["LinearOperator", Any]:
+        """The derivative at a point of a function that returns a value and something else, which is returned too."""
+        value, linear, other = jax.linearize(function, at, has_aux=True)
+        transposed = jax.linear_transpose(linear, at)
+        dtype = jnp.promote_types(jnp.promote_types(at.dtype, value.dtype), jnp.float32)
+        derivative = LinearOperator(
+            lambda v: linear(v.reshape(at.shape).astype(at.dtype)).ravel().astype(dtype),
+            lambda v: transposed(v.reshape(value.shape).astype(value.dtype))[0].ravel().astype(dtype),
+            at.size,
+            value.size,
+            dtype,
+        )
+        return derivative, other
+
+    @property
+    def side(self) -> int:
+        """Number of singular values."""
+        return min(self.inputs, self.outputs)
+
+    def square(self, v: jax.Array) -> jax.Array:
+        """The product with J J^T or J^T J, whichever is smaller; their eigenvalues are the squared singular values."""
+        return self.forward(self.backward(v)) if self.outputs < self.inputs else self.backward(self.forward(v))
+
+
+Work = Callable[[LinearOperator, jax.Array], Any]
+"""What is to be found of an example's derivative, with a random key; to be compared by value, so as to compile once."""
+
+
+def _ends(network: TracedNetwork, source: str | None, target: str | None) -> tuple[LayerCall | None, LayerCall | None]:
+    start = None if source is None else find(network, source)
+    stop = None if target is None else find(network, target)
+    if start is not None and stop is not None and start.index >= stop.index:
+        raise ValueError(
+            f"source is layer {source!r}, target is layer {target!r}: a Jacobian is from a layer to a later one; the "
+            f"order is {', '.join(site.name for site in network.sites)}"
+        )
+    return start, stop
+
+
+@partial(jax.jit, static_argnames=("work", "apply_fn", "source", "target", "one_by_one"))
+def _per_example(
+    work: Work,
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    key: jax.Array,
+    source: str | None,
+    target: str | None,
+    one_by_one: bool,
+) -> tuple[Any, jax.Array]:
+    network = trace(apply_fn, params, x)
+    start, stop = _ends(network, source, target)
+    if start is None:
+        check_floating(x)
+
+    def one(example: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+        group, key = example
+
+        def function(at: jax.Array) -> tuple[jax.Array, jax.Array]:
+            inputs, shifts = (at, {}) if start is None else (group, {start.index: at})
+            outputs, record = network.run(params, inputs, shifts=shifts)
+            return outputs if stop is None else record.products[stop.index], outputs[0]
+
+        at = group if start is None else jnp.zeros(start.shape, start.dtype)
+        derivative, outputs = LinearOperator.of(function, at)
+        return work(derivative, key), outputs
+
+    examples = groups(x), jax.random.split(key, len(x))
+    return jax.lax.map(one, examples) if one_by_one else jax.vmap(one)(examples)
+
+
+def per_example(
+    work: Work,
+    apply_fn: ApplyFn,
+    params: Any,
+    x: jax.Array,
+    key: jax.Array,
+    source: str | None,
+    target: str | None,
+    *,
+    one_by_one: bool = False,
+) -> Any:
+    """What `work` finds of each example's derivative.
+
+    Args:
+      work: what is to be found.
+      apply_fn: the network; its examples are independent.
+      params: its parameters.
+      x: inputs, `(N, ...)`.
+      key: split over the examples.
+      source: name of the layer whose product it is differentiated by; None for the inputs.
+      target: name of the layer whose product is differentiated; None for the outputs.
+      one_by_one: whether examples follow one another, for the sake of memory.
+
+    Returns:
+      The results, with a leading axis of N.
+
+    Raises:
+      ValueError: for an unknown layer, a source that is not before the target, outputs that are not finite, or examples
+        that influence one another.
+    """
+    apply_fn, params, x = prepared(apply_fn, params, x, coupled=False)
+    with forward_mode("a Jacobian"):
+        found, outputs = _per_example(work, apply_fn, params, x, key, source, target, one_by_one)
+    check_finite(outputs)
+    return found

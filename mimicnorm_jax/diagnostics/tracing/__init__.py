@@ -1,0 +1,1 @@
+"""Reading a network from its jaxpr."""

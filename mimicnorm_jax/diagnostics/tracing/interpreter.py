@@ -1,0 +1,296 @@
+"""Finds where a network multiplies activations with kernels, and runs it with a hand on each of these products.
+
+Works on the network's jaxpr, so it sees any pure function: Flax modules, ours or not, and networks written by hand,
+through jit, remat and custom derivatives. A product inside a loop (`scan`, `while`, `cond`) is not looked into: its
+parameters count as used directly.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from mimicnorm_jax.diagnostics.tracing import forms, jaxprs
+from mimicnorm_jax.diagnostics.tracing.parameters import (
+    ApplyFn,
+    bind,
+    check_outputs,
+    is_array,
+    is_differentiated,
+    titles,
+    unique,
+)
+from mimicnorm_jax.diagnostics.tracing.products import Conv, Dot
+from mimicnorm_jax.utils.trees import Path, path_names
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """A product of activations with a kernel that is a function of parameters only.
+
+    Attributes:
+      index: its place in the order of evaluation.
+      name: path of the layer, joined by slashes; made unique by a number where a layer is used again.
+      product: its canonical form.
+      leaves: indices of the parameters that its kernel depends on.
+      added: index of the parameter that is added to the product, perhaps transformed; neither has another use. Or None.
+      dtype: of the product.
+      shape: of the product.
+      form: what the kernel is as a function of parameters.
+      added_form: what is added, likewise, and its shape.
+    """
+
+    index: int
+    name: str
+    product: Conv | Dot
+    leaves: tuple[int, ...]
+    added: int | None
+    dtype: Any
+    shape: tuple[int, ...]
+    form: forms.Form
+    added_form: tuple[forms.Form, tuple[int, ...]] | None
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A value on the way through the network: whether the inputs reach it, and which parameters do without them.
+
+    `site` is the product that it is, unchanged; `form` says what it is as a function of parameters.
+    """
+
+    value: Any
+    moving: bool = False
+    leaves: frozenset[int] = frozenset()
+    site: int | None = None
+    form: forms.Form = forms.OTHER
+
+
+_OnProduct = Callable[[Any, Sequence[_Value], Conv | Dot, bool], Any]
+
+
+class _JaxprInterpreter:
+    """One evaluation of a jaxpr, with `on_product` in place of every product with a kernel.
+
+    A `still` one evaluates only what depends on parameters alone; everything else is None.
+    """
+
+    def __init__(self, on_product: _OnProduct, still: bool = False) -> None:
+        self.on_product, self.still = on_product, still
+        self.sites = 0
+        self.direct: Counter[int] = Counter()
+        self.uses: Counter[int | None] = Counter()
+        self.added: dict[int, _Value] = {}
+
+    def run(self, closed: core.ClosedJaxpr, arguments: Sequence[_Value]) -> list[_Value]:
+        jaxpr = closed.jaxpr
+        environment: dict[Any, _Value] = dict(zip(jaxpr.invars, arguments, strict=True))
+        environment |= zip(jaxpr.constvars, map(_constant, closed.consts), strict=True)
+
+        def read(atom: Any) -> _Value:
+            return _constant(atom.val) if isinstance(atom, core.Literal) else environment[atom]
+
+        for equation in jaxpr.eqns:
+            outputs = self._equation(equation, [read(atom) for atom in equation.invars])
+            environment |= zip(equation.outvars, outputs, strict=True)
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(self, equation: Any, inputs: Sequence[_Value]) -> Sequence[_Value]:
+        name, moving = equation.primitive.name, any(value.moving for value in inputs)
+        if (program := jaxprs.called(equation)) is not None:
+            return self.run(program, inputs)
+        self.uses.update(value.site for value in inputs)
+        if moving and (found := _product(equation, inputs)) is not None:
+            self.sites += 1
+            return [_Value(self.on_product(equation, inputs, *found), moving=True, site=self.sites - 1)]
+        if moving and self.still:
+            results = [None] * len(equation.outvars)
+        else:
+            results = jaxprs.evaluate(equation, [value.value for value in inputs])
+            results = results if equation.primitive.multiple_results else [results]
+        leaves = frozenset().union(*(value.leaves for value in inputs))
+        if not moving:
+            found = forms.transfer(equation, [value.form for value in inputs], bool(leaves))
+            return [_Value(result, leaves=leaves, form=form) for result, form in zip(results, found, strict=True)]
+        self.direct.update(leaves)
+        if name == "add":
+            self._note_bias(*inputs)
+        return [_Value(result, moving=True) for result in results]
+
+    def _note_bias(self, first: _Value, second: _Value) -> None:
+        for product, bias in ((first, second), (second, first)):
+            if product.site is not None and len(bias.leaves) == 1 and not bias.moving:
+                self.added[product.site] = bias
+
+
+def _product(equation: Any, inputs: Sequence[_Value]) -> tuple[Conv | Dot, bool] | None:
+    """The product's form and whether the kernel is its first operand, if the equation is one."""
+    if equation.primitive.name not in ("dot_general", "conv_general_dilated"):
+        return None
+    first, second = inputs
+    shapes = [atom.aval.shape for atom in equation.invars]
+    if not all(jnp.issubdtype(atom.aval.dtype, jnp.floating) for atom in (*equation.invars, *equation.outvars)):
+        return None  # an integer product's kernel has no derivative, a complex one's is not what is wanted
+    kernel_first = not first.moving and bool(first.leaves)
+    if not kernel_first and (second.moving or not second.leaves):
+        return None
+    if equation.primitive.name == "dot_general":
+        return Dot.of(equation.params, shapes, kernel_first), kernel_first
+    if kernel_first or equation.params["batch_group_count"] != 1:
+        return None
+    return Conv.of(equation.params, shapes), False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation saw at each site: the activations' operands, the kernels and the products."""
+
+    operands: list[Any]
+    kernels: list[Any]
+    products: list[Any]
+
+
+class TracedNetwork:
+    """A network with its products laid open, for inputs of one shape.
+
+    Args:
+      apply_fn: the network.
+      params: its parameters, a tree of arrays or shapes; leaves that are neither are held fixed.
+      x: inputs, an array or a shape.
+
+    Attributes:
+      paths: of the parameters that are arrays, in the order of the tree's leaves.
+      titles: the same as text, all different.
+      sizes: number of entries of each.
+      sites: every product of activations with a kernel, in the order of evaluation.
+      direct: indices of the parameters that reach the outputs in another way than through sites' kernels.
+      outputs: shape and dtype of the outputs.
+      program: the network's jaxpr, of parameters and inputs.
+
+    Raises:
+      ValueError: if the network does not return one array `(N, O)`.
+    """
+
+    def __init__(self, apply_fn: ApplyFn, params: Any, x: Any) -> None:
+        apply_fn, params = bind(apply_fn, params)
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        self.paths: list[Path] = [path_names(path) for path, _ in leaves]
+        self.titles: list[str] = titles(self.paths)
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, x))
+        self.sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes[0])]
+        self._differentiated = [is_differentiated(leaf) for leaf in jax.tree.leaves(shapes[0])]
+        self.program, outputs = jax.make_jaxpr(apply_fn, return_shape=True)(*shapes)
+        check_outputs(outputs, x.shape)
+        self.outputs: Any = outputs
+        found: list[Any] = []
+
+        def note(equation: Any, inputs: Sequence[_Value], form: Conv | Dot, kernel_first: bool) -> None:
+            found.append((form, inputs[not kernel_first], equation.outvars[0].aval))
+
+        walk = _JaxprInterpreter(note, still=True)
+
+        def analyze(leaves: Sequence[jax.Array]) -> None:
+            for value in walk.run(self.program, self._arguments(leaves, None)):
+                walk.direct.update(value.leaves)
+                walk.uses[value.site] += 1
+
+        jax.eval_shape(analyze, jax.tree.leaves(shapes[0]))
+        self.direct = frozenset(walk.direct)
+        names = unique([self._name(kernel.leaves) for _, kernel, _ in found])
+        in_kernels = {leaf for _, kernel, _ in found for leaf in kernel.leaves}
+        candidates = {
+            site: leaf
+            for site, value in walk.added.items()
+            for leaf in value.leaves
+            if walk.direct[leaf] == walk.uses[site] == 1 and leaf not in in_kernels
+        }
+        added = {site: (value.form, np.shape(value.value)) for site, value in walk.added.items() if site in candidates}
+        self.sites = [
+            LayerCall(
+                *(i, name, form, tuple(sorted(kernel.leaves)), candidates.get(i), aval.dtype, aval.shape),
+                kernel.form,
+                added.get(i),
+            )
+            for i, (name, (form, kernel, aval)) in enumerate(zip(names, found, strict=True))
+        ]
+
+    def _arguments(self, leaves: Sequence[Any], x: Any) -> list[_Value]:
+        arguments = []
+        for i, (leaf, differentiated) in enumerate(zip(leaves, self._differentiated, strict=True)):
+            form = forms.of_parameter(i, leaf.size) if differentiated else forms.of_constant(leaf)
+            arguments.append(_Value(leaf, leaves=frozenset([i] if differentiated else []), form=form))
+        return [*arguments, _Value(x, moving=True)]
+
+    def _name(self, leaves: frozenset[int]) -> str:
+        """Path of the layer that a kernel's parameters belong to: what their paths share."""
+        paths = [self.paths[leaf] for leaf in sorted(leaves)]
+        shared = paths[0][:-1] if len(paths[0]) > 1 else paths[0]
+        while any(path[: len(shared)] != shared for path in paths):
+            shared = shared[:-1]
+        return "/".join(shared) or "+".join("/".join(path) for path in paths)
+
+    def run(
+        self,
+        params: Any,
+        x: jax.Array,
+        *,
+        shifts: Mapping[int, jax.Array] | None = None,
+        frozen_kernels: bool = False,
+    ) -> tuple[jax.Array, Evaluation]:
+        """Evaluates the network.
+
+        Args:
+          params: parameters.
+          x: inputs, of the shape given at construction.
+          shifts: by site, what is added to its product; the derivative by it is the product's cotangent.
+          frozen_kernels: whether derivatives stop at the kernels of all sites.
+
+        Returns:
+          The outputs and what the sites saw.
+        """
+        shifts = shifts or {}
+        record = Evaluation([], [], [])
+
+        def on_product(equation: Any, inputs: Sequence[_Value], form: Conv | Dot, kernel_first: bool) -> jax.Array:
+            index = len(record.products)
+            kernel, operand = inputs[not kernel_first].value, inputs[kernel_first].value
+            if frozen_kernels:
+                kernel = jax.lax.stop_gradient(kernel)
+            y = jaxprs.evaluate(equation, [kernel, operand] if kernel_first else [operand, kernel])
+            if index in shifts:
+                y = y + shifts[index]
+            record.operands.append(operand)
+            record.kernels.append(kernel)
+            record.products.append(y)
+            return y
+
+        outputs = _JaxprInterpreter(on_product).run(self.program, self._arguments(self.arrays(params), x))
+        return outputs[0].value, record
+
+    @property
+    def dtype(self) -> Any:
+        """What contributions are added up in, and kernels returned in: the outputs' type, at least float32."""
+        return jnp.promote_types(self.outputs.dtype, jnp.float32)
+
+    @staticmethod
+    def arrays(params: Any) -> list[Any]:
+        """The leaves that are arrays, in order."""
+        return [leaf for leaf in jax.tree.leaves(params) if is_array(leaf)]
+
+    def kernels(self, params: Any) -> list[jax.Array]:
+        """The kernel of every site; evaluates no activation."""
+        kernels: list[Any] = []
+
+        def on_product(equation: Any, inputs: Sequence[_Value], form: Conv | Dot, kernel_first: bool) -> None:
+            kernels.append(inputs[not kernel_first].value)
+
+        _JaxprInterpreter(on_product, still=True).run(self.program, self._arguments(self.arrays(params), None))
+        return kernels
+
+
+def _constant(value: Any) -> _Value:
+    return _Value(value, form=forms.of_constant(value))

@@ -1,0 +1,129 @@
+"""The layers of a traced network by name, examples in the groups that influence one another, and checks on them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mimicnorm_jax.diagnostics.tracing import independence, validation
+from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, bind, off_mesh
+from mimicnorm_jax.errors import unknown
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ByLayer:
+    """Something of each layer, in the order of evaluation; `jax.jit` would sort a dict by its names."""
+
+    names: tuple[str, ...] = field(metadata={"static": True})
+    values: tuple[Any, ...]
+
+
+def prepared(apply_fn: ApplyFn, params: Any, x: Any, coupled: bool = True) -> tuple[ApplyFn, Any, jax.Array]:
+    """A network, its parameters and inputs in the form that `jax.jit` takes.
+
+    Raises:
+      ValueError: if these cannot be a network's, or if examples influence one another although `coupled` is False.
+    """
+    validation.arguments(apply_fn, params, x)
+    params, x = off_mesh((params, jnp.asarray(x)))
+    apply_fn, params = bind(apply_fn, params)
+    if not coupled and x.ndim and len(x) > 1:
+        independence.require(apply_fn, params, x)
+    return apply_fn, params, x
+
+
+@contextmanager
+def forward_mode(what: str) -> Iterator[None]:
+    """Names the way out where a hand-written derivative has no forward mode."""
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        raise ValueError(
+            f"{what} carries tangents forwards through the network, which a function of jax.custom_vjp cannot: write "
+            "its derivative with jax.custom_jvp"
+        ) from error
+
+
+def trace(apply_fn: ApplyFn, params: Any, x: jax.Array, coupled: bool = False) -> TracedNetwork:
+    """The network traced for one group of examples: one example or, `coupled`, all of `x`.
+
+    Raises:
+      ValueError: if `x` holds no example.
+    """
+    if jnp.ndim(x) == 0 or len(x) == 0:
+        raise ValueError(f"x has shape {jnp.shape(x)}: give at least one example, (N, ...)")
+    return TracedNetwork(apply_fn, params, x if coupled else x[:1])
+
+
+def groups(x: jax.Array, coupled: bool = False) -> jax.Array:
+    """Examples `(N, ...)` as groups `(n, q, ...)` that influence one another: `q = 1` or, `coupled`, `n = 1`."""
+    return x[None] if coupled else x[:, None]
+
+
+def _sites(network: TracedNetwork) -> list[LayerCall]:
+    if not network.sites:
+        raise ValueError(
+            "apply_fn has no layers to name: it multiplies activations with no kernel that depends on params (inside "
+            "lax.scan, while_loop, cond or a custom derivative none is seen). Take the kernels from params, and unroll "
+            "such a loop"
+        )
+    return network.sites
+
+
+def find(network: TracedNetwork, name: str) -> LayerCall:
+    """The site of that name.
+
+    Raises:
+      ValueError: if there is none, with the near misses.
+    """
+    for site in _sites(network):
+        if site.name == name:
+            return site
+    raise ValueError(unknown("layer", name, [site.name for site in network.sites]))
+
+
+def select(network: TracedNetwork, names: Sequence[str] | None) -> list[LayerCall]:
+    """The sites of those names, None for all, in the order of evaluation.
+
+    Raises:
+      ValueError: for a name that no site has, or if the network has no site.
+    """
+    if names is None:
+        return list(_sites(network))
+    wanted = {find(network, name).index for name in names}
+    return [site for site in network.sites if site.index in wanted]
+
+
+def as_names(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Names in a form that `jax.jit` takes for static."""
+    return (names,) if isinstance(names, str) else None if names is None else tuple(names)
+
+
+def check_finite(outputs: jax.Array) -> None:
+    """Raises ValueError if any of the outputs `(N, O)` is infinite or not a number."""
+    wrong = np.flatnonzero(~np.isfinite(np.asarray(outputs, np.float64)).all(-1))
+    if wrong.size:
+        raise ValueError(
+            f"apply_fn returns infinite outputs or NaN for {wrong.size} of {len(outputs)} examples (x[{wrong[0]}] is "
+            "the first): look for such values in params and x; a deep network may need float64 (jax.enable_x64)"
+        )
+
+
+def check_floating(x: jax.Array) -> None:
+    """Raises ValueError unless `x` can be differentiated by."""
+    if not jnp.issubdtype(jnp.result_type(x), jnp.floating):
+        raise ValueError(f"x is {jnp.result_type(x)}: a derivative by it needs floating-point inputs; cast it")
+
+
+def check_probes(probes: int) -> None:
+    """Raises ValueError if `probes` are too few for a standard error."""
+    if probes < 2:
+        raise ValueError(f"probes is {probes}: a standard error needs at least 2")

@@ -1,0 +1,1 @@
+"""Flax linen layers over `functional`."""

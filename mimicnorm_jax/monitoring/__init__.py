@@ -1,0 +1,1 @@
+"""Diagnostics of runs: the only place that knows training and diagnostics."""

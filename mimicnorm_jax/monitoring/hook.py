@@ -1,0 +1,81 @@
+"""Diagnostics along a run: one line of diagnostics.jsonl every so many steps, from before the first one on."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mimicnorm_jax.diagnostics.regime import RegimeMeter
+from mimicnorm_jax.monitoring.networks import images, network
+from mimicnorm_jax.training.state import TrainState
+from mimicnorm_jax.training.trainer import Trainer
+from mimicnorm_jax.training.writers import JsonlWriter, MetricWriter
+from mimicnorm_jax.utils.console import log_line
+
+DIAGNOSTICS = "diagnostics.jsonl"
+IMAGES = 32
+"""Test images whose tangent kernel is measured."""
+
+
+class DiagnosticsHook:
+    """Measures a run's network: its regime, and the last BatchNorm's running variance.
+
+    Args:
+      session: of the run.
+      folder: of the run; lines after `resumed_step` are dropped.
+      logs: get every line too.
+      resumed_step: see `Lines`.
+    """
+
+    def __init__(self, session: Trainer, folder: Path, logs: MetricWriter, resumed_step: int) -> None:
+        self._session = session
+        self._logs = logs
+        self._lines = JsonlWriter(folder / DIAGNOSTICS, resumed_step)
+        self._meter: RegimeMeter | None = None
+        count = min(IMAGES, len(session.dataset.test))
+        self._images = images(session.config, count, "real", jnp.float32)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Every line so far."""
+        return self._lines.rows
+
+    def __call__(self, state: TrainState, step: int, taken: int = 1) -> None:
+        """Measures the state after `step` steps, if the last `taken` of them reached a line that is due."""
+        every = self._session.config.diagnostics_epochs * self._session.steps_per_epoch
+        # A hair more, for fractions of an epoch that are whole numbers of steps but for rounding.
+        due = step == 0 or math.floor(step / every + 1e-9) > math.floor((step - taken) / every + 1e-9)
+        if not due or any(row["step"] == step for row in self.rows):
+            return
+        epoch = step / self._session.steps_per_epoch
+        host = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+        if self._meter is None:
+            # With neutral running averages one function serves the whole run, resumed or not: those of the last
+            # BatchNorm scale one output's kernel as a whole, and touch nothing before the logits.
+            neutral = jax.tree_util.tree_map_with_path(_neutral, host["batch_stats"])
+            subject = network(self._session.config, {**host, "batch_stats": neutral}, "")
+            self._meter = RegimeMeter(subject.apply_fn, coupled=subject.coupled)
+        found = self._meter(host["params"], self._images, jax.random.key(self._session.config.seed))
+        row: dict[str, Any] = {
+            "epoch": int(epoch) if epoch.is_integer() else epoch,
+            "step": step,
+            "kappa": found.kappa,
+            "kappa_unit_diagonal": found.kappa_unit_diagonal,
+            "chi": found.chi,
+            "growth": found.growth,
+        }
+        if "last_bn" in host["batch_stats"]:
+            variance = np.asarray(host["batch_stats"]["last_bn"]["var"])
+            row |= {"last_bn_variance": float(variance.mean()), "last_bn_variance_std": float(variance.std())}
+        row = {name: value if np.isfinite(value) else None for name, value in row.items()}
+        self._lines.append(row)
+        self._logs.scalars(row)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step" and value is not None)
+        log_line(f"diagnostics at {shown}")
+
+
+def _neutral(path: tuple[Any, ...], statistic: Any) -> np.ndarray:
+    return np.ones_like(statistic) if path[-1].key == "var" else np.zeros_like(statistic)

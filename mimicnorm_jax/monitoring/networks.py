@@ -1,0 +1,121 @@
+"""Networks and images for the diagnostics: any of ours at initialization, or as a run has trained it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mimicnorm_jax import models
+from mimicnorm_jax.data import datasets
+from mimicnorm_jax.data.augment import normalize
+from mimicnorm_jax.diagnostics.adapters import from_linen
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
+from mimicnorm_jax.errors import ConfigError, WorkdirError
+from mimicnorm_jax.methods import METHODS
+from mimicnorm_jax.training import workdir
+from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
+from mimicnorm_jax.training.trainer import build_trainer, init_state, make_model, validate_run
+
+
+@dataclass(frozen=True)
+class BoundModel:
+    """A network at certain parameters.
+
+    Attributes:
+      name: for a reader.
+      apply_fn: the network as a function of parameters and images.
+      params: its parameters.
+      coupled: whether its examples influence one another: BatchNorm networks are taken in training mode, as their
+        running averages mean nothing at initialization.
+    """
+
+    name: str
+    apply_fn: ApplyFn
+    params: Any
+    coupled: bool
+
+
+def network(config: TrainConfig, variables: Any, name: str) -> BoundModel:
+    """The network of a config with these variables, in the precision of its parameters.
+
+    Without intermediate BatchNorm a last BatchNorm takes its running averages, which are 0 and 1 at initialization:
+    the kernel is then that of the logits before it, without the null directions that it has on a batch. Kernels that
+    a run centers after each step are centered in the call here: the same function, and the tangent kernel of its steps.
+    """
+    coupled = METHODS[config.method].batch_norm
+    precision = jax.tree.leaves(variables["params"])[0].dtype
+    model = make_model(config, dtype=precision, param_dtype=precision)
+    mode: dict[str, Any] = {"train": True, "mutable": ["batch_stats"]} if coupled else {"train": False}
+    apply_fn, params = from_linen(model, variables, **mode)
+    return BoundModel(name, apply_fn, params, coupled)
+
+
+def initialized(config: TrainConfig, precision: Any) -> BoundModel:
+    """A network at initialization.
+
+    Raises:
+      ConfigError: names the field.
+    """
+    try:
+        model = make_model(config, dtype=precision, param_dtype=precision)
+        models.check_image(config.model, datasets.SHAPES[config.dataset])
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    image = jnp.zeros((1, *datasets.SHAPES[config.dataset]), precision)
+    variables = jax.jit(model.init)(jax.random.key(config.seed), image)
+    name = f"{config.model} under {config.method} (init {config.init}, width {config.width:g}), seed {config.seed}"
+    return network(config, variables, f"{name}, at initialization")
+
+
+def from_checkpoint(folder: Path, which: str, precision: Any, data_dir: str = "") -> tuple[TrainConfig, BoundModel]:
+    """A network from a run's checkpoint.
+
+    Args:
+      folder: the run's.
+      which: `latest` or `best`.
+      precision: that parameters are cast to.
+      data_dir: if the dataset has moved since.
+
+    Raises:
+      WorkdirError: if there is no such checkpoint or it cannot be restored.
+    """
+    config = workdir.read_config(folder)
+    config = replace(config, data_dir=data_dir or config.data_dir)
+    if not (folder / "checkpoints").is_dir():
+        raise WorkdirError(f"{folder} holds no checkpoint")
+    validate_run(config)
+    with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
+        step = checkpoints.latest if which == "latest" else checkpoints.best
+        if step is None:
+            raise WorkdirError(f"{folder} holds no complete checkpoint")
+        state, record = checkpoints.restore(step, init_state(build_trainer(config)))
+    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, precision), state.eval_variables)
+    name = f"{config.model} under {config.method}, {which} checkpoint (epoch {record.epoch}) of {folder}"
+    return config, network(config, variables, name)
+
+
+def images(config: TrainConfig, count: int, kind: str, precision: Any) -> jax.Array:
+    """The first test images of the config's dataset, normalized as in training, or standard normal noise.
+
+    Args:
+      config: names dataset, folder and seed.
+      count: of images.
+      kind: `real` or `random`.
+      precision: of the images.
+
+    Raises:
+      ConfigError: if the dataset has fewer images.
+      DataError: if it is not prepared.
+    """
+    shape = datasets.SHAPES[config.dataset]
+    if kind == "random":
+        noise = np.random.default_rng(config.seed).standard_normal((count, *shape))
+        return jnp.asarray(noise, precision)
+    dataset = datasets.load(config.dataset, config.data_dir)
+    if count > len(dataset.test):
+        raise ConfigError(f"{count} images were asked for, and {config.dataset} has {len(dataset.test)} test images")
+    return jnp.asarray(normalize(jnp.asarray(dataset.test.images[:count]), dataset.mean, dataset.std, precision))

@@ -1,0 +1,1 @@
+"""Mean-field theory of wide networks at initialization, and its numerical verification."""

@@ -1,0 +1,117 @@
+"""What random stacks of finite width do: one function a quantity, one sample a random network.
+
+`verify` holds the samples to the theory, `illustrate` draws them.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK
+from mimicnorm_jax.diagnostics.spectra.conditioning import condition_number
+from mimicnorm_jax.theory import random_mlp
+from mimicnorm_jax.theory.random_mlp import Params, RandomMLP
+
+Measure = Callable[[RandomMLP, Params], jax.Array]
+
+
+def sample(measure: Measure, stack: RandomMLP, key: jax.Array, draws: int) -> np.ndarray:
+    """`measure` of `draws` networks with independent kernels, `(draws, *shape of one)`."""
+    compiled = jax.jit(lambda params: measure(stack, params))
+    return np.stack([np.asarray(compiled(params)) for params in _networks(stack, key, draws)])
+
+
+def _networks(stack: RandomMLP, key: jax.Array, draws: int) -> Iterator[Params]:
+    return (stack.init(jax.random.fold_in(key, i)) for i in range(draws))
+
+
+def inputs_of(gram: jax.Array) -> jax.Array:
+    """`N` inputs of dimension `N` whose inner products over that dimension are `gram`, `(N, N)`."""
+    return jnp.linalg.cholesky(gram) * len(gram) ** 0.5
+
+
+def equicorrelated(count: int, rho: float) -> jax.Array:
+    """The Gram matrix `(count, count)` with 1 on the diagonal and `rho` off it."""
+    return (1 - rho) * jnp.eye(count) + rho
+
+
+def energy_ratio(stack: RandomMLP, params: Params) -> jax.Array:
+    """Last over first layer's mean square, the mean over as many orthogonal inputs as the stack has dimensions."""
+    layers = stack.preactivations(params, inputs_of(jnp.eye(stack.inputs)))
+    return ((layers[-1] ** 2).mean(1) / (layers[0] ** 2).mean(1)).mean()
+
+
+def tangent_growth(stack: RandomMLP, params: Params) -> jax.Array:
+    """Growth per layer of a tangent's sum of squares over the whole batch, `(depth - 1,)`.
+
+    Inputs are orthogonal to each other and to the tangents, half of the input dimensions each.
+    """
+    x, tangent = jnp.split(inputs_of(jnp.eye(stack.inputs)), 2)
+    _, tangents = jax.jvp(lambda x: stack.preactivations(params, x), (x,), (tangent,))
+    energy = jnp.stack([(each**2).sum() for each in tangents])
+    return energy[1:] / energy[:-1]
+
+
+def cosines(x: jax.Array) -> Measure:
+    """Measures the cosines of all pairs of inputs `(N, n_0)` by layer, `(depth, N, N)`."""
+
+    def measure(stack: RandomMLP, params: Params) -> jax.Array:
+        layers = [z / jnp.linalg.norm(z, axis=1, keepdims=True) for z in stack.preactivations(params, x)]
+        return jnp.stack([z @ z.T for z in layers])
+
+    return measure
+
+
+def jacobian(stack: RandomMLP, params: Params) -> jax.Array:
+    """Jacobian `(outputs, width)` of the outputs by the first pre-activations, at a random input."""
+    first = stack.preactivations(params, inputs_of(jnp.eye(stack.inputs)))[0][0]
+    return jax.jacrev(lambda z: stack.onwards(params, z[None])[-1][0])(first)
+
+
+def tangent_kernels(stack: RandomMLP, x: jax.Array, key: jax.Array, draws: int) -> np.ndarray:
+    """Empirical tangent kernels of `draws` networks on inputs `(N, n_0)`, `(draws, N, N)`: the mean over outputs.
+
+    In the theory's parametrization, every layer weighted by its kernel's initial variance. With BatchNorm it is the
+    whole batch's.
+    """
+    compiled = _kernel(stack)
+    return np.stack([compiled(params, x) for params in _networks(stack, key, draws)]) / stack.outputs
+
+
+def layer_shares(stack: RandomMLP, x: jax.Array, key: jax.Array, draws: int) -> np.ndarray:
+    """Each layer's share of the tangent kernel's trace over inputs `(N, n_0)`, `(draws, depth)`."""
+    compiled = _kernel(stack, per_parameter=True)
+    kernels = [compiled(params, x) for params in _networks(stack, key, draws)]
+    traces = np.array([[np.trace(kernel[f"layer{i + 1}"]) for i in range(stack.depth)] for kernel in kernels])
+    return traces / traces.sum(1, keepdims=True)
+
+
+def _kernel(stack: RandomMLP, *, per_parameter: bool = False) -> EmpiricalNTK:
+    coupled = stack.normalized or stack.last_norm
+    return EmpiricalNTK(
+        stack.apply, output="trace", weights=stack.init_variance, coupled=coupled, per_parameter=per_parameter
+    )
+
+
+def deep_kernels(key: jax.Array) -> dict[str, np.ndarray]:
+    """By kind, tangent kernels of 6 networks, n = 256, L = 16, on 32 inputs on the sphere: `(6, 32, 32)`."""
+    kernel_key, input_key = jax.random.split(key)
+    x = on_the_sphere(input_key, 32, 256)
+    return {
+        kind: tangent_kernels(make(inputs=256, width=256, depth=16, outputs=1), x, kernel_key, 6)
+        for kind, make in random_mlp.KINDS.items()
+    }
+
+
+def condition_numbers(kernels: Iterable[ArrayLike]) -> np.ndarray:
+    """`theory.condition_number` of each kernel `(N, N)`."""
+    return np.array([condition_number(kernel) for kernel in kernels])
+
+
+def on_the_sphere(key: jax.Array, count: int, dimension: int) -> jax.Array:
+    """Uniform inputs `(count, dimension)` of mean square 1."""
+    x = jax.random.normal(key, (count, dimension))
+    return x * dimension**0.5 / jnp.linalg.norm(x, axis=1, keepdims=True)

@@ -1,0 +1,227 @@
+"""Checkpoints: orbax underneath, a digest and the tree's description beside every state."""
+
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from mimicnorm_jax.errors import DamagedCheckpointError, WorkdirError
+from mimicnorm_jax.training.state import TrainState
+from mimicnorm_jax.utils.console import log_line
+
+
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """What stands beside a state.
+
+    Attributes:
+      epoch: epochs done.
+      accuracy: on the test images, in [0, 1]; None in the middle of an epoch.
+      partial: training metrics of the epoch begun, as `Metrics`' sums.
+    """
+
+    epoch: int
+    accuracy: float | None
+    partial: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+class Checkpoints:
+    """The checkpoints in a folder: the newest `keep` and the most accurate one. A context manager.
+
+    Saves copy the state to the host first, so that the next step may overwrite its buffers, and
+    write in the background; a folder appears under its final name only when it is complete.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        """Opens or creates the folder; sets aside as `damaged-STEP-N` what cannot be a whole checkpoint.
+
+        Raises:
+          DamagedCheckpointError: if it cannot read what is there.
+        """
+        self._folder = folder.absolute()
+        for path in sorted(self._folder.glob("*")):
+            # Orbax reads the metrics of all checkpoints and would give up on the first damaged one.
+            if path.name.isdigit() and (reason := _broken_description(path)):
+                self._set_aside(_damaged("the checkpoint", path, reason), path)
+
+        def accuracy(metrics: Any) -> float:
+            return metrics["accuracy"]
+
+        options = ocp.CheckpointManagerOptions(
+            best_fn=accuracy,
+            preservation_policy=AnyPreservationPolicy([LatestN(keep), BestN(get_metric_fn=accuracy, n=1)]),
+            # The process that opens checkpoints does not wait for others, which open none.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(), active_processes={jax.process_index()}
+            ),
+            create=False,
+        )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        except Exception as error:  # it reads every checkpoint's metrics, and raises whatever it likes
+            raise _damaged("one of the checkpoints in", self._folder, error) from error
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """Step of the most accurate checkpoint, None if there is none."""
+        return self._manager.best_step()
+
+    def save(self, state: TrainState, record: CheckpointMetadata) -> None:
+        """Saves a state under its step, in the background."""
+        leaves = _leaves(state)
+        about = {
+            "epoch": record.epoch,
+            "accuracy": record.accuracy,
+            "partial": record.partial,
+            "tree": _describe(leaves),
+            "digest": _digest(leaves),
+        }
+        about["seal"] = _seal(about)
+        self._manager.save(
+            int(leaves[".step"]),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), about=ocp.args.JsonSave(about)),
+            metrics={"accuracy": _rank(record.accuracy)},
+        )
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, CheckpointMetadata]:
+        """Reads a checkpoint back, bit for bit.
+
+        Args:
+          step: of the checkpoint.
+          like: a state of the same network and optimizer.
+
+        Returns:
+          The state, with numpy leaves, and its record.
+
+        Raises:
+          WorkdirError: if the checkpoint is damaged or belongs to another network or optimizer.
+        """
+        folder = self._folder / str(step)
+        wanted = _leaves(like)
+        try:
+            about: Any = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+            tree, record = about["tree"], CheckpointMetadata(about["epoch"], about["accuracy"], tuple(about["partial"]))
+            if about["seal"] != _seal(about):
+                raise ValueError("its description does not match its seal")
+        except Exception as error:  # orbax raises bare Exceptions on damaged files
+            raise _damaged("the checkpoint", folder, error) from error
+        if difference := _difference(tree, _describe(wanted)):
+            raise WorkdirError(
+                f"the checkpoint {folder} belongs to another network or optimizer: {difference}. Choose another "
+                f"--workdir, or the config that it was made with"
+            )
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
+            leaves = restored["state"]
+        except Exception as error:
+            raise _damaged("the checkpoint", folder, error) from error
+        if _digest(leaves) != about["digest"]:
+            raise _damaged("the checkpoint", folder, "its digest does not match its contents")
+        return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in wanted]), record
+
+    def restore_newest(self, like: TrainState) -> tuple[TrainState, CheckpointMetadata] | None:
+        """Reads the newest checkpoint that is whole; damaged ones are set aside as `damaged-STEP-N`, with a warning.
+
+        Args:
+          like: a state of the same network and optimizer.
+
+        Returns:
+          The state, with numpy leaves, and its record; None if there never was a checkpoint.
+
+        Raises:
+          WorkdirError: if none is whole, or the newest whole one belongs to another network or optimizer.
+        """
+        while self.latest is not None:
+            step = self.latest
+            try:
+                return self.restore(step, like)
+            except DamagedCheckpointError as error:
+                self._set_aside(error, self._folder / str(step))
+                self._manager.reload()
+        if damaged := sorted(path.name for path in self._folder.glob("damaged-*")):
+            raise DamagedCheckpointError(
+                f"no checkpoint in {self._folder} is whole ({', '.join(damaged)}). Restore one from a copy under its "
+                f"step's number, or choose another --workdir to start afresh"
+            )
+        return None
+
+    def _set_aside(self, error: DamagedCheckpointError, path: Path) -> None:
+        names = (f"damaged-{path.name}-{n}" for n in itertools.count(1))
+        aside = next(folder for folder in map(self._folder.joinpath, names) if not folder.exists())
+        log_line(f"warning: {error}. It is set aside as {aside.name}; the checkpoint before it takes its place")
+        path.rename(aside)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits for the saves under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _rank(accuracy: float | None) -> float:
+    """What decides which checkpoint is the best; never one in the middle of an epoch."""
+    return -1.0 if accuracy is None else accuracy
+
+
+def _seal(about: dict[str, Any]) -> str:
+    content = {name: value for name, value in about.items() if name != "seal"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _broken_description(folder: Path) -> str:
+    """Why the small files of a checkpoint cannot be those that were saved; empty if they can."""
+    try:
+        about = json.loads((folder / "about" / "metadata").read_text())
+        if about["seal"] != _seal(about):
+            return "its description does not match its seal"
+        if json.loads((folder / "metrics" / "metrics").read_text())["accuracy"] != _rank(about["accuracy"]):
+            return "its accuracy is not the one that was saved"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its description cannot be read ({type(error).__name__}: {error})"
+    return ""
+
+
+def _damaged(which: str, folder: Path, reason: object) -> DamagedCheckpointError:
+    text = " ".join(str(reason).split()) or type(reason).__name__
+    return DamagedCheckpointError(f"{which} {folder} is damaged: {text[:200]}")
+
+
+def _leaves(state: TrainState) -> dict[str, np.ndarray]:
+    """Copies on the host, by path; views would change when the state's buffers are donated."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(state))
+    return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in paths}
+
+
+def _describe(leaves: dict[str, np.ndarray]) -> dict[str, str]:
+    return {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves.items()}
+
+
+def _digest(leaves: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(leaves):
+        leaf = np.asarray(leaves[path])
+        digest.update(f"{path} {leaf.dtype}{list(leaf.shape)}".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _difference(there: dict[str, str], here: dict[str, str]) -> str:
+    for path in [*here, *there]:
+        if there.get(path) != here.get(path):
+            return f"{path} is {there.get(path, 'missing')} there and {here.get(path, 'missing')} here"
+    return ""

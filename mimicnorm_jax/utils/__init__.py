@@ -1,0 +1,1 @@
+"""Trees, files, the console, the environment."""

@@ -1,0 +1,60 @@
+"""`python -m mimicnorm_jax plan`, as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+CONFIG = f"--config={ROOT / 'configs' / 'digits.py'}:resnet8,mimicnorm"
+SMALL = (CONFIG, "--config.width=0.5", "--config.batch_size=16", "--target=cpu")
+
+
+def _run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "mimicnorm_jax", "plan", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        check=False,
+    )
+
+
+def test_a_table_json_and_figures_then_the_same_from_the_cache(tmp_path):
+    out = tmp_path / "out"
+    arguments = (*SMALL, "--compare=batchnorm,mimicnorm", f"--out={out}", f"--cache={tmp_path / 'cache'}")
+    first = _run(*arguments)
+    assert (first.returncode, "error" in first.stderr) == (0, False), first.stderr
+    lines = first.stdout.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("target"))
+    assert [line.split()[:2] for line in lines[head + 1 : head + 3]] == [["cpu", "batchnorm"], ["cpu", "mimicnorm"]]
+    content = json.loads((out / "plan.json").read_text())
+    assert [row["run"] for row in content["rows"]] == ["batchnorm", "mimicnorm"]
+    assert all(row["step"]["flops"] > row["evaluation"]["flops"] > 0 for row in content["rows"])
+    assert content["config"]["width"] == 0.5
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert len(before) == 4  # a training and an evaluation step each
+    second = _run(*arguments)
+    assert second.stdout == first.stdout
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--target=h10",), "unknown target 'h10': did you mean h100"),
+        (("--compare=batchnrm",), "unknown method in --compare 'batchnrm': did you mean batchnorm"),
+        (("--config.batchsize=3",), "unknown config field 'batchsize': did you mean batch_size"),
+        (("--target-config=/nowhere", "--target=h100"), "cannot read the target config /nowhere"),
+        (("--frontier", "--compare=none"), "leave out --compare"),
+    ],
+)
+def test_bad_input_ends_with_a_sentence(arguments, message):
+    done = _run(CONFIG, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

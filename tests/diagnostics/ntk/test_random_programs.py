@@ -1,0 +1,86 @@
+"""Whatever the network, its tangent kernel by every method is the product of its Jacobians, or refused."""
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK
+from mimicnorm_jax.diagnostics.tracing import independence, jaxprs
+from tests.diagnostics.ntk.random_programs import Program
+
+pytestmark = pytest.mark.usefixtures("x64")
+REFUSALS = ("influence one another", "outputs differ by", "products' needs forward-mode", "not finite")
+
+
+@pytest.fixture(autouse=True)
+def compiled_quickly():
+    """Most of a small program's time is the compiler's."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def _reference(program):
+    """The product of the whole batch's Jacobians."""
+    total = 0.0
+    for leaf in jax.tree.leaves(jax.jit(jax.jacrev(program))(program.params, program.x)):
+        rows = np.asarray(leaf.astype(jnp.float64)).reshape(*leaf.shape[:2], -1)
+        total = total + np.einsum("nok,mpk->nmop", rows, rows)
+    return total
+
+
+def _tolerance(program):
+    eps = jaxprs.coarsest(jax.make_jaxpr(program)(program.params, program.x))
+    # Of a kernel of half precision, every derivative is rounded, by JAX and by us at different places.
+    return max(independence.tolerance(eps), 1e-9)
+
+
+def outcome(seed):
+    """By method, `agreed`, `refused` or how far off; and whether there is anything to compare."""
+    program = Program(seed)
+    with np.errstate(all="ignore"):
+        expected = _reference(program)
+    scale = np.abs(expected).max()
+    if not np.isfinite(expected).all() or not 1e-6 < scale < 1e6:
+        return program, {}
+    found, planned = {}, ""
+    for method in ("layerwise", "products", "auto"):
+        try:
+            kernel = EmpiricalNTK(program, method=method, check=False)
+            if method == "auto" and kernel.plan(program.params, program.x).method == planned:
+                found[method] = found[planned]
+                continue
+            error = np.abs(np.asarray(kernel(program.params, program.x)) - expected).max() / scale
+            planned = method if method == "layerwise" else planned
+            found[method] = "agreed" if error <= _tolerance(program) else f"off by {error:.2g}"
+        except ValueError as error:
+            if not any(reason in str(error) for reason in REFUSALS):
+                raise
+            found[method] = "refused"
+    return program, found
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_random_programs(seed):
+    program, found = outcome(seed)
+    wrong = {method: what for method, what in found.items() if what not in ("agreed", "refused")}
+    assert not wrong, program.steps
+
+
+@pytest.mark.slow
+def test_a_thousand_random_programs():
+    counts: Counter[str] = Counter()
+    wrong = []
+    for seed in range(1000, 2000):
+        program, found = outcome(seed)
+        counts.update(f"{method} {what.split()[0]}" for method, what in found.items())
+        counts["nothing to compare"] += not found
+        wrong += [(seed, found, program.steps) for what in found.values() if what not in ("agreed", "refused")]
+        if seed % 20 == 19:
+            jax.clear_caches()
+    print(dict(counts))
+    assert not wrong, wrong
+    assert counts["layerwise agreed"] > 500

@@ -1,0 +1,175 @@
+"""Whether the examples of a batch are independent: what the jaxpr shows, and what is done where it shows nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from mimicnorm_jax.diagnostics.adapters import from_linen
+from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK, empirical_ntk
+from mimicnorm_jax.diagnostics.propagation import growth, nngp
+from mimicnorm_jax.diagnostics.spectra import jacobian
+from mimicnorm_jax.diagnostics.tracing import independence
+from tests.diagnostics.networks import Normalized, draw, filled
+from tests.diagnostics.ntk.random_programs import BATCH_OPS, centered
+
+FIRST_COUPLED = list(BATCH_OPS).index("batch norm")
+# What jnp.arange picks with may be each example's own place, so only numbers tell.
+TRIED = ("indexed",)
+SIZE = ("over size",)
+
+
+def _around(op):
+    def apply_fn(params, x):
+        return op(jnp.tanh(x @ params["kernel"])) @ params["head"]
+
+    return apply_fn
+
+
+def _params():
+    return {"kernel": draw(0, 5, 6), "head": draw(1, 6, 2)}
+
+
+@pytest.mark.parametrize("name", list(BATCH_OPS)[:FIRST_COUPLED])
+def test_what_keeps_examples_apart_is_proved(name):
+    verdict = independence.require(_around(BATCH_OPS[name]), _params(), draw(2, 5, 5))
+    assert verdict.proven == (name not in TRIED), verdict
+    assert verdict.compared == 5
+
+
+OPERATIONS = {
+    "batch norm": "reduce_sum",
+    "batch cumulative": "cumsum",
+    "batch sorted": "sort",
+    "batch softmax": "reduce_max",
+    "batch rolled": "slice",
+    "batch reversed": "rev",
+    "batch scan": "scan",
+    "batch gram": "dot_general",
+    "wrong reshape": "reshape",
+    "over size": "largest output",
+    "place": "mul",
+    "mask each": "select_n",
+    "common branch": "reduce_sum",
+    "after the first": "slice",
+    "batch maximum": "reduce_max",
+}
+
+
+@pytest.mark.parametrize("name", list(BATCH_OPS)[FIRST_COUPLED:])
+def test_what_brings_them_together_is_refused_by_name_and_line(name):
+    file = "" if name in SIZE else r".*at .*\.py:\d+ "
+    with pytest.raises(ValueError, match=f"{OPERATIONS[name]}{file}.*coupled=True"):
+        empirical_ntk(_around(BATCH_OPS[name]), _params(), draw(2, 5, 5))
+
+
+def _beyond_the_fourth(h):
+    return jnp.concatenate([h[:4], centered(h[4:])]) if len(h) > 4 else h
+
+
+def _with_capacity(h):
+    return jnp.where((jnp.cumsum(jnp.ones(len(h))) <= 3)[:, None], h, 0)
+
+
+@pytest.mark.parametrize("op", [_beyond_the_fourth, _with_capacity])
+def test_coupling_that_the_first_four_examples_do_not_show(op):
+    with pytest.raises(ValueError, match="influence one another"):
+        empirical_ntk(_around(op), _params(), draw(2, 6, 5))
+
+
+def test_equal_examples_hide_nothing():
+    x = jnp.repeat(draw(2, 1, 5), 4, 0)
+    with pytest.raises(ValueError, match=r"reduce_sum at random_programs\.py:\d+ \(centered\)"):
+        empirical_ntk(_around(BATCH_OPS["batch norm"]), _params(), x)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_batch_norm_in_half_precision(dtype):
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), _params())
+    with pytest.raises(ValueError, match="influence one another"):
+        empirical_ntk(_around(BATCH_OPS["batch norm"]), params, draw(2, 5, 5).astype(dtype))
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda f, p, x: nngp.kernels(f, p, x),
+        lambda f, p, x: nngp.moments(f, p, x),
+        lambda f, p, x: growth.growth(f, p, x, key=jax.random.key(0)),
+        lambda f, p, x: jacobian.jacobians(f, p, x),
+        lambda f, p, x: jacobian.mean_square(f, p, x, key=jax.random.key(0)),
+    ],
+    ids=["nngp", "moments", "growth", "jacobian", "mean square"],
+)
+def test_the_other_diagnostics_refuse_an_uncoupled_batch_norm(measure):
+    module, x = Normalized(), draw(3, 6, 5)
+    apply_fn, params = from_linen(module, filled(module, x), mutable=["batch_stats"])
+    with pytest.raises(ValueError, match=r"reduce_sum at .*coupled=True"):
+        measure(apply_fn, params, x)
+
+
+def _unknown(function):
+    """Behind a call that no rule follows."""
+
+    def op(h):
+        return jax.pure_callback(function, jax.ShapeDtypeStruct(h.shape, h.dtype), h, vmap_method="expand_dims")
+
+    def with_derivative(h):
+        apply = jax.custom_jvp(op)
+        apply.defjvp(lambda primals, tangents: (op(*primals), 0 * tangents[0]))
+        return h + apply(h)
+
+    return with_derivative
+
+
+def test_what_is_neither_proved_nor_refuted_is_tried_over_the_whole_batch():
+    each = _around(_unknown(lambda h: np.tanh(h)))
+    kernel = EmpiricalNTK(each)
+    plan = kernel.plan(_params(), draw(2, 6, 5))
+    assert "numerical trial only: pure_callback at" in str(plan)
+    assert plan.checked  # the guard is on where something is not proved
+
+    def last_sees_first(h):
+        h = np.array(h)
+        if h.ndim == 2 and len(h) > 4:
+            h[-1] += h[0]
+        return h
+
+    with pytest.raises(ValueError, match="an example's outputs differ by"):
+        EmpiricalNTK(_around(_unknown(last_sees_first))).plan(_params(), draw(2, 6, 5))
+
+
+def test_equal_examples_are_changed_in_a_trial():
+    """Only other inputs show that the last example looks at the first."""
+
+    def difference(h):
+        h = np.array(h)
+        if h.ndim == 2:
+            h[-1] += h[0] - h[-1]
+        return h
+
+    x = jnp.repeat(draw(2, 1, 5), 6, 0)
+    with pytest.raises(ValueError, match="with other examples beside it"):
+        EmpiricalNTK(_around(_unknown(difference))).plan(_params(), x)
+
+
+class _Noisy(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=False, rng_collection="noise")(nn.Dense(8)(x)))
+
+
+def test_dropout_of_any_collection():
+    module, x = _Noisy(), draw(3, 4, 5)
+    rngs = {"noise": jax.random.key(2)}
+    variables = module.init({"params": jax.random.key(0), **rngs}, x)
+    apply_fn, params = from_linen(module, variables, rngs=rngs)
+    np.testing.assert_array_equal(apply_fn(params, x), module.apply(variables, x, rngs=rngs))
+    with pytest.raises(ValueError, match="depend on the place in the batch"):  # each example has a mask of its own
+        empirical_ntk(apply_fn, params, x)
+    without, _ = from_linen(module, variables, rngs={"dropout": jax.random.key(2)})
+    np.testing.assert_array_equal(without(params, x[:2]), without(params, x)[:2])
+    assert empirical_ntk(without, params, x).shape == (4, 4, 3, 3)
+    every, _ = from_linen(module, variables, rngs=jax.random.key(2))  # Flax's default for all collections
+    np.testing.assert_array_equal(every(params, x), module.apply(variables, x, rngs=jax.random.key(2)))

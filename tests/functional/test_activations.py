@@ -1,0 +1,45 @@
+"""Derivatives of the lean activations, and what they keep."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mimicnorm_jax.diagnostics.memory import saved_for_backward
+from mimicnorm_jax.functional.activations import relu, relu6, relu_save_mask
+
+POINTS = jnp.array([-3.0, -0.5, 0.0, 0.5, 5.9, 6.0, 7.0])
+
+
+@pytest.mark.parametrize(
+    ("lean", "reference"), [(relu, jax.nn.relu), (relu_save_mask, jax.nn.relu), (relu6, jax.nn.relu6)]
+)
+def test_agrees_with_jax_nn_in_value_and_every_kind_of_derivative(lean, reference):
+    direction = jnp.arange(1.0, 8.0)
+    for transform in (
+        lambda f: f(POINTS),
+        lambda f: jax.jvp(f, (POINTS,), (direction,)),
+        lambda f: jax.vjp(f, POINTS)[1](direction),
+        lambda f: jax.vmap(jax.grad(f))(POINTS),
+        lambda f: jax.hessian(lambda x: (f(x) ** 2 * direction).sum())(POINTS),
+        lambda f: jax.jit(jax.grad(lambda x: (f(f(x)) ** 2).sum()))(POINTS),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, transform(lean), transform(reference))
+
+
+def test_backward_pass_keeps_outputs_only():
+    """Two layers keep two outputs, besides the arguments; jax.nn.relu keeps masks as well."""
+
+    def kept(activation):
+        def f(w, x):
+            return (activation(activation(x @ w) @ w) @ w).sum()
+
+        return [(a.shape, a.dtype) for a in saved_for_backward(f, jnp.ones((16, 16)), jnp.ones((8, 16)))]
+
+    assert kept(relu) == [((8, 16), jnp.float32)] * 2
+    assert len(kept(jax.nn.relu)) > 2
+
+
+def test_relu_save_mask_keeps_a_bit_an_element():
+    kept = saved_for_backward(lambda w, x: (relu_save_mask(x @ w) + x).sum(), jnp.ones((16, 16)), jnp.ones((8, 16)))
+    assert [(a.shape, a.dtype) for a in kept] == [((8, 2), jnp.uint8)]

@@ -1,0 +1,76 @@
+"""Explicit meshes (what `jax.make_mesh` gives) and exported programs compute what one device does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mimicnorm_jax import LastBatchNorm, models
+from mimicnorm_jax.functional import kernels
+
+
+def _spread(tree, *axes):
+    sharding = NamedSharding(jax.make_mesh((4,), ("batch",)), PartitionSpec(*axes))
+    assert sharding.mesh.axis_types == (jax.sharding.AxisType.Explicit,)
+    return jax.device_put(tree, sharding)
+
+
+def _training_gradients(name):
+    """The gradients of a training step as a function of variables and images, and these."""
+    model = models.create(name, num_classes=5, width=0.125)
+    size = models.ARCHITECTURES[name].stride
+    images = jax.random.normal(jax.random.key(1), (8, size, size, 3))
+    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), images)
+
+    def loss(params, variables, images):
+        rngs = {"dropout": jax.random.key(2)}
+        logits, _ = model.apply({**variables, "params": params}, images, True, mutable=["batch_stats"], rngs=rngs)
+        return (logits**3).sum()
+
+    return jax.jit(lambda variables, images: jax.grad(loss)(variables["params"], variables, images)), variables, images
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet8", "shufflenetv2_x0.5"])
+def test_gradients_of_a_batch_on_an_explicit_mesh_are_those_of_one_device(name):
+    """VGG's with the same dropout masks."""
+    gradients, variables, images = _training_gradients(name)
+    expected = gradients(variables, images)
+    found = gradients(_spread(variables), _spread(images, "batch"))
+    scale = max(abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    # float32: sums over the batch in another order; another mask would be of order 1.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * scale), found, expected)
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+def test_kernels_spread_over_an_explicit_mesh_are_centered(axis):
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 8, 8))
+    axes = [None] * 4
+    axes[axis] = "batch"
+    # float32: a mean of 72 numbers of order 1, summed in another order.
+    np.testing.assert_allclose(kernels.center(_spread(kernel, *axes)), kernels.center(kernel), atol=1e-6)
+
+
+@pytest.mark.parametrize("running_variance", ["biased", "unbiased"])
+def test_exported_for_any_batch_the_last_batch_norm_is_the_same_and_refuses_a_batch_of_one_by_nan(running_variance):
+    layer = LastBatchNorm(use_running_average=False, running_variance=running_variance)
+    z = jax.random.normal(jax.random.key(0), (8, 3))
+    variables = layer.init(jax.random.key(0), z)
+    apply = jax.jit(lambda variables, z: layer.apply(variables, z, mutable=["batch_stats"]))
+    logits = jax.ShapeDtypeStruct((*export.symbolic_shape("b"), 3), z.dtype)
+    exported = export.export(apply)(variables, logits)
+    for batch in (2, 8):
+        found, expected = exported.call(variables, z[:batch]), apply(variables, z[:batch])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, expected)
+    assert jnp.isnan(exported.call(variables, z[:1])[0]).all()
+
+
+def test_a_training_pass_with_dropout_is_exported_for_any_batch():
+    gradients, variables, images = _training_gradients("vgg11")
+    batch = jax.ShapeDtypeStruct((*export.symbolic_shape("b"), *images.shape[1:]), images.dtype)
+    exported = export.export(gradients)(variables, batch)
+    found, expected = exported.call(variables, images[:6]), gradients(variables, images[:6])
+    scale = max(abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    # float32, and another program for the same sums.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * scale), found, expected)

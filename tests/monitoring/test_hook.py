@@ -1,0 +1,147 @@
+"""Diagnostics along a run, and networks taken from its checkpoints."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mimicnorm_jax import models
+from mimicnorm_jax.cli.diagnose import main
+from mimicnorm_jax.errors import ConfigError, WorkdirError
+from mimicnorm_jax.monitoring import networks
+from mimicnorm_jax.training import config, loop
+from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
+from mimicnorm_jax.training.trainer import build_trainer, init_state
+
+SMALL = {"model": "resnet8", "width": 0.25, "batch_size": 256, "epochs": 2, "warmup_epochs": 1.0}
+
+
+def _config(**overrides):
+    return config.validate(config.base(**SMALL | overrides))
+
+
+def _lines(folder):
+    return [json.loads(line) for line in (folder / "diagnostics.jsonl").read_text().splitlines()]
+
+
+def _final(fields, folder):
+    with Checkpoints(folder / "checkpoints", 2) as checkpoints:
+        return checkpoints.restore(checkpoints.latest, init_state(build_trainer(fields)))[0]
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory):
+    """A run with diagnostics, its folder and its config."""
+    folder = tmp_path_factory.mktemp("probed")
+    fields = _config(diagnostics_epochs=0.5)
+    loop.run(fields, folder)
+    return folder, fields
+
+
+def test_a_line_before_training_and_at_the_step_that_completes_each_half_epoch(probed):
+    folder, fields = probed
+    lines = _lines(folder)
+    # 1,437 images are 5 batches of 256 an epoch.
+    assert [(line["epoch"], line["step"]) for line in lines] == [(0, 0), (0.6, 3), (1, 5), (1.6, 8), (2, 10)]
+    assert lines[0]["last_bn_variance"] == 1.0
+    variance = _final(fields, folder).batch_stats["last_bn"]["var"]
+    np.testing.assert_allclose(lines[-1]["last_bn_variance"], np.mean(variance), rtol=1e-6)
+
+
+def test_measuring_changes_nothing_of_the_training_and_survives_an_interruption(probed, tmp_path, monkeypatch):
+    folder, fields = probed
+    plain = dataclasses.replace(fields, diagnostics_epochs=0.0)
+    loop.run(plain, tmp_path / "plain")
+    for a, b in zip(
+        jax.tree.leaves(_final(fields, folder)), jax.tree.leaves(_final(plain, tmp_path / "plain")), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert not (tmp_path / "plain" / "diagnostics.jsonl").exists()
+
+    def stop(self, state, record, save=Checkpoints.save):
+        save(self, state, record)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(fields, tmp_path / "resumed")
+    monkeypatch.undo()
+    loop.run(fields, tmp_path / "resumed")
+    assert _lines(tmp_path / "resumed") == _lines(folder)
+
+
+def test_a_subject_is_the_network_that_evaluation_sees(probed):
+    folder, fields = probed
+    read, found = networks.from_checkpoint(folder, "latest", "float32")
+    assert read == fields
+    x = networks.images(fields, 4, "real", "float32")
+    dataset = build_trainer(fields).dataset
+    by_hand = (dataset.test.images[:4] / 255 - dataset.mean) / dataset.std
+    np.testing.assert_allclose(x, by_hand, atol=1e-5)
+    model = models.create("resnet8", num_classes=10, width=0.25)
+    expected = model.apply(_final(fields, folder).eval_variables, x)
+    np.testing.assert_allclose(found.apply_fn(found.params, x), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_batch_norm_is_taken_over_the_batch():
+    found = networks.initialized(_config(method="batchnorm", width=0.125), "float32")
+    assert found.coupled
+    x = networks.images(_config(), 6, "random", "float32")
+    hidden = found.apply_fn(found.params, x)
+    # Every BatchNorm removes a common factor of its inputs, up to its epsilon.
+    scaled = jax.tree.map(lambda leaf: leaf, found.params)
+    scaled["stem"]["conv"]["kernel"] = 3 * scaled["stem"]["conv"]["kernel"]
+    np.testing.assert_allclose(found.apply_fn(scaled, x), hidden, atol=1e-3 * float(jnp.abs(hidden).max()))
+
+
+def test_what_cannot_be_measured_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"361 images .* 360"):
+        networks.images(_config(), 361, "real", "float32")
+    with pytest.raises(ConfigError, match="at least 32 x 32"):
+        networks.initialized(_config(model="vgg11"), "float32")
+    with pytest.raises(WorkdirError, match="holds no run"):
+        networks.from_checkpoint(tmp_path, "latest", "float32")
+
+
+def test_ntk_and_jacobian_commands_on_a_checkpoint(probed, tmp_path, capsys):
+    folder, _ = probed
+    assert main(["ntk", f"--workdir={folder}", "--images=4", "--output=1", f"--out={tmp_path}"]) == 0
+    kernel = np.load(tmp_path / "ntk.npy")
+    values = np.linalg.eigvalsh(kernel)
+    printed = capsys.readouterr().out
+    assert "method layerwise" in printed
+    assert f"{values[-1] / values[0]:.4g}" in printed
+    assert main(["jacobian", f"--workdir={folder}", "--images=2", f"--out={tmp_path}"]) == 0
+    layers = json.loads((tmp_path / "jacobian.json").read_text())["layers"]
+    assert len(layers) == 10
+    assert capsys.readouterr().out.count("/conv ") == 9
+
+
+def test_depth_command(tmp_path, capsys):
+    assert main(["depth", "--depths", "4", "13", f"--out={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "depth.json").read_text())["stacks"]["weight mean"]["kappa"]
+    np.testing.assert_allclose([found["4"], found["13"]], [7.9603, 1.0447], rtol=1e-4)
+    assert "7.960" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method=fixup", "--model=vgg11"], "has none"),
+        (["--model=vgg11"], "at least 32 x 32"),
+        (["--dataset=cifar100", "--data_dir=nowhere"], "cifar100 is not prepared under nowhere"),
+        (["--workdir=nowhere"], "nowhere holds no run"),
+        (["--images=361"], "361 images"),
+        (["--memory=1e-6", "--width=0.25"], "raise memory"),
+        (["--output=ful", "--width=0.25"], "did you mean full"),
+        (["--output=10", "--width=0.25"], "numbered from 0"),
+    ],
+)
+def test_bad_input_to_a_command(arguments, message, capsys):
+    assert main(["ntk", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error

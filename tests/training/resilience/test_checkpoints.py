@@ -1,0 +1,124 @@
+"""Checkpoints come back bit for bit, or not at all."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mimicnorm_jax import models
+from mimicnorm_jax.errors import DamagedCheckpointError, WorkdirError
+from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Checkpoints
+from mimicnorm_jax.training.state import TrainState, create_state
+
+
+def _state(step=0, width=0.5, method="mimicnorm", tx=None, seed=0) -> TrainState:
+    model = models.create("resnet8", method=method, num_classes=5, width=width)
+    state = create_state(model, tx or optax.sgd(0.1, momentum=0.9), (8, 8, 1), seed=seed, ema=True)
+    return state.replace(step=jnp.int32(step))
+
+
+def _save(folder, accuracies):
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step, accuracy in enumerate(accuracies, 1):
+            checkpoints.save(_state(step, seed=step), CheckpointMetadata(step, accuracy))
+
+
+def test_round_trip_is_bit_for_bit_also_when_the_buffers_are_overwritten(tmp_path):
+    state = _state(7)
+    expected = jax.tree.map(lambda leaf: np.array(leaf), state)
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        checkpoints.save(state, CheckpointMetadata(3, 0.5))
+        jax.block_until_ready(jax.jit(lambda s: jax.tree.map(lambda leaf: leaf * 0, s), donate_argnums=0)(state))
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        restored, record = checkpoints.restore(7, _state())
+    assert record == CheckpointMetadata(3, 0.5)
+    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    _save(tmp_path, [0.1, 0.9, 0.3, 0.4, 0.2])
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        assert (checkpoints.latest, checkpoints.best) == (5, 2)
+    assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [2, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"width": 0.25}, "there and float32"),
+        ({"method": "batchnorm"}, "missing here|missing there|is missing"),
+        ({"tx": optax.adam(0.1)}, "opt_state"),
+    ],
+)
+def test_checkpoint_of_another_network_or_optimizer_is_refused_by_name(tmp_path, other, named):
+    _save(tmp_path, [0.5])
+    message = f"belongs to another network or optimizer: .*({named})"
+    with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(WorkdirError, match=message):
+        checkpoints.restore(1, _state(**other))
+
+
+def _flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[int(at * (len(content) - 1))] ^= 0x10
+    path.write_bytes(content)
+
+
+def _of_state(folder):
+    """The file that holds most of the state."""
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+    "state truncated": lambda f: _truncate(_of_state(f)),
+    "state deleted": lambda f: _of_state(f).unlink(),
+    "state flipped in the middle": lambda f: _flip(_of_state(f), 0.5),
+    "state flipped near the end": lambda f: _flip(_of_state(f), 0.9),
+    "manifest deleted": lambda f: (f / "state" / "manifest.ocdbt").unlink(),
+    "description flipped": lambda f: _flip(f / "about" / "metadata", 0.5),
+    "description emptied": lambda f: (f / "about" / "metadata").write_bytes(b""),
+    "accuracy emptied": lambda f: (f / "metrics" / "metrics").write_bytes(b""),
+    "accuracy changed": lambda f: (f / "metrics" / "metrics").write_text('{"accuracy": 0.9}'),
+    "every file emptied": lambda f: [path.write_bytes(b"") for path in f.rglob("*") if path.is_file()],
+}
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    _save(folder, [0.5, 0.7])
+    return folder
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_set_aside_for_the_one_before_it(tmp_path, two_checkpoints, name, capsys):
+    shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
+    DAMAGES[name](tmp_path / "2")
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        state, record = checkpoints.restore_newest(_state())
+        assert record == CheckpointMetadata(1, 0.5)
+        jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(_state(1, seed=1)))
+        assert (tmp_path / "damaged-2-1").is_dir()
+        told = capsys.readouterr().out
+        assert f"warning: the checkpoint {tmp_path}/2 is damaged" in told
+        # Its number is free again.
+        checkpoints.save(_state(2, seed=9), CheckpointMetadata(2, 0.6))
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        assert checkpoints.restore_newest(_state())[1] == CheckpointMetadata(2, 0.6)
+
+
+def test_nothing_is_trained_from_scratch_when_every_checkpoint_is_damaged(tmp_path, two_checkpoints):
+    shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
+    for step in ("1", "2"):
+        _flip(_of_state(tmp_path / step), 0.5)
+    message = r"no checkpoint in .* is whole \(damaged-1-1, damaged-2-1\)"
+    for _ in range(2):  # the second time there are only those set aside
+        with Checkpoints(tmp_path, 2) as checkpoints, pytest.raises(DamagedCheckpointError, match=message):
+            checkpoints.restore_newest(_state())
