@@ -202,7 +202,7 @@ def _topology(name: str, platform: str, **options: Any) -> tuple[Any, ...]:
         if "lockfile" in text:
             text = f"another process holds the TPU or libtpu's lock file, and this process may use the TPU ({text})"
         if "not implemented" in text:
-            text = "JAX leaves out the plugin of a GPU that it does not find, unless JAX_PLATFORMS=cpu is set before it starts"
+            text = "JAX leaves out the plugin of a GPU that it does not find, unless it starts with JAX_PLATFORMS=cpu"
         raise PlanError(f"the {platform} plugin refuses {name or 'the device'}: {text}") from error
 
 
