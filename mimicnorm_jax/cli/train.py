@@ -77,6 +77,7 @@ def _train(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"do not know what to do with {' '.join(argv[1:])!r}. See --help")
     # Importing these takes seconds, which --help and a mistyped flag need not wait for.
+    from mimicnorm_jax import monitoring
     from mimicnorm_jax.training import loop, workdir
     from mimicnorm_jax.training.resilience import preemption
 
@@ -93,7 +94,7 @@ def _train(argv: Sequence[str]) -> None:
         config = config_lib.validate(_CONFIG.value)
         default = f"runs/{config.dataset}-{config.model}-{config.method}-seed{config.seed}"
         try:
-            loop.run(config, Path(_WORKDIR.value or default))
+            loop.run(config, Path(_WORKDIR.value or default), monitoring.make_hook(config))
         except preemption.InterruptedRunError as error:
             print(error, file=sys.stderr)
             sys.exit(128 + error.signal)

@@ -10,6 +10,8 @@ import numpy as np
 
 from mimicnorm_jax.diagnostics.regime import RegimeMeter
 from mimicnorm_jax.monitoring.networks import images, network
+from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.hook import MakeHook
 from mimicnorm_jax.training.state import TrainState
 from mimicnorm_jax.training.trainer import Trainer
 from mimicnorm_jax.training.writers import JsonlWriter, MetricWriter
@@ -43,11 +45,11 @@ class DiagnosticsHook:
         """Every line so far."""
         return self._lines.rows
 
-    def __call__(self, state: TrainState, step: int, taken: int = 1) -> None:
-        """Measures the state after `step` steps, if the last `taken` of them reached a line that is due."""
+    def __call__(self, state: TrainState, step: int, num_steps: int) -> None:
+        """Measures the state after `step` steps, if the last `num_steps` of them reached a line that is due."""
         every = self._session.config.diagnostics_epochs * self._session.steps_per_epoch
         # A hair more, for fractions of an epoch that are whole numbers of steps but for rounding.
-        due = step == 0 or math.floor(step / every + 1e-9) > math.floor((step - taken) / every + 1e-9)
+        due = step == 0 or math.floor(step / every + 1e-9) > math.floor((step - num_steps) / every + 1e-9)
         if not due or any(row["step"] == step for row in self.rows):
             return
         epoch = step / self._session.steps_per_epoch
@@ -79,3 +81,8 @@ class DiagnosticsHook:
 
 def _neutral(path: tuple[Any, ...], statistic: Any) -> np.ndarray:
     return np.ones_like(statistic) if path[-1].key == "var" else np.zeros_like(statistic)
+
+
+def make_hook(config: TrainConfig) -> MakeHook | None:
+    """What makes the hook that a config asks for with `diagnostics_epochs`; None if it asks for none."""
+    return DiagnosticsHook if config.diagnostics_epochs else None

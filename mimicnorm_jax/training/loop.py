@@ -12,10 +12,10 @@ import numpy as np
 
 from mimicnorm_jax import distributed
 from mimicnorm_jax.data import batching
-from mimicnorm_jax.errors import NonFiniteLossError, WorkdirError
-from mimicnorm_jax.monitoring.hook import DiagnosticsHook
+from mimicnorm_jax.errors import ConfigError, NonFiniteLossError, WorkdirError
 from mimicnorm_jax.training import report, workdir
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.hook import Hook, MakeHook
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Checkpoints
 from mimicnorm_jax.training.resilience.preemption import InterruptedRunError, stop_requested
@@ -99,13 +99,14 @@ def evaluate(session: Trainer, state: TrainState) -> Metrics:
     return total
 
 
-def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
+def run(config: TrainConfig, folder: Path, make_hook: MakeHook | None = None) -> dict[str, Any]:
     """Trains a network, or goes on where a run in the same folder stopped.
 
     Args:
       config: with the fields of `training.config`.
       folder: gets config.json, checkpoints/, metrics.jsonl, tensorboard/, curves.png, summary.json, and
         diagnostics.jsonl where `diagnostics_epochs` asks for it.
+      make_hook: makes what is called after each group of steps, such as `monitoring.make_hook(config)`.
 
     Returns:
       The contents of summary.json; of several processes only the first one's.
@@ -117,12 +118,14 @@ def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
       PeerError: if another process of the run ended.
     """
     validate_run(config)
+    if config.diagnostics_epochs and make_hook is None:
+        raise ConfigError("config.diagnostics_epochs asks for diagnostics: give the run monitoring.make_hook(config)")
     with distributed.translate_peer_errors():
         if not distributed.is_first():
             return _run_worker(config)
         with workdir.lock(folder), workdir.raise_on_full_disk(folder):
             workdir.prepare(folder, config)
-            return _run(config, folder)
+            return _run(config, folder, make_hook)
 
 
 def _run_worker(config: TrainConfig) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def _agree(state: TrainState, record: CheckpointMetadata) -> tuple[TrainState, C
     return state, CheckpointMetadata(int(epoch), record.accuracy, (partial[0], partial[1], partial[2]))
 
 
-def _run(config: TrainConfig, folder: Path) -> dict[str, Any]:
+def _run(config: TrainConfig, folder: Path, make_hook: MakeHook | None) -> dict[str, Any]:
     session = build_trainer(config)
     state = init_state(session)
     log_line(report.headline(session, state, folder))
@@ -152,10 +155,10 @@ def _run(config: TrainConfig, folder: Path) -> dict[str, Any]:
             log_line("this run is complete" if complete else f"resuming after step {state.step}, epoch {record.epoch}")
         state, record = _agree(state, record)
         logs = MetricWriter(folder, resumed_step=int(state.step))
-        probe = DiagnosticsHook(session, folder, logs, int(state.step)) if config.diagnostics_epochs else None
+        probe = make_hook(session, folder, logs, int(state.step)) if make_hook else None
         try:
             if probe is not None:
-                probe(state, int(state.step))
+                probe(state, int(state.step), 0)
             _train(session, session.spread.replicate(state), record, RunWriters(checkpoints, logs, probe))
         except NonFiniteLossError as error:
             report.failure(folder, session, error, checkpoints.latest)
@@ -171,7 +174,7 @@ class RunWriters:
 
     checkpoints: Checkpoints
     logs: MetricWriter
-    probe: DiagnosticsHook | None
+    probe: Hook | None
 
 
 def _train(session: Trainer, state: TrainState, record: CheckpointMetadata, books: RunWriters | None) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax import models
+from mimicnorm_jax import models, monitoring
 from mimicnorm_jax.cli.diagnose import main
 from mimicnorm_jax.errors import ConfigError, WorkdirError
 from mimicnorm_jax.monitoring import networks
@@ -37,7 +37,7 @@ def probed(tmp_path_factory):
     """A run with diagnostics, its folder and its config."""
     folder = tmp_path_factory.mktemp("probed")
     fields = _config(diagnostics_epochs=0.5)
-    loop.run(fields, folder)
+    loop.run(fields, folder, monitoring.make_hook(fields))
     return folder, fields
 
 
@@ -67,9 +67,9 @@ def test_measuring_changes_nothing_of_the_training_and_survives_an_interruption(
 
     monkeypatch.setattr(Checkpoints, "save", stop)
     with pytest.raises(KeyboardInterrupt):
-        loop.run(fields, tmp_path / "resumed")
+        loop.run(fields, tmp_path / "resumed", monitoring.make_hook(fields))
     monkeypatch.undo()
-    loop.run(fields, tmp_path / "resumed")
+    loop.run(fields, tmp_path / "resumed", monitoring.make_hook(fields))
     assert _lines(tmp_path / "resumed") == _lines(folder)
 
 
