@@ -45,7 +45,7 @@ def test_help_names_every_field():
 
 
 def test_train_then_eval_only_from_another_folder(tmp_path):
-    result = _call("--config.epochs=1", "--config.width=0.5", cwd=tmp_path)
+    result = _call("--config.epochs=1", "--config.width_multiplier=0.5", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert "best test accuracy" in result.stdout
@@ -54,7 +54,11 @@ def test_train_then_eval_only_from_another_folder(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "best checkpoint" in result.stdout
     result = _call(
-        "--config.epochs=1", "--config.width=0.5", "--config.learning_rate=1e30", "--workdir=bad", cwd=tmp_path
+        "--config.epochs=1",
+        "--config.width_multiplier=0.5",
+        "--config.learning_rate=1e30",
+        "--workdir=bad",
+        cwd=tmp_path,
     )
     assert result.returncode == 3
     assert "not finite at step" in result.stderr
