@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 
 from mimicnorm_jax.cli import command
@@ -204,8 +205,6 @@ def _plan(argv: Sequence[str]) -> int:
         return 0
     if values.frontier and values.compare:
         raise UserError("--frontier shows the config's method alone: leave out --compare")
-    import jax
-
     jax.config.update("jax_platforms", "cpu")  # what is attached is not touched
     config = config_lib.validate(values.config)
     planners = _planners(values)

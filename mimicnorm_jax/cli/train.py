@@ -19,10 +19,12 @@ from typing import Any
 
 from absl import flags
 
-from mimicnorm_jax import distributed
+from mimicnorm_jax import distributed, monitoring
 from mimicnorm_jax.cli import command
 from mimicnorm_jax.errors import UserError
 from mimicnorm_jax.training import config as config_lib
+from mimicnorm_jax.training import loop, workdir
+from mimicnorm_jax.training.resilience.preemption import InterruptedRunError
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -54,11 +56,6 @@ def _train(argv: Sequence[str]) -> int:
     values: Any = command.parse(_define, __doc__ or "", argv, default)
     if values is None:
         return 0
-    # Importing these takes seconds, which --help and a mistyped flag need not wait for.
-    from mimicnorm_jax import monitoring
-    from mimicnorm_jax.training import loop, workdir
-    from mimicnorm_jax.training.resilience import preemption
-
     _connect(values)
     if values.eval_only:
         if values.workdir is None:
@@ -72,7 +69,7 @@ def _train(argv: Sequence[str]) -> int:
     folder = values.workdir or f"runs/{config.dataset}-{config.model}-{config.method}-seed{config.seed}"
     try:
         loop.run(config, Path(folder), make_hook=monitoring.make_hook(config))
-    except preemption.InterruptedRunError as error:
+    except InterruptedRunError as error:
         print(error, file=sys.stderr)
         return 128 + error.signal
     return 0
