@@ -1,32 +1,29 @@
 """How much of training is not the training step: seconds a step of the bare step, with augmentation, in the loop.
 
-Measures CIFAR-100's shapes, random images unless --data_dir is given, and writes results/input.json and .md.
+Measures CIFAR-100's shapes, random images unless --data_dir is given, and writes results/input_pipeline.jsonl and .md.
 
-  python benchmarks/input.py
+  python -m benchmarks.input_pipeline
 """
 
 import argparse
 import dataclasses
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import jax
 import numpy as np
 
+from benchmarks import _results
+from benchmarks._results import Record, Store
 from mimicnorm_jax.data import batching, datasets
 from mimicnorm_jax.data.augment import Augmentation
 from mimicnorm_jax.training import config, loop
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.trainer import Trainer, build_trainer, init_state
-from mimicnorm_jax.utils import environment
-from mimicnorm_jax.utils.files import write_json, write_text
 
-RESULTS = Path(__file__).parent / "results"
 NETS = ("resnet8", "resnet18")
 DISPATCHES = (1, 4, 16)
 SEED = 0
@@ -94,21 +91,61 @@ def measure(session: Trainer, rounds: int) -> dict[str, list[float]]:
     return seconds
 
 
-def table(net: str, seconds: dict[str, list[float]]) -> list[str]:
+SETTING = ("images", "batch_size", "width", "steps", "rounds", "seed")
+"""Fields of a record that its page tells of all networks at once."""
+
+
+def key(record: Record) -> _results.Key:
+    return record["machine"]["device"], *(record[name] for name in SETTING), record["net"]
+
+
+STORE = Store("input_pipeline", key)
+
+
+def table(records: list[Record]) -> str:
     """Medians and ranges over rounds; ratios are medians of those within a round."""
     rows = []
-    for name, values in seconds.items():
-        ratios = [value / step for value, step in zip(values, seconds["step"], strict=True)]
-        shares = [1 - 1 / ratio for ratio in ratios]
-        rows.append(
-            f"| {net} | {name} | {1e3 * statistics.median(values):.2f} | {1e3 * min(values):.2f} to "
-            f"{1e3 * max(values):.2f} | {statistics.median(ratios):.3f} | {statistics.median(shares):.1%} |"
-        )
-    return rows
+    for record in records:
+        arms_seconds = record["seconds_per_step"]
+        for name, values in arms_seconds.items():
+            ratios = [value / step for value, step in zip(values, arms_seconds["step"], strict=True)]
+            shares = [1 - 1 / ratio for ratio in ratios]
+            rows.append(
+                (
+                    record["net"],
+                    name,
+                    f"{1e3 * statistics.median(values):.2f}",
+                    f"{1e3 * min(values):.2f} to {1e3 * max(values):.2f}",
+                    f"{statistics.median(ratios):.3f}",
+                    f"{statistics.median(shares):.1%}",
+                )
+            )
+    return _results.table(["network", "measured", "ms a step", "range", "ratio to the step", "not in the step"], rows)
+
+
+def page(records: list[Record]) -> str:
+    """The tables, one for each setting."""
+    text = "# What training costs besides the training step\n"
+    for block in _results.grouped(records, lambda record: key(record)[:-1]).values():
+        about = block[0]
+        commands = "; ".join(dict.fromkeys(f"`{record['command']}`" for record in block))
+        text += f"""
+{table(block)}
+
+`step`: the training step on one batch that lies on the device, without augmentation. `augmented`: the step that
+gathers its batch from all training images on the device and augments it (crop, flip, rotation). `loop`: `train_epoch`
+as a run calls it, with its order of images and the metrics' way to the host, at 1, 4 or 16 steps a dispatch; above 1
+the step stands in a compiled loop, whose convolutions are slow on a CPU, and that counts as not in the step. Medians
+over {about["rounds"]} rounds in which all take turns, ratios within a round; {about["steps"]} steps a measurement,
+batches of {about["batch_size"]}, width {about["width"]:g}, {about["images"]} images, seed {about["seed"]}, MimicNorm.
+
+Command: {commands}. Machine: {_results.machines(block)}.
+"""
+    return text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _results.make_parser("input_pipeline", __doc__)
     parser.add_argument("--data_dir", default="", help="folder of TFDS datasets; default: random images")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--width", type=float, default=0.25, help="factor on the networks' channels")
@@ -116,38 +153,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--nets", nargs="+", default=NETS)
     arguments = parser.parse_args()
-    images = dataset(arguments.data_dir, arguments.steps * arguments.batch_size)
-    results: dict[str, Any] = {"machine": environment.describe(), "seed": SEED, "seconds_per_step": {}}
-    results |= {name: getattr(arguments, name) for name in ("batch_size", "width", "steps", "rounds")}
-    results["images"] = "CIFAR-100" if arguments.data_dir else "random"
-    rows = []
-    for net in arguments.nets:
-        seconds = measure(make_session(net, arguments, images), arguments.rounds)
-        results["seconds_per_step"][net] = seconds
-        rows += table(net, seconds)
-        print("\n".join(rows[-len(seconds) :]), flush=True)
-    write_json(RESULTS / "input.json", results)
-    flags = {name: value for name, value in vars(arguments).items() if value != parser.get_default(name)}
-    flags |= {"data_dir": "DIR"} if arguments.data_dir else {}
-    # The folder's own name says nothing about the result.
-    given = [f"--{name} {' '.join(value) if name == 'nets' else value}" for name, value in flags.items()]
-    command = " ".join(["python benchmarks/input.py", *given])
-    text = f"""# What training costs besides the training step
-
-| network | measured | ms a step | range | ratio to the step | not in the step |
-|---|---|---|---|---|---|
-{chr(10).join(rows)}
-
-`step`: the training step on one batch that lies on the device, without augmentation. `augmented`: the step that
-gathers its batch from all training images on the device and augments it (crop, flip, rotation). `loop`: `train_epoch`
-as a run calls it, with its order of images and the metrics' way to the host, at 1, 4 or 16 steps a dispatch; above 1
-the step stands in a compiled loop, whose convolutions are slow on a CPU, and that counts as not in the step. Medians
-over {arguments.rounds} rounds in which all take turns, ratios within a round; {arguments.steps} steps a measurement,
-batches of {arguments.batch_size}, width {arguments.width:g}, {results["images"]} images, seed {SEED}, MimicNorm.
-
-Command: `{command}`. Machine: {json.dumps(results["machine"])}.
-"""
-    write_text(RESULTS / "input.md", text)
+    if not arguments.render:
+        images = dataset(arguments.data_dir, arguments.steps * arguments.batch_size)
+        setting = {name: getattr(arguments, name) for name in ("batch_size", "width", "steps", "rounds")}
+        setting |= {"images": "CIFAR-100" if arguments.data_dir else "random", "seed": SEED}
+        flags = {name: value for name, value in vars(arguments).items() if value != parser.get_default(name)}
+        flags.pop("results", None)
+        # The folder's own name says nothing about the result.
+        flags |= {"data_dir": "DIR"} if arguments.data_dir else {}
+        given = [f"--{name} {' '.join(value) if name == 'nets' else value}" for name, value in flags.items()]
+        command = " ".join(["python -m benchmarks.input_pipeline", *given])
+        for net in arguments.nets:
+            seconds = measure(make_session(net, arguments, images), arguments.rounds)
+            record = {"net": net, **setting, "seconds_per_step": seconds, "machine": _results.machine()}
+            print(table([record]), flush=True)
+            STORE.add(arguments.results, record | {"command": command})
+    STORE.write_page(arguments.results, page)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,30 @@
 """What the README's first command costs and gives: wall time, peak memory and accuracy of the default run.
 
-Runs train.py in fresh processes, compilation included, and writes results/default_run.json and .md.
+Runs train.py in fresh processes, compilation included, and writes results/quickstart.jsonl and .md.
 
-  python benchmarks/default_run.py
+  python -m benchmarks.quickstart
 """
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-from mimicnorm_jax.utils.files import write_json, write_text
+from benchmarks import _results
+from benchmarks._results import ROOT, Record, Store
 
-RESULTS = Path(__file__).parent / "results"
-TRAIN = Path(__file__).parents[1] / "train.py"
 SEEDS = (0, 1, 2)
 
 
-def run(seed: int) -> dict[str, Any]:
+def run(seed: int) -> Record:
     """Trains the default with a seed in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        command = [sys.executable, str(TRAIN), f"--config.seed={seed}", f"--workdir={folder}"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "train.py", f"--config.seed={seed}", f"--workdir={folder}"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         if status:
@@ -44,30 +41,41 @@ def run(seed: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    runs = [run(seed) for seed in SEEDS]
-    write_json(RESULTS / "default_run.json", runs)
-    final = [100 * r["final_accuracy"] for r in runs]
+STORE = Store("quickstart", lambda record: (record["machine"]["device"], record["seed"]))
+
+
+def page(records: list[Record]) -> str:
+    """The table of all seeds."""
+    header = ["seed", "wall s", "CPU s", "peak memory MiB", "best accuracy", "final accuracy"]
     rows = [
-        f"| {r['seed']} | {r['wall_seconds']} | {r['cpu_seconds']} | {r['peak_host_bytes'] / 2**20:.0f} | "
-        f"{r['best_accuracy']:.2%} | {r['final_accuracy']:.2%} |"
-        for r in runs
+        (
+            record["seed"],
+            record["wall_seconds"],
+            record["cpu_seconds"],
+            f"{record['peak_host_bytes'] / 2**20:.0f}",
+            f"{record['best_accuracy']:.2%}",
+            f"{record['final_accuracy']:.2%}",
+        )
+        for record in records
     ]
-    text = [
-        "# The default run: `python train.py`",
-        "",
-        "| seed | wall s | CPU s | peak memory MiB | best accuracy | final accuracy |",
-        "|---|---|---|---|---|---|",
-        *rows,
-        "",
-        f"Final accuracy on 360 test images: {statistics.mean(final):.2f} ± {statistics.stdev(final):.2f} % "
-        f"(standard deviation over {len(runs)} seeds). Fresh processes, start and compilation included.",
-        "",
-        f"Command: `python benchmarks/default_run.py`. Machine: {json.dumps(runs[0]['machine'])}.",
-        "",
-    ]
-    write_text(RESULTS / "default_run.md", "\n".join(text))
-    print("\n".join(text))
+    final = _results.mean_and_deviation([100 * record["final_accuracy"] for record in records])
+    start = "Fresh processes, start and compilation included."
+    return f"""# The default run: `python train.py`
+
+{_results.table(header, rows)}
+
+Final accuracy on 360 test images: {final} % (standard deviation over {len(records)} seeds). {start}
+
+Command: `python -m benchmarks.quickstart`. Machine: {_results.machines(records)}.
+"""
+
+
+def main() -> None:
+    arguments = _results.make_parser("quickstart", __doc__).parse_args()
+    for seed in () if arguments.render else SEEDS:
+        STORE.add(arguments.results, run(seed))
+    STORE.write_page(arguments.results, page)
+    print((arguments.results / "quickstart.md").read_text())
 
 
 if __name__ == "__main__":
