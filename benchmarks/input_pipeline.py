@@ -25,7 +25,7 @@ from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.trainer import Trainer, build_trainer, init_state
 
 NETS = ("resnet8", "resnet18")
-DISPATCHES = (1, 4, 16)
+STEPS_PER_CALL = (1, 4, 16)
 SEED = 0
 Arm = Callable[[Any], Any]
 
@@ -73,7 +73,7 @@ def arms(session: Trainer) -> dict[str, Arm]:
         grouped = dataclasses.replace(session, config=fields)
         return lambda state: loop.train_epoch(grouped, state, 0, Metrics.empty())[0]
 
-    return {"step": step, "augmented": augmented} | {f"loop, {k} a dispatch": epoch(k) for k in DISPATCHES}
+    return {"step": step, "augmented": augmented} | {f"loop, {k} a call": epoch(k) for k in STEPS_PER_CALL}
 
 
 def measure(session: Trainer, rounds: int) -> dict[str, list[float]]:
@@ -134,7 +134,7 @@ def page(records: list[Record]) -> str:
 
 `step`: the training step on one batch that lies on the device, without augmentation. `augmented`: the step that
 gathers its batch from all training images on the device and augments it (crop, flip, rotation). `loop`: `train_epoch`
-as a run calls it, with its order of images and the metrics' way to the host, at 1, 4 or 16 steps a dispatch; above 1
+as a run calls it, with its order of images and the metrics' way to the host, at 1, 4 or 16 steps a call; above 1
 the step stands in a compiled loop, whose convolutions are slow on a CPU, and that counts as not in the step. Medians
 over {about["rounds"]} rounds in which all take turns, ratios within a round; {about["steps"]} steps a measurement,
 batches of {about["batch_size"]}, width {about["width"]:g}, {about["images"]} images, seed {about["seed"]}, MimicNorm.

@@ -41,12 +41,13 @@ BENCHMARKS: tuple[Any, ...] = (
     compare,
 )
 """Modules with a STORE and a `page` of its records."""
+README = ROOT / "README.md"
 BEGIN, END = re.compile(r"<!-- results: (.*?) -->\n"), "<!-- end -->"
 
 
 def documents() -> list[Path]:
     """The files whose tables are generated."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
+    return [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
 
 
 def pages(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -81,7 +82,7 @@ def filled(text: str, path: Path, results: Path = RESULTS) -> str:
         if not end:
             raise ValueError(f"{path}: results of {name!r} have no {END} behind them")
         table = TABLES[name](results).replace("](benchmarks/", f"]({prefix}benchmarks/")
-        whole += f"<!-- results: {name} -->\n{table}\n{END}{rest}"
+        whole += f"<!-- results: {name} -->\n\n{table}\n\n{END}{rest}"
     return whole
 
 

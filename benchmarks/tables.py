@@ -266,6 +266,23 @@ def _verify(results: Path) -> str:
     return table(["", *seeds], [("checks passed", *passed)])
 
 
+@named("headline")
+def _headline(results: Path) -> str:
+    """A sentence on the step of a ResNet-50, for each device that ran it."""
+    net, sentences = "resnet50_imagenet", []
+    for (device, _), records in _measured(results).items():
+        steps = [(net, variant) for variant in ("batchnorm", OURS, f"{OURS}+stage")]
+        if set(steps) <= records.keys():
+            plain, ours, stage = (records[step] for step in steps)
+            peak, time = (f"{ratio:.3f}" for ratio in _peak_and_time(ours, plain))
+            less, longer = (f"{ratio:.3f}" for ratio in _peak_and_time(stage, plain))
+            sentences.append(
+                f"A ResNet-50 step at 224 x 224 (bfloat16, batch 256) takes {peak} of BatchNorm's memory and {time} of\n"
+                f"its time on an {device}, and {less} of the memory at {longer} of the time where each stage is recomputed."
+            )
+    return "\n".join(sentences)
+
+
 @named("summary")
 def _summary(results: Path) -> str:
     """One row a result, with links."""
@@ -275,7 +292,7 @@ def _summary(results: Path) -> str:
         for variant in (OURS, f"{OURS}+stage"):
             if {(net, "batchnorm"), (net, variant)} <= records.keys():
                 peak, time = _peak_and_time(records[net, variant], records[net, "batchnorm"])
-                what = f"step of {NETS[net]}, bfloat16, batch 256, {device}: {STEPS[variant]}"
+                what = f"ResNet-50 step at 224 x 224, bfloat16, batch 256, {device}: {STEPS[variant]}"
                 rows.append((what, f"{peak:.3f} of BatchNorm's memory, {time:.3f} of its time", "confirm_plan"))
     study = reproduce.make_study("figure6", True, None, "float32")
     runs = {arm.method: found for arm, found in study.runs(list(study.store.read(results).values()))}
