@@ -276,9 +276,10 @@ def _headline(results: Path) -> str:
             plain, ours, stage = (records[step] for step in steps)
             peak, time = (f"{ratio:.3f}" for ratio in _peak_and_time(ours, plain))
             less, longer = (f"{ratio:.3f}" for ratio in _peak_and_time(stage, plain))
+            what = "A ResNet-50 step at 224 x 224 (bfloat16, batch 256)"
             sentences.append(
-                f"A ResNet-50 step at 224 x 224 (bfloat16, batch 256) takes {peak} of BatchNorm's memory and {time} of\n"
-                f"its time on an {device}, and {less} of the memory at {longer} of the time where each stage is recomputed."
+                f"{what} takes {peak} of BatchNorm's memory and {time} of its time on an {device},\n"
+                f"and {less} of the memory at {longer} of the time where each stage is recomputed."
             )
     return "\n".join(sentences)
 

@@ -118,7 +118,7 @@ def test_ratios_are_between_plans_of_one_compiler(tmp_path):
 )  # fmt: skip
 def test_every_command_is_named_in_its_help_and_in_the_packages_docstring(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [module, "--help"])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         importlib.import_module(f"benchmarks.{module}").main()
     assert capsys.readouterr().out.startswith(f"usage: python -m benchmarks.{module} ")
     assert re.search(rf"^{module}: ", benchmarks.__doc__, re.MULTILINE)
