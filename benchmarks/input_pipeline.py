@@ -7,6 +7,7 @@ Measures CIFAR-100's shapes, random images unless --data_dir is given, and write
 
 import argparse
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -71,7 +72,8 @@ def arms(session: Trainer) -> dict[str, Arm]:
     def epoch(steps: int) -> Arm:
         fields = dataclasses.replace(session.config, steps_per_call=steps)
         grouped = dataclasses.replace(session, config=fields)
-        return lambda state: loop.train_epoch(grouped, state, 0, Metrics.empty())[0]
+        epochs = itertools.count()  # of an epoch that the state has done no step would be left
+        return lambda state: loop.train_epoch(grouped, state, next(epochs), Metrics.empty())[0]
 
     return {"step": step, "augmented": augmented} | {f"loop, {k} a call": epoch(k) for k in STEPS_PER_CALL}
 
@@ -86,8 +88,11 @@ def measure(session: Trainer, rounds: int) -> dict[str, list[float]]:
         for name, arm in todo.items():
             started = time.perf_counter()
             states[name] = jax.block_until_ready(arm(states[name]))
+            ended = time.perf_counter()
+            if int(states[name].step) != (turn + 1) * session.steps_per_epoch:
+                raise RuntimeError(f"{name} has not done the steps of an epoch in each round: its time says nothing")
             if turn:
-                seconds[name].append((time.perf_counter() - started) / session.steps_per_epoch)
+                seconds[name].append((ended - started) / session.steps_per_epoch)
     return seconds
 
 
