@@ -26,7 +26,7 @@ from benchmarks import _results
 from benchmarks._results import ROOT, Record, Store
 from mimicnorm_jax.errors import UserError
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
-from mimicnorm_jax.training.trainer import build_trainer, init_state
+from mimicnorm_jax.training.spec import build_spec
 from mimicnorm_jax.training.workdir import read_config
 from mimicnorm_jax.training.writers import read_metrics
 
@@ -37,7 +37,13 @@ STOPPED = 128 + signal.SIGTERM
 
 
 def _start(folder: Path, epochs: int, cache: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "train.py", f"--workdir={folder}", f"--config.epochs={epochs}", "--config.width=0.25"]
+    command = [
+        sys.executable,
+        "train.py",
+        f"--workdir={folder}",
+        f"--config.epochs={epochs}",
+        "--config.width_multiplier=0.25",
+    ]
     variables = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -99,7 +105,7 @@ def _outcome(folder: Path) -> tuple[Any, list[Record]]:
     """Final state, and metrics without times."""
     saved = read_config(folder)
     with Checkpoints(folder / "checkpoints", 3) as checkpoints:
-        found = checkpoints.restore_newest(init_state(build_trainer(saved)))
+        found = checkpoints.restore_newest(build_spec(saved).state_template())
     assert found is not None
     return found, [{k: v for k, v in row.items() if "second" not in k} for row in read_metrics(folder)]
 

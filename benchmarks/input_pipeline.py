@@ -19,11 +19,13 @@ import numpy as np
 
 from benchmarks import _results
 from benchmarks._results import Record, Store
-from mimicnorm_jax.data import batching, datasets
+from mimicnorm_jax.data import datasets
 from mimicnorm_jax.data.augment import Augmentation
+from mimicnorm_jax.data.pipeline import Selection
 from mimicnorm_jax.training import config, loop
 from mimicnorm_jax.training.metrics import Metrics
-from mimicnorm_jax.training.trainer import Trainer, build_trainer, init_state
+from mimicnorm_jax.training.spec import build_spec
+from mimicnorm_jax.training.trainer import Trainer, build_trainer
 
 NETS = ("resnet8", "resnet18")
 STEPS_PER_CALL = (1, 4, 16)
@@ -38,61 +40,64 @@ def dataset(data_dir: str, count: int) -> datasets.Dataset:
         train = datasets.Split(real.train.images[:count], real.train.labels[:count])
         return dataclasses.replace(real, train=train)
     rng = np.random.default_rng(SEED)
-    images = rng.integers(0, 256, (count, *datasets.SHAPES["cifar100"]), np.uint8)
+    images = rng.integers(0, 256, (count, *datasets.get_spec("cifar100").image_shape), np.uint8)
     split = datasets.Split(images, rng.integers(0, 100, count, np.int32))
-    return datasets.Dataset("cifar100", split, split, 100, (0.5,) * 3, (0.25,) * 3)
+    return datasets.Dataset(datasets.get_spec("cifar100"), split, split, (0.5,) * 3, (0.25,) * 3)
 
 
-def make_session(net: str, arguments: argparse.Namespace, images: datasets.Dataset) -> Trainer:
-    """A run's session on these images, at a rate that lets no loss diverge."""
-    fields = config.base(dataset="cifar100", model=net, width=arguments.width, batch_size=arguments.batch_size)
+def make_trainer(net: str, arguments: argparse.Namespace, images: datasets.Dataset) -> Trainer:
+    """A run's trainer on these images, at a rate that lets no loss diverge."""
+    fields = config.base(dataset="cifar100", model=net, batch_size=arguments.batch_size)
+    fields.width_multiplier = arguments.width
     fields.update(seed=SEED, learning_rate=1e-4, warmup_epochs=0.0, crop_padding=4, flip=True, rotation=15.0)
     with mock.patch.object(datasets, "load", return_value=images):
-        return build_trainer(config.validate(fields))
+        return build_trainer(build_spec(config.validate(fields)))
 
 
-def arms(session: Trainer) -> dict[str, Arm]:
+def arms(trainer: Trainer) -> dict[str, Arm]:
     """What is timed, by name: each does an epoch's steps on a state and returns the next state."""
-    size, devices, train = session.config.batch_size, session.devices, session.dataset.train
-    batch = session.spread.replicate((train.images[:size], train.labels[:size]))
-    there = np.arange(size, dtype=np.int32).reshape(devices, 1, -1)
-    bare = session.spread.make_train_steps(dataclasses.replace(session.task, augmentation=Augmentation()))
-    order = [index[:, None] for index in batching.train_batches(SEED, 0, len(train), size, devices)]
+    size, devices, train = trainer.config.batch_size, trainer.num_devices, trainer.dataset.train
+    batch = trainer.data_parallel.replicate((train.images[:size].reshape(size, -1), train.labels[:size]))
+    there = Selection(np.arange(size, dtype=np.int32).reshape(devices, 1, -1))
+    plain = dataclasses.replace(trainer.step_config, augmentation=Augmentation())
+    bare = trainer.data_parallel.make_train_steps(plain, trainer.pipeline.make_batch)
+    feeds = [feed for feed, _ in trainer.pipeline.train_feeds(0, 0)]
 
     def step(state: Any) -> Any:
-        for _ in range(session.steps_per_epoch):
+        for _ in range(trainer.steps_per_epoch):
             state, _ = bare(state, batch, there, 1)
         return state
 
     def augmented(state: Any) -> Any:
-        for index in order:
-            state, _ = session.train_steps(state, session.train_data, index, 1)
+        for feed in feeds:
+            state, _ = trainer.train_steps(state, trainer.pipeline.train, feed, 1)
         return state
 
     def epoch(steps: int) -> Arm:
-        fields = dataclasses.replace(session.config, steps_per_call=steps)
-        grouped = dataclasses.replace(session, config=fields)
+        resident: Any = trainer.pipeline
+        layout = dataclasses.replace(resident.layout, steps_per_call=steps)
+        grouped = dataclasses.replace(trainer, pipeline=dataclasses.replace(resident, layout=layout))
         epochs = itertools.count()  # of an epoch that the state has done no step would be left
         return lambda state: loop.train_epoch(grouped, state, next(epochs), Metrics.empty())[0]
 
     return {"step": step, "augmented": augmented} | {f"loop, {k} a call": epoch(k) for k in STEPS_PER_CALL}
 
 
-def measure(session: Trainer, rounds: int) -> dict[str, list[float]]:
+def measure(trainer: Trainer, rounds: int) -> dict[str, list[float]]:
     """Seconds a step of each arm in each round; the arms take turns, after one round that compiles."""
-    todo = arms(session)
-    start_state = jax.device_get(init_state(session))
-    states = {name: session.spread.replicate(start_state) for name in todo}
+    todo = arms(trainer)
+    start_state = jax.device_get(trainer.spec.init_state())
+    states = {name: trainer.data_parallel.replicate(start_state) for name in todo}
     seconds: dict[str, list[float]] = {name: [] for name in todo}
     for turn in range(rounds + 1):
         for name, arm in todo.items():
             started = time.perf_counter()
             states[name] = jax.block_until_ready(arm(states[name]))
             ended = time.perf_counter()
-            if int(states[name].step) != (turn + 1) * session.steps_per_epoch:
+            if int(states[name].step) != (turn + 1) * trainer.steps_per_epoch:
                 raise RuntimeError(f"{name} has not done the steps of an epoch in each round: its time says nothing")
             if turn:
-                seconds[name].append((ended - started) / session.steps_per_epoch)
+                seconds[name].append((ended - started) / trainer.steps_per_epoch)
     return seconds
 
 
@@ -169,7 +174,7 @@ def main() -> None:
         given = [f"--{name} {' '.join(value) if name == 'nets' else value}" for name, value in flags.items()]
         command = " ".join(["python -m benchmarks.input_pipeline", *given])
         for net in arguments.nets:
-            seconds = measure(make_session(net, arguments, images), arguments.rounds)
+            seconds = measure(make_trainer(net, arguments, images), arguments.rounds)
             record = {"net": net, **setting, "seconds_per_step": seconds, "machine": _results.machine()}
             print(table([record]), flush=True)
             STORE.add(arguments.results, record | {"command": command})

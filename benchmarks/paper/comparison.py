@@ -21,10 +21,10 @@ CHANCE = 1.0
 def belongs(record: Record, arm: Arm, seed: int | None = None) -> bool:
     """Whether a run is of this arm (and seed)."""
     config = record["config"]
-    init = arm.fields.get("init", "published")
+    init = arm.fields.get("init_scheme", "published")
     return (
         all(config.get(name) == value for name, value in arm.fields.items())
-        and config.get("init") == init
+        and config.get("init_scheme") == init
         and seed in (None, record["seed"])
     )
 
@@ -70,7 +70,7 @@ def shown(value: Accuracy | None) -> str:
 
 
 def _key(record: Record) -> _results.Key:
-    return (*(record["config"][name] for name in ("model", "method", "init", "learning_rate")), record["seed"])
+    return (*(record["config"][name] for name in ("model", "method", "init_scheme", "learning_rate")), record["seed"])
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def page(study: Study, folder: Path, records: Sequence[Record]) -> str:
 
 def _setting(records: Sequence[Record]) -> str:
     """What all runs have in common."""
-    names = ("model", "width", "dtype", "batch_size", "learning_rate", "warmup_epochs", "schedule")
+    names = ("model", "width_multiplier", "dtype", "batch_size", "learning_rate", "warmup_epochs", "schedule")
     values = {name: {record["config"].get(name) for record in records} for name in names}
     common = ", ".join(f"{name} {next(iter(found))}" for name, found in values.items() if len(found) == 1)
     return f"All: {common}. " if common else ""

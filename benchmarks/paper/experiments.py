@@ -61,7 +61,7 @@ class Experiment:
 def _arm(net: str, method: str, published: Accuracy | None = None, **fields: Any) -> Arm:
     name, _, init = method.partition(", ")
     if init:
-        fields["init"] = init
+        fields["init_scheme"] = init
     return Arm(net, method, {"model": net, "method": name, **fields}, published)
 
 
@@ -104,7 +104,7 @@ def _ablation(*nets: str) -> tuple[Arm, ...]:
     return tuple(_arm(net, method) for net in nets for method in methods)
 
 
-_SMALL = {"width": 0.25, "batch_size": 128, "schedule": "cosine"}
+_SMALL = {"width_multiplier": 0.25, "batch_size": 128, "schedule": "cosine"}
 
 EXPERIMENTS: dict[str, Experiment] = {
     "table1": Experiment("best test accuracy of six networks", _table1(), 150),
@@ -125,7 +125,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "running variance of the last BatchNorm in the first two epochs",
         tuple(_arm(net, "mimicnorm", diagnostics_epochs=0.05) for net in ("vgg11", "resnet18")),
         2,
-        {"width": 0.25, "batch_size": 128},
+        {"width_multiplier": 0.25, "batch_size": 128},
     ),
 }
 """Every experiment by name."""

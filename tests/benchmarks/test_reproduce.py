@@ -17,7 +17,7 @@ ARMS = tuple(
 def _record(net, method, seed, accuracies=(0.5,), seconds=100.0, **fields):
     names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
     curve = [dict.fromkeys(names, v) | {"seconds": seconds, "epoch": i + 1} for i, v in enumerate(accuracies)]
-    config = {"model": net, "method": method, "init": "published", "learning_rate": 0.1} | fields
+    config = {"model": net, "method": method, "init_scheme": "published", "learning_rate": 0.1} | fields
     return {"seed": seed, "ended": "", "curve": curve, "config": config, "machine": {}}
 
 
@@ -57,8 +57,8 @@ def test_a_comparison_known_not_to_fit_the_budget_comes_last():
 def test_a_record_belongs_to_the_arm_whose_fields_it_has_and_to_no_other():
     arms = [*EXPERIMENTS["table2"].arms, *EXPERIMENTS["figure6"].arms]
     plain, he = (arm for arm in EXPERIMENTS["figure6"].arms if arm.method.startswith("none"))
-    assert comparison.belongs(_record("vgg16", "none", 0, init="he"), he)
-    assert not comparison.belongs(_record("vgg16", "none", 0, init="he"), plain)
+    assert comparison.belongs(_record("vgg16", "none", 0, init_scheme="he"), he)
+    assert not comparison.belongs(_record("vgg16", "none", 0, init_scheme="he"), plain)
     record = _record("vgg16", "weightmean", 2, learning_rate=0.5)
     assert [arm for arm in arms if comparison.belongs(record, arm) and "learning_rate" in arm.fields] == [
         arm for arm in arms if arm.fields == {"model": "vgg16", "method": "weightmean", "learning_rate": 0.5}
@@ -106,7 +106,7 @@ def test_a_file_of_records_tells_which_form_of_which_experiment_it_is_of(small, 
 
 def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(tmp_path, monkeypatch, capfd):
     """With train.py itself, on the digits."""
-    arm = Arm("resnet8", "none", {"model": "resnet8", "method": "none", "width": 0.125, "dataset": "digits"})
+    arm = Arm("resnet8", "none", {"model": "resnet8", "method": "none", "width_multiplier": 0.125, "dataset": "digits"})
     tiny = reproduce.replace(EXPERIMENTS["table1"], arms=(arm,), epochs=3)
     monkeypatch.setattr(reproduce, "EXPERIMENTS", {"table1": tiny})
     flags = ["table1", f"--workdir={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}"]
