@@ -1,6 +1,7 @@
 """Trains an image classifier: `mimicnorm train` from a clone of the repository."""
 
+import sys
+
 from mimicnorm_jax.cli.train import main
 
-if __name__ == "__main__":
-    main()
+sys.exit(main())

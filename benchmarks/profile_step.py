@@ -1,13 +1,11 @@
 """Where the time of a training step goes, by kind of operation.
 
-Traces steps of one network in one variant (see rivals.py) and sums the time of the compiled program's
-operations by kind; operations that run at the same time count each. Writes profile_NET_VARIANT.md
-to benchmarks/results.
+Traces steps of one network in one variant (see baselines.py) and sums the time of the compiled program's
+operations by kind; operations that run at the same time count each. Writes results/profile_NET_VARIANT.md.
 
-  python benchmarks/profile_step.py --net resnet50 --variant ours:mimicnorm
+  python -m benchmarks.profile_step --net resnet50 --variant ours:mimicnorm
 """
 
-import argparse
 import gzip
 import json
 import re
@@ -18,13 +16,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import rivals
 
-from mimicnorm_jax.utils import environment
+from benchmarks import _results, baselines
 from mimicnorm_jax.utils.console import log_line
 from mimicnorm_jax.utils.files import write_text
 
-RESULTS = Path(__file__).parent / "results"
 STEPS = 3
 
 
@@ -35,9 +31,9 @@ def _events(folder: Path) -> list[dict[str, Any]]:
 
 def seconds_by_kind(net: str, variant: str, dtype: str, batch: int) -> Counter[str]:
     """Seconds a step, by the operation's name without its number."""
-    subject = rivals.subject(net, variant, batch, jnp.dtype(dtype))
-    step = subject.compiled()
-    state, images, labels = subject.start()
+    case = baselines.training_step(net, variant, batch, jnp.dtype(dtype))
+    step = case.compile()
+    state, images, labels = case.init()
     state = jax.block_until_ready(step(state, images, labels))
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -54,29 +50,27 @@ def seconds_by_kind(net: str, variant: str, dtype: str, batch: int) -> Counter[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _results.make_parser("profile_step", __doc__, render=False)
     parser.add_argument("--net", default="resnet50")
-    parser.add_argument("--variant", default="ours:mimicnorm", choices=rivals.VARIANTS)
+    parser.add_argument("--variant", default="ours:mimicnorm", choices=baselines.VARIANTS)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, default=64)
     arguments = parser.parse_args()
     kinds = seconds_by_kind(arguments.net, arguments.variant, arguments.dtype, arguments.batch)
     total = sum(kinds.values())
-    about = environment.describe()
-    text = [
-        f"# A step of {arguments.net}, {arguments.variant}, {arguments.dtype}, batch {arguments.batch}",
-        "",
-        f"`python benchmarks/profile_step.py`. Mean of {STEPS} traced steps on {about['device']}, {about['cores']} "
-        f"cores, jax {about['jax']}. Seed 0.",
-        "",
-        "| operations | s | share |",
-        "|---|---|---|",
-        *(f"| {kind} | {s:.3f} | {s / total:.1%} |" for kind, s in kinds.most_common() if s > 0.003 * total),
-        f"| all | {total:.3f} | |",
-    ]
-    name = f"profile_{arguments.net}_{arguments.variant.replace(':', '_')}.md"
-    write_text(RESULTS / name, "\n".join(text) + "\n")
-    log_line(f"wrote {RESULTS / name}")
+    about = _results.machine()
+    rows = [(kind, f"{s:.3f}", f"{s / total:.1%}") for kind, s in kinds.most_common() if s > 0.003 * total]
+    where = f"{about['device']}, {about['cores']} cores, jax {about['jax']}"
+    text = f"""# A step of {arguments.net}, {arguments.variant}, {arguments.dtype}, batch {arguments.batch}
+
+`python -m benchmarks.profile_step`. Mean of {STEPS} traced steps on {where}. Seed 0.
+
+{_results.table(["operations", "s", "share"], [*rows, ("all", f"{total:.3f}", "")])}
+"""
+    path = arguments.results / f"profile_{arguments.net}_{arguments.variant.replace(':', '_')}.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    log_line(f"wrote {path}")
 
 
 if __name__ == "__main__":

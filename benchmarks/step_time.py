@@ -1,32 +1,26 @@
-"""Time of a training step beside its rivals: every variant in every round, medians, ratios to BatchNorm.
+"""Time of a training step beside the baselines: every variant in every round, medians, ratios to BatchNorm.
 
-For every network and dtype: wall time of a step (SGD with momentum, see rivals.py) of each variant in
+For every network and dtype: wall time of a step (SGD with momentum, see baselines.py) of each variant in
 interleaved rounds after one step to warm up, images per second, FLOPs of the compiled program and the
-share of the rate that a large matrix product reaches in the same run. Adds its lines to
-benchmarks/results/step_time.jsonl in place of older ones of the same device, then writes step_time.md.
+share of the rate that a large matrix product reaches in the same run. Adds its records to
+results/step_time.jsonl in place of older ones of the same device, then writes step_time.md.
 
-  python benchmarks/step_time.py
-  python benchmarks/step_time.py --nets resnet50_imagenet --batch=256 --dtypes bfloat16
-  python benchmarks/step_time.py --render
+  python -m benchmarks.step_time
+  python -m benchmarks.step_time --nets resnet50_imagenet --batch=256 --dtypes bfloat16
+  python -m benchmarks.step_time --render
 """
 
-import argparse
-import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import rivals
 from tqdm import tqdm
 
-from mimicnorm_jax.utils import environment
-from mimicnorm_jax.utils.console import log_line
-from mimicnorm_jax.utils.files import write_text
+from benchmarks import _results, baselines
+from benchmarks._results import Record, Store
 
-RESULTS = Path(__file__).parent / "results"
 NETS = ("resnet50", "resnet18", "vgg16", "squeezenet", "shufflenetv2_x1", "mobilenetv2")
 VARIANTS = ("batchnorm", "batchnorm_remat", "groupnorm_ws", "ours:mimicnorm")
 
@@ -46,15 +40,15 @@ def peak_rate(dtype: Any) -> float:
     return 2 * side**3 / min(_seconds(product, square, square)[0] for _ in range(5))
 
 
-def measure(net: str, variants: list[str], dtype: str, batch: int, rounds: int) -> list[dict[str, Any]]:
-    """One line for each variant."""
+def measure(net: str, variants: list[str], dtype: str, batch: int, rounds: int) -> list[Record]:
+    """One record for each variant."""
     steps, states, flops = {}, {}, {}
     images = labels = None
     for variant in variants:
-        subject = rivals.subject(net, variant, batch, jnp.dtype(dtype))
-        steps[variant] = subject.compiled()
+        case = baselines.training_step(net, variant, batch, jnp.dtype(dtype))
+        steps[variant] = case.compile()
         flops[variant] = (steps[variant].cost_analysis() or {}).get("flops", 0.0)
-        states[variant], images, labels = subject.start()
+        states[variant], images, labels = case.init()
         states[variant] = steps[variant](states[variant], images, labels)
     rate = peak_rate(jnp.dtype(dtype))
     times: dict[str, list[float]] = {variant: [] for variant in variants}
@@ -63,72 +57,63 @@ def measure(net: str, variants: list[str], dtype: str, batch: int, rounds: int) 
         for variant in variants[i % len(variants) :] + variants[: i % len(variants)]:
             seconds, states[variant] = _seconds(steps[variant], states[variant], images, labels)
             times[variant].append(seconds)
-    about = {"net": net, "dtype": dtype, "batch": batch, "peak_flops": rate, "machine": environment.describe()}
+    about = {"net": net, "dtype": dtype, "batch": batch, "peak_flops": rate, "machine": _results.machine()}
     return [about | {"variant": v, "seconds": times[v], "flops": flops[v]} for v in variants]
 
 
-def _key(line: dict[str, Any]) -> tuple[Any, ...]:
-    return line["machine"]["device"], line["dtype"], line["batch"], line["net"], line["variant"]
+def key(record: Record) -> _results.Key:
+    return record["machine"]["device"], record["dtype"], record["batch"], record["net"], record["variant"]
 
 
-def _row(line: dict[str, Any], reference: dict[str, Any]) -> str:
-    seconds = statistics.median(line["seconds"])
-    quartiles = statistics.quantiles(line["seconds"], n=4)
-    ratios = [a / b for a, b in zip(line["seconds"], reference["seconds"], strict=False)]
-    cells = [
-        line["net"],
-        line["variant"],
-        f"{1e3 * seconds:,.1f} [{1e3 * quartiles[0]:,.1f}, {1e3 * quartiles[2]:,.1f}]",
+STORE = Store("step_time", key)
+
+
+def _row(record: Record, reference: Record) -> list[str]:
+    seconds = statistics.median(record["seconds"])
+    ratios = [a / b for a, b in zip(record["seconds"], reference["seconds"], strict=False)]
+    return [
+        record["net"],
+        record["variant"],
+        _results.milliseconds(record["seconds"], 1),
         f"{statistics.median(ratios):.3f}",
-        f"{line['batch'] / seconds:,.0f}",
-        f"{line['flops'] / 1e9:,.0f}",
-        f"{line['flops'] / seconds / line['peak_flops']:.0%}",
+        f"{record['batch'] / seconds:,.0f}",
+        f"{record['flops'] / 1e9:,.0f}",
+        f"{record['flops'] / seconds / record['peak_flops']:.0%}",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
-def render(lines: dict[tuple[Any, ...], dict[str, Any]]) -> str:
-    """The table, one block for each device, dtype and batch."""
-    text = [
-        "# Time of a training step",
-        "",
-        "`python benchmarks/step_time.py`. Medians of interleaved rounds, quartiles in brackets; ratio: median over",
-        "rounds of the time against that of Flax's BatchNorm, ReLU and max-pooling in the same round. GFLOP as the",
-        "compiler counts them; share: of the rate that a large matrix product of the same dtype reached in the same",
-        "run. Seed 0; random images.",
-    ]
-    blocks: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for line in lines.values():
-        blocks.setdefault(_key(line)[:3], []).append(line)
-    for (device, dtype, batch), block in blocks.items():
+def page(records: list[Record]) -> str:
+    """The tables, one for each device, dtype and batch."""
+    text = """# Time of a training step
+
+`python -m benchmarks.step_time`. Medians of interleaved rounds, quartiles in brackets; ratio: median over
+rounds of the time against that of Flax's BatchNorm, ReLU and max-pooling in the same round. GFLOP as the
+compiler counts them; share: of the rate that a large matrix product of the same dtype reached in the same
+run. Seed 0; random images.
+"""
+    header = ["net", "variant", "ms", "ratio", "images/s", "GFLOP", "share"]
+    for (device, dtype, batch), block in _results.grouped(records, lambda record: key(record)[:3]).items():
         about = block[0]["machine"]
-        versions = f"{about['cores']} cores, jax {about['jax']}, flax {about['flax']}"
-        text += ["", f"## {device}, {dtype}, batch {batch} ({versions})", ""]
-        text += ["| net | variant | ms | ratio | images/s | GFLOP | share |", "|---|---|---|---|---|---|---|"]
-        for line in block:
-            text.append(_row(line, lines[(*_key(line)[:4], "batchnorm")]))
-    return "\n".join(text) + "\n"
+        where = f"{about['cores']} cores, jax {about['jax']}, flax {about['flax']}"
+        references = {record["net"]: record for record in block if record["variant"] == "batchnorm"}
+        rows = [_row(record, references[record["net"]]) for record in block]
+        text += f"\n## {device}, {dtype}, batch {batch} ({where})\n\n{_results.table(header, rows)}\n"
+    return text
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _results.make_parser("step_time", __doc__)
     parser.add_argument("--nets", nargs="+", default=NETS, metavar="NET")
     parser.add_argument("--variants", nargs="+", default=VARIANTS, metavar="VARIANT", help="besides batchnorm")
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=("float32", "bfloat16"))
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--render", action="store_true", help="only write the table again")
     arguments = parser.parse_args()
-    path = RESULTS / "step_time.jsonl"
-    lines = {_key(line): line for line in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
     variants = ["batchnorm", *(v for v in arguments.variants if v != "batchnorm")]
     for dtype in arguments.dtypes:
         for net in () if arguments.render else arguments.nets:
-            for line in measure(net, variants, dtype, arguments.batch, arguments.rounds):
-                lines[_key(line)] = line
-            write_text(path, "".join(json.dumps(line) + "\n" for line in lines.values()))
-    write_text(RESULTS / "step_time.md", render(lines))
-    log_line(f"wrote {RESULTS / 'step_time.md'}")
+            STORE.add(arguments.results, *measure(net, variants, dtype, arguments.batch, arguments.rounds))
+    STORE.write_page(arguments.results, page)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """MimicNorm (Fei et al., arXiv 2010.09278) in JAX and Flax: convolutional networks without intermediate BatchNorm."""
 
+from importlib.metadata import PackageNotFoundError, version
+
 from mimicnorm_jax.functional.activations import relu, relu6, relu_save_mask
 from mimicnorm_jax.functional.kernels import (
     always,
@@ -18,6 +20,11 @@ from mimicnorm_jax.init_schemes import SCHEMES
 from mimicnorm_jax.linen.layers import CenteredConv, CenteredDense, LastBatchNorm
 from mimicnorm_jax.linen.selection import select_convolutions
 from mimicnorm_jax.methods import METHODS, Method
+
+try:
+    __version__ = version("mimicnorm_jax")
+except PackageNotFoundError:  # a clone on PYTHONPATH
+    __version__ = "unknown"
 
 __all__ = [
     "METHODS",

@@ -17,8 +17,6 @@ from mimicnorm_jax.errors import ConfigError, PeerError
 Tree = TypeVar("Tree")
 HEARTBEAT_TIMEOUT_S = 60
 """Seconds without a sign of life after which a process counts as dead, and JAX ends all others with a message."""
-
-
 STALL_TIMEOUT_S = 1800
 """Seconds without a step after which a process gives up on the others: longer than compiling or evaluating takes."""
 INIT_TIMEOUT_S = 300
@@ -56,8 +54,13 @@ def connect(coordinator: str | None, processes: int | None, process_id: int | No
         ) from error
 
 
+def is_connected() -> bool:
+    """Whether this process has joined others."""
+    return jax.distributed.is_initialized()
+
+
 def is_first() -> bool:
-    """Whether this is the process that writes and speaks for all."""
+    """Whether this is process 0, which writes the workdir and logs."""
     return jax.process_index() == 0
 
 
@@ -74,7 +77,7 @@ def process_slice(count: int) -> range:
 
 
 def allgather_rows(rows: np.ndarray, count: int) -> np.ndarray:
-    """All `count` rows from every process's `share` of them."""
+    """All `count` rows from every process's `process_slice` of them."""
     if jax.process_count() == 1:
         return rows
     size = -(-count // jax.process_count())

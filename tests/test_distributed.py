@@ -21,33 +21,37 @@ CASES = ("pmap mimicnorm sync", "pmap batchnorm alone", "shard_map mimicnorm alo
 STEPS = """
 import sys
 import jax, numpy as np, optax
-from mimicnorm_jax import hosts, models
+from functools import partial
+from mimicnorm_jax import distributed, models
 from mimicnorm_jax.data.augment import Augmentation
-from mimicnorm_jax.training.parallel import Spread
+from mimicnorm_jax.data.pipeline import Selection, gather_batch
+from mimicnorm_jax.training.parallel import DataParallel
 from mimicnorm_jax.training.state import create_state
-from mimicnorm_jax.training.step import AXIS, Task
+from mimicnorm_jax.training.step import AXIS, StepConfig
 
 port, processes, process, out, *cases = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 4 // int(processes))
 if int(processes) > 1:
-    hosts.connect(f"127.0.0.1:{port}", int(processes), int(process))
+    distributed.connect(f"127.0.0.1:{port}", int(processes), int(process))
 rng = np.random.default_rng(0)
 images, labels = rng.integers(0, 256, (63, 8, 8, 1)).astype(np.uint8), rng.integers(0, 5, 63).astype(np.int32)
-mine = hosts.share(63)
-data = hosts.gather(images[mine], 63), hosts.gather(labels[mine], 63)
+mine = distributed.process_slice(63)
+data = tuple(distributed.allgather_rows(rows[mine], 63) for rows in (images, labels))
 np.testing.assert_array_equal(data[0], images)
 found = {}
 for case in cases:
-    mapping, method, sync = case.split()
+    parallelism, method, sync = case.split()
     axis = AXIS if sync == "sync" else None
     model = models.create("resnet8", method=method, num_classes=5, width=0.25, axis_name=axis)
-    task = Task(model, optax.sgd(0.02, momentum=0.9), Augmentation(1, True, 10.0), (8, 8, 1), (0.5,), (0.25,))
-    state = create_state(model, task.tx, (8, 8, 1), seed=0, ema=False)
-    spread = Spread(tuple(jax.devices()), mapping)
-    state, data_there, step = *spread.replicate((hosts.agree(state), data)), spread.make_train_steps(task)
+    config = StepConfig(model, optax.sgd(0.02, momentum=0.9), Augmentation(1, True, 10.0), (0.5,), (0.25,))
+    state = create_state(model, config.tx, (8, 8, 1), seed=0, ema=False)
+    data_parallel = DataParallel(tuple(jax.devices()), parallelism)
+    state, data_there = data_parallel.replicate((distributed.broadcast_from_first(state), data))
+    step = data_parallel.make_train_steps(config, partial(gather_batch, (8, 8, 1)))
+    local = list(data_parallel.local_devices)
     for i in range(20):
         index = np.random.default_rng(i).permutation(63)[:32].astype(np.int32).reshape(4, 1, 8)
-        state, metrics = step(state, data_there, index, 1)
+        state, metrics = step(state, data_there, Selection(index[local]), 1)
         jax.block_until_ready(metrics)
     for i, leaf in enumerate(jax.tree.leaves(jax.device_get((state, metrics)))):
         found[f"{case} {i}"] = np.asarray(leaf)
@@ -89,13 +93,18 @@ def test_two_processes_of_two_devices_do_the_steps_of_one_process_of_four(tmp_pa
             np.testing.assert_allclose(other[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-FLAGS = ("--config.width=0.25", "--config.epochs=16", "--config.diagnostics_epochs=4", "--config.batch_size=128")
+FLAGS = (
+    "--config.width_multiplier=0.25",
+    "--config.epochs=16",
+    "--config.diagnostics_epochs=4",
+    "--config.batch_size=128",
+)
 
 
 # Shorter than for users, since nothing here compiles for minutes.
 TRAIN = (
     "import mimicnorm_jax.distributed as d; d.HEARTBEAT_TIMEOUT_S = 10; "
-    "from mimicnorm_jax.cli.train import main; main()"
+    "from mimicnorm_jax.cli.train import main; import sys; sys.exit(main())"
 )
 
 
@@ -164,8 +173,8 @@ def test_when_one_of_two_processes_ends_so_does_the_other_and_both_go_on_togethe
 def test_who_waits_too_long_for_another_process_ends_with_a_message():
     waiting = """
 import time
-from mimicnorm_jax import hosts
-with hosts.stall_watchdog(2.0) as progress:
+from mimicnorm_jax import distributed
+with distributed.stall_watchdog(2.0) as progress:
     for _ in range(8):
         time.sleep(0.25)
         progress()

@@ -9,21 +9,24 @@ COMMANDS: dict[str, str] = {
     "diagnose": "tangent kernels, Jacobians and the theory of wide networks",
     "prepare-data": "download and prepare a dataset of TFDS once",
 }
-"""Every command, with what it does."""
+"""Every command, with what it does; each is `main(argv)` of the module of its name."""
 
 
-def main() -> None:
-    """Runs the command that the first argument names, and ends the process with its exit code."""
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command that the first argument names; returns its exit code.
+
+    Args:
+      argv: what follows the program's name; default: the process's.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
     usage = "usage: mimicnorm COMMAND ... (mimicnorm COMMAND --help says more)\n\n" + "\n".join(
         f"  {name:14}{summary}" for name, summary in COMMANDS.items()
     )
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print(usage)
-        sys.exit(0)
+        return 0
     if name not in COMMANDS:
         print(f"error: there is no command {name!r}\n{usage}", file=sys.stderr)
-        sys.exit(2)
-    sys.argv[:2] = [f"mimicnorm {name}"]
-    # Only the one that runs: each defines command-line flags of its own.
-    sys.exit(importlib.import_module(f"mimicnorm_jax.cli.{name.replace('-', '_')}").main())
+        return 2
+    return importlib.import_module(f"mimicnorm_jax.cli.{name.replace('-', '_')}").main(rest)

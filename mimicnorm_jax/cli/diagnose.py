@@ -104,8 +104,9 @@ def _subject(arguments: argparse.Namespace) -> tuple[networks.BoundModel, jax.Ar
             arguments.workdir, arguments.checkpoint, arguments.precision, arguments.data_dir or ""
         )
     else:
-        fields = ("model", "method", "init", "width", "seed", "dataset", "data_dir")
-        given = {name: getattr(arguments, name) for name in fields if getattr(arguments, name) is not None}
+        fields = {"init_scheme": arguments.init, "width_multiplier": arguments.width}
+        fields |= {name: getattr(arguments, name) for name in ("model", "method", "seed", "dataset", "data_dir")}
+        given = {name: value for name, value in fields.items() if value is not None}
         config = config_lib.validate(config_lib.base(**given))
         if arguments.inputs == "real":
             datasets.require_prepared(config.dataset, config.data_dir)
@@ -232,7 +233,7 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="of the parameters (default: 0)")
     parser.add_argument("--workdir", type=Path, help="a run of train.py instead, at its newest checkpoint")
     parser.add_argument("--checkpoint", choices=("latest", "best"), default="latest", help="of --workdir")
-    parser.add_argument("--dataset", choices=datasets.NAMES, help="default: digits")
+    parser.add_argument("--dataset", choices=datasets.DATASETS, help="default: digits")
     parser.add_argument("--data_dir", help="folder of TFDS datasets")
     parser.add_argument("--images", type=int, default=32, help="number of test images (default: 32)")
     parser.add_argument("--inputs", choices=("real", "random"), default="real", help="or standard normal noise")

@@ -1,9 +1,31 @@
 """Which images make up a batch: a function of seed and step, so that a resumed run needs nothing else."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How batches lie on devices.
+
+    Attributes:
+      batch_size: over all devices; a multiple of `num_devices`.
+      num_devices: that share a batch, those of other processes included.
+      local_devices: places, among them, of this process's devices.
+      steps_per_call: batches that the devices get at a time.
+    """
+
+    batch_size: int
+    num_devices: int
+    local_devices: tuple[int, ...]
+    steps_per_call: int = 1
+
+    def local(self, rows: np.ndarray) -> np.ndarray:
+        """This process's rows `(local devices, ...)` of those of all devices `(num_devices, ...)`."""
+        return rows if len(self.local_devices) == self.num_devices else rows[list(self.local_devices)]
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -11,25 +33,20 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
 
 
-def train_batches(
-    seed: int, epoch: int, count: int, batch_size: int, devices: int, first: int = 0
-) -> Iterator[np.ndarray]:
+def train_batches(order: np.ndarray, batch_size: int, num_devices: int, first: int = 0) -> Iterator[np.ndarray]:
     """The batches of one epoch; what does not fill a batch at its end is left for other epochs.
 
     Args:
-      seed: of the run.
-      epoch: from 0.
-      count: number of training images.
-      batch_size: over all devices; a multiple of `devices`.
-      devices: number of devices.
+      order: from `epoch_order`.
+      batch_size: over all devices; a multiple of `num_devices`.
+      num_devices: that share a batch.
       first: batches of this epoch to leave out, because they were trained on before.
 
     Yields:
-      Indices `(devices, batch_size / devices)`.
+      Indices `(num_devices, batch_size / num_devices)`.
     """
-    order = epoch_order(seed, epoch, count)
-    for start in range(first * batch_size, count - batch_size + 1, batch_size):
-        yield order[start : start + batch_size].reshape(devices, -1)
+    for start in range(first * batch_size, len(order) - batch_size + 1, batch_size):
+        yield order[start : start + batch_size].reshape(num_devices, -1)
 
 
 def grouped(indices: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -47,19 +64,19 @@ def grouped(indices: Iterable[np.ndarray], size: int) -> Iterator[tuple[np.ndarr
         yield np.stack(group + group[-1:] * (size - len(group)), 1), len(group)
 
 
-def eval_batches(count: int, batch_size: int, devices: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def eval_batches(count: int, batch_size: int, num_devices: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All of `count` images once, the last batch filled up with masked repeats.
 
     Args:
       count: number of images.
-      batch_size: over all devices; a multiple of `devices`.
-      devices: number of devices.
+      batch_size: over all devices; a multiple of `num_devices`.
+      num_devices: that share a batch.
 
     Yields:
       Indices and a mask that is 1 for images that count and 0 for filling, both
-      `(devices, batch_size / devices)`.
+      `(num_devices, batch_size / num_devices)`.
     """
     for start in range(0, count, batch_size):
         position = np.arange(start, start + batch_size, dtype=np.int32)
         mask = (position < count).astype(np.float32)
-        yield np.minimum(position, count - 1).reshape(devices, -1), mask.reshape(devices, -1)
+        yield np.minimum(position, count - 1).reshape(num_devices, -1), mask.reshape(num_devices, -1)

@@ -19,6 +19,7 @@ from mimicnorm_jax.linen.remat import NO_REMAT, Part, rematerialize
 from mimicnorm_jax.methods import Method
 from mimicnorm_jax.models.branch import Branch, ScalarBias, ScaledReLU
 from mimicnorm_jax.models.conv_unit import ConvNorm
+from mimicnorm_jax.models.head import LAST_BN
 
 
 def scale_width(channels: int, width: float) -> int:
@@ -201,8 +202,8 @@ class LayerFactory:
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def last_batch_norm(self, train: bool) -> LastBatchNorm:
-        """The last BatchNorm itself; its variables stand under `last_bn` in the network's."""
-        return LastBatchNorm(not train, self.axis_name, running_variance=self.running_variance, name="last_bn")
+        """The last BatchNorm itself; its variables stand under `LAST_BN` in the network's."""
+        return LastBatchNorm(not train, self.axis_name, running_variance=self.running_variance, name=LAST_BN)
 
     def centers(self, shape: Sequence[int], groups: int = 1) -> bool:
         """Whether the architecture's rule takes the kernel, whatever the method does with it."""

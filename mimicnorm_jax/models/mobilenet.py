@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from mimicnorm_jax.models.branch import Branch
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
+from mimicnorm_jax.models.head import LastBatchNormHead
 
 # (expansion, channels, repeats, stride of the first)
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 1), (6, 320, 1, 1))
@@ -44,7 +45,7 @@ class InvertedResidual(nn.Module):
         )
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(LastBatchNormHead, nn.Module):
     """A pointwise stem padded by 1, inverted residual blocks, a convolutional classifier.
 
     Convolutions that the centering rule leaves out have no bias, unless BatchNorm follows them.

@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from mimicnorm_jax.models.branch import Branch
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
+from mimicnorm_jax.models.head import LastBatchNormHead
 
 
 class BasicBlock(nn.Module):
@@ -63,7 +64,7 @@ class Bottleneck(nn.Module):
         return make.relu(x + y, cheap=True)
 
 
-class ResNet(nn.Module):
+class ResNet(LastBatchNormHead, nn.Module):
     """A stem, stages of residual blocks, the first of each but the first with stride 2, a classifier.
 
     Attributes:

@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
+from mimicnorm_jax.models.head import LastBatchNormHead
 
 CHANNELS: dict[str, tuple[int, int, int, int]] = {
     "x0.5": (48, 96, 192, 1024),
@@ -57,7 +58,7 @@ class Unit(nn.Module):
         return make.relu(make.conv(half, 1, covers=covers, name="shortcut2")(x, train), reused=False, cheap=True)
 
 
-class ShuffleNetV2(nn.Module):
+class ShuffleNetV2(LastBatchNormHead, nn.Module):
     """A stem without ReLU, three stages of units, the first of each with stride 2, a classifier.
 
     Attributes:

@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
+from mimicnorm_jax.models.head import LastBatchNormHead
 
 # (out, squeeze, bypass sum, max-pool after). Unlike the original paper, the published code has no sum around the last.
 FIRES = (
@@ -44,7 +45,7 @@ class Fire(nn.Module):
         return make.relu(make.max_pool(x) if self.pool else x, reused=False, cheap=window == 1)
 
 
-class SqueezeNet(nn.Module):
+class SqueezeNet(LastBatchNormHead, nn.Module):
     """Eight fire modules, identity sums around the second, fourth and sixth, a convolutional classifier.
 
     Attributes:

@@ -6,6 +6,7 @@ import jax
 from flax import linen as nn
 
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
+from mimicnorm_jax.models.head import LastBatchNormHead
 
 STAGES: dict[int, tuple[int, ...]] = {
     11: (1, 1, 2, 2, 2),
@@ -17,7 +18,7 @@ STAGES: dict[int, tuple[int, ...]] = {
 CHANNELS = (64, 128, 256, 512, 512)
 
 
-class VGG(nn.Module):
+class VGG(LastBatchNormHead, nn.Module):
     """3x3 convolutions, five max-pools, and a head of three dense layers with dropout 0.5.
 
     Attributes:

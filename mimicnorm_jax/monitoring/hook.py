@@ -9,7 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax.diagnostics.regime import RegimeMeter
+from mimicnorm_jax.errors import ConfigError
+from mimicnorm_jax.models.head import LAST_BN
 from mimicnorm_jax.monitoring.networks import images, network
+from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.hook import MakeHook
+from mimicnorm_jax.training.spec import OWN_METHOD
 from mimicnorm_jax.training.state import TrainState
 from mimicnorm_jax.training.trainer import Trainer
 from mimicnorm_jax.training.writers import JsonlWriter, MetricWriter
@@ -24,41 +29,49 @@ class DiagnosticsHook:
     """Measures a run's network: its regime, and the last BatchNorm's running variance.
 
     Args:
-      session: of the run.
+      trainer: of the run.
       folder: of the run; lines after `resumed_step` are dropped.
-      logs: get every line too.
-      resumed_step: see `Lines`.
+      writer: gets every line too.
+      resumed_step: see `JsonlWriter`.
+
+    Raises:
+      ConfigError: if the run has a network of its own.
     """
 
-    def __init__(self, session: Trainer, folder: Path, logs: MetricWriter, resumed_step: int) -> None:
-        self._session = session
-        self._logs = logs
+    def __init__(self, trainer: Trainer, folder: Path, writer: MetricWriter, resumed_step: int) -> None:
+        if trainer.config.method == OWN_METHOD:
+            raise ConfigError(
+                f"config.diagnostics_epochs measures networks of mimicnorm_jax.models, and the run's is "
+                f"{trainer.config.model}: set it to 0, and measure checkpoints with mimicnorm_jax.diagnostics"
+            )
+        self._trainer = trainer
+        self._writer = writer
         self._lines = JsonlWriter(folder / DIAGNOSTICS, resumed_step)
         self._meter: RegimeMeter | None = None
-        count = min(IMAGES, len(session.dataset.test))
-        self._images = images(session.config, count, "real", jnp.float32)
+        count = min(IMAGES, len(trainer.dataset.test))
+        self._images = images(trainer.config, count, "real", jnp.float32)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """Every line so far."""
         return self._lines.rows
 
-    def __call__(self, state: TrainState, step: int, taken: int = 1) -> None:
-        """Measures the state after `step` steps, if the last `taken` of them reached a line that is due."""
-        every = self._session.config.diagnostics_epochs * self._session.steps_per_epoch
+    def __call__(self, state: TrainState, step: int, num_steps: int) -> None:
+        """Measures the state after `step` steps, if the last `num_steps` of them reached a line that is due."""
+        every = self._trainer.config.diagnostics_epochs * self._trainer.steps_per_epoch
         # A hair more, for fractions of an epoch that are whole numbers of steps but for rounding.
-        due = step == 0 or math.floor(step / every + 1e-9) > math.floor((step - taken) / every + 1e-9)
+        due = step == 0 or math.floor(step / every + 1e-9) > math.floor((step - num_steps) / every + 1e-9)
         if not due or any(row["step"] == step for row in self.rows):
             return
-        epoch = step / self._session.steps_per_epoch
+        epoch = step / self._trainer.steps_per_epoch
         host = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
         if self._meter is None:
             # With neutral running averages one function serves the whole run, resumed or not: those of the last
             # BatchNorm scale one output's kernel as a whole, and touch nothing before the logits.
             neutral = jax.tree_util.tree_map_with_path(_neutral, host["batch_stats"])
-            subject = network(self._session.config, {**host, "batch_stats": neutral}, "")
-            self._meter = RegimeMeter(subject.apply_fn, coupled=subject.coupled)
-        found = self._meter(host["params"], self._images, jax.random.key(self._session.config.seed))
+            bound = network(self._trainer.config, {**host, "batch_stats": neutral}, "")
+            self._meter = RegimeMeter(bound.apply_fn, coupled=bound.coupled)
+        found = self._meter(host["params"], self._images, jax.random.key(self._trainer.config.seed))
         row: dict[str, Any] = {
             "epoch": int(epoch) if epoch.is_integer() else epoch,
             "step": step,
@@ -67,15 +80,20 @@ class DiagnosticsHook:
             "chi": found.chi,
             "growth": found.growth,
         }
-        if "last_bn" in host["batch_stats"]:
-            variance = np.asarray(host["batch_stats"]["last_bn"]["var"])
+        if LAST_BN in host["batch_stats"]:
+            variance = np.asarray(host["batch_stats"][LAST_BN]["var"])
             row |= {"last_bn_variance": float(variance.mean()), "last_bn_variance_std": float(variance.std())}
         row = {name: value if np.isfinite(value) else None for name, value in row.items()}
         self._lines.append(row)
-        self._logs.scalars(row)
+        self._writer.scalars(row)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step" and value is not None)
         log_line(f"diagnostics at {shown}")
 
 
 def _neutral(path: tuple[Any, ...], statistic: Any) -> np.ndarray:
     return np.ones_like(statistic) if path[-1].key == "var" else np.zeros_like(statistic)
+
+
+def make_hook(config: TrainConfig) -> MakeHook | None:
+    """What makes the hook that a config asks for with `diagnostics_epochs`; None if it asks for none."""
+    return DiagnosticsHook if config.diagnostics_epochs else None

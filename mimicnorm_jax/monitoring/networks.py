@@ -18,7 +18,7 @@ from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training import workdir
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
-from mimicnorm_jax.training.trainer import build_trainer, init_state, make_model, validate_run
+from mimicnorm_jax.training.spec import build_spec, make_model
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,21 @@ def initialized(config: TrainConfig, precision: Any) -> BoundModel:
     Raises:
       ConfigError: names the field.
     """
+    shape = datasets.get_spec(config.dataset).image_shape
     try:
         model = make_model(config, dtype=precision, param_dtype=precision)
-        models.check_image(config.model, datasets.SHAPES[config.dataset])
+        models.check_image(config.model, shape)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    image = jnp.zeros((1, *datasets.SHAPES[config.dataset]), precision)
+    image = jnp.zeros((1, *shape), precision)
     variables = jax.jit(model.init)(jax.random.key(config.seed), image)
-    name = f"{config.model} under {config.method} (init {config.init}, width {config.width:g}), seed {config.seed}"
+    start = f"init {config.init_scheme}, width {config.width_multiplier:g}"
+    name = f"{config.model} under {config.method} ({start}), seed {config.seed}"
     return network(config, variables, f"{name}, at initialization")
 
 
 def from_checkpoint(folder: Path, which: str, precision: Any, data_dir: str = "") -> tuple[TrainConfig, BoundModel]:
-    """A network from a run's checkpoint.
+    """A network from a run's checkpoint, without reading the data set.
 
     Args:
       folder: the run's.
@@ -82,19 +84,21 @@ def from_checkpoint(folder: Path, which: str, precision: Any, data_dir: str = ""
 
     Raises:
       WorkdirError: if there is no such checkpoint or it cannot be restored.
+      ConfigError: if the run had a network of its own.
     """
     config = workdir.read_config(folder)
     config = replace(config, data_dir=data_dir or config.data_dir)
     if not (folder / "checkpoints").is_dir():
         raise WorkdirError(f"{folder} holds no checkpoint")
-    validate_run(config)
+    # A checkpoint is that of its network, whatever devices share a batch here; no data is read for it.
+    spec = build_spec(config, num_devices=1)
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
         step = checkpoints.latest if which == "latest" else checkpoints.best
         if step is None:
             raise WorkdirError(f"{folder} holds no complete checkpoint")
-        state, record = checkpoints.restore(step, init_state(build_trainer(config)))
+        state, metadata = checkpoints.restore(step, spec.state_template())
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, precision), state.eval_variables)
-    name = f"{config.model} under {config.method}, {which} checkpoint (epoch {record.epoch}) of {folder}"
+    name = f"{config.model} under {config.method}, {which} checkpoint (epoch {metadata.epoch}) of {folder}"
     return config, network(config, variables, name)
 
 
@@ -111,7 +115,7 @@ def images(config: TrainConfig, count: int, kind: str, precision: Any) -> jax.Ar
       ConfigError: if the dataset has fewer images.
       DataError: if it is not prepared.
     """
-    shape = datasets.SHAPES[config.dataset]
+    shape = datasets.get_spec(config.dataset).image_shape
     if kind == "random":
         noise = np.random.default_rng(config.seed).standard_normal((count, *shape))
         return jnp.asarray(noise, precision)

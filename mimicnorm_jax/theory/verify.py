@@ -44,7 +44,7 @@ per layer and leave inputs correlated. Residual networks with the published bran
 the sum of 1/l^2 converges; with 1/sqrt(l) they grow polynomially. Chaos means exploding gradients: the largest stable
 learning rate of a stack without skips falls about like chi^-L, so all this speaks for centering at moderate depth. On
 16 images of CIFAR-100, centering lowered the tangent kernel's condition number about six times in VGG-16, eleven times
-in ResNet-18 and 28 times in ResNet-50 (benchmarks/results/regime.md)."""
+in ResNet-18 and 28 times in ResNet-50 (benchmarks/results/trainability.md)."""
 
 
 def transition_map(key: jax.Array) -> list[Check]:

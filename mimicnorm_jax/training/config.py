@@ -48,19 +48,19 @@ class TrainConfig:
         "at least 0 and below 2**32",
         lambda value: 0 <= value < 2**32,
     )
-    dataset: str = _any("digits", "digits, cifar10 or cifar100")
+    dataset: str = _any("digits", "name, see mimicnorm_jax.data.DATASETS")
     data_dir: str = _any("", "folder of TFDS datasets; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     model: str = _any("resnet8", "network, see mimicnorm_jax.models")
     method: str = _any("mimicnorm", "what stands in for BatchNorm, see mimicnorm_jax.methods")
-    init: str = _any("published", "initialization, see mimicnorm_jax.init_schemes")
-    width: float = _field(
+    init_scheme: str = _any("published", "initialization, see mimicnorm_jax.init_schemes")
+    width_multiplier: float = _field(
         1.0, "factor on the network's channels", "above 0 and at most 100", lambda value: 0 < value <= 100
     )
     dtype: str = _one_of("of activations; parameters and statistics are float32", "float32", "bfloat16")
     centering: str = _one_of(
         "center kernels inside the layers or, as the published code, after each step", "in_call", "after_step"
     )
-    mapping: str = _one_of("how a step is mapped over devices: jax.pmap, or its successor", "pmap", "shard_map")
+    parallelism: str = _one_of("how a step is mapped over devices: jax.pmap, or its successor", "pmap", "shard_map")
     sync_bn: bool = _any(True, "synchronize the last BatchNorm, or every one, over all devices")
     running_variance: Literal["biased", "unbiased"] = _one_of(
         "of the last BatchNorm: Flax's or PyTorch's convention", "biased", "unbiased"
@@ -80,7 +80,7 @@ class TrainConfig:
         1,
         1,
         "parts of each device's images, run one after another to save memory (slow on a CPU): the same gradient, "
-        "except that method=batchnorm normalizes each part by itself",
+        "except that BatchNorms before the last one normalize each part by itself",
     )
     epochs: int = _at_least(30, 1, "passes over the training images")
     learning_rate: float = _above_zero(0.1, "after the warm-up")
@@ -149,17 +149,17 @@ def validate(config: ConfigDict) -> TrainConfig:
         if name not in FIELDS:
             raise ConfigError(unknown("config field", name, FIELDS))
     for name, field in FIELDS.items():
-        about = field.metadata
+        metadata = field.metadata
         if name not in config:
-            raise ConfigError(f"config lacks the field {name!r} ({about['summary']})")
+            raise ConfigError(f"config lacks the field {name!r} ({metadata['summary']})")
         value, kind = config[name], type(field.default)
         right_type = isinstance(value, (kind, int) if kind is float else kind)
         if isinstance(value, bool) and kind is not bool:
             right_type = False
         if not right_type:
-            raise ConfigError(f"config.{name} is {value!r}: it must be of type {kind.__name__}, {about['allowed']}")
-        if not about["check"](value):
-            raise ConfigError(f"config.{name} is {value!r}: it must be {about['allowed']} ({about['summary']})")
+            raise ConfigError(f"config.{name} is {value!r}: it must be of type {kind.__name__}, {metadata['allowed']}")
+        if not metadata["check"](value):
+            raise ConfigError(f"config.{name} is {value!r}: it must be {metadata['allowed']} ({metadata['summary']})")
     return TrainConfig(**config.to_dict())
 
 

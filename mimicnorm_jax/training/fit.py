@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import ConfigError, DoesNotFitError
-from mimicnorm_jax.training.config import FIELDS, TrainConfig
+from mimicnorm_jax.linen.remat import REMATS
+from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.plan import TrainingPlan
 
 PlanOf = Callable[[TrainConfig], TrainingPlan]
@@ -51,7 +52,7 @@ def largest_batch(plan_of: PlanOf, config: TrainConfig, devices: int = 1) -> int
       ConfigError: if the dataset is smaller than the smallest batch.
     """
     unit = ROUND * devices * config.microbatches
-    top = datasets.COUNTS[config.dataset][0] // unit
+    top = datasets.get_spec(config.dataset).num_train // unit
     if top < 1:
         raise ConfigError(f"{config.dataset} has fewer than {unit} training images, the smallest batch that is tried")
     known: dict[int, int | None] = {}
@@ -108,7 +109,7 @@ def ways_out(plan_of: PlanOf, config: TrainConfig, devices: int = 1) -> list[str
             found.append(f"--config.microbatches={parts}")
             break
     for value in remat_values():
-        if value != getattr(config, "remat", "") and _fits(plan_of, config, "remat", value):
+        if value != config.remat and _fits(plan_of, config, "remat", value):
             found.append(f"--config.remat={value}")
             break
     batch = largest_batch(plan_of, config, devices)
@@ -116,9 +117,8 @@ def ways_out(plan_of: PlanOf, config: TrainConfig, devices: int = 1) -> list[str
 
 
 def remat_values() -> list[str]:
-    """What `config.remat` may be, from what keeps most to what keeps least; nothing where there is no such field."""
-    field = FIELDS.get("remat")
-    return [value for value in ("none", "cheap", "stage") if field and field.metadata["check"](value)]
+    """What `config.remat` may be, from what keeps most to what keeps least."""
+    return list(REMATS)
 
 
 def _fits(plan_of: PlanOf, config: TrainConfig, field: str, value: object) -> bool:

@@ -3,11 +3,15 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax import lax
+
+from mimicnorm_jax.models.head import Split
+from mimicnorm_jax.training.model import at_least_float32, head_of, train_option
 
 
 class Gradient(NamedTuple):
@@ -29,7 +33,7 @@ class LossAndGrad:
     """The loss that is minimized, and how its gradient is computed.
 
     Attributes:
-      model: from `models.create`.
+      model: maps images to logits; one that declares a head as in `models.head` takes microbatches exactly.
       label_smoothing: probability spread over all classes.
       microbatches: equal parts of a device's images, whose activations are in memory one part at a time.
     """
@@ -43,9 +47,9 @@ class LossAndGrad:
     ) -> Gradient:
         """The gradient of the mean loss.
 
-        Where no BatchNorm stands before the last one, microbatches change nothing but rounding and dropout's masks.
-        A BatchNorm behind every convolution normalizes each microbatch by itself, so the gradient is the mean of
-        the microbatches' and running averages advance once for each.
+        Where examples meet in a declared head alone, or nowhere, microbatches change nothing but rounding and
+        dropout's masks. Any other BatchNorm normalizes each microbatch by itself, so the gradient is the mean of the
+        microbatches' and running averages advance once for each.
 
         The microbatches run in a loop, where XLA is slow at the gradients of convolutions on a CPU (jax issue 12868);
         unrolled they would be fast there and save no memory.
@@ -63,12 +67,12 @@ class LossAndGrad:
         if len(images) % self.microbatches:
             raise ValueError(f"{len(images)} images do not split into {self.microbatches} equal microbatches")
         if self.microbatches == 1:
-            return self._at_once(params, batch_stats, images, labels, dropout_key)
+            return self._full_batch(params, batch_stats, images, labels, dropout_key)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(self.microbatches))
-        method = _factory(self.model).method
-        if method.last_batch_norm and not method.batch_norm:
-            return self._in_two_passes(params, batch_stats, images, labels, keys)
-        return self._in_one_pass(params, batch_stats, images, labels, keys)
+        parts = self._split(images), self._split(labels), keys
+        if (split := head_of(self.model)) is not None:
+            return self._accumulate_exact(split, params, batch_stats, parts)
+        return self._accumulate(params, batch_stats, parts)
 
     def _loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         targets = optax.smooth_labels(
@@ -76,49 +80,48 @@ class LossAndGrad:
         )
         return optax.softmax_cross_entropy(logits, targets).mean()
 
-    def _at_once(
+    def _full_batch(
         self, params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array, dropout_key: jax.Array
     ) -> Gradient:
         def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             logits, updated = self.model.apply(
                 {"params": params, "batch_stats": batch_stats},
                 images,
-                train=True,
                 mutable=["batch_stats"],
                 rngs={"dropout": dropout_key},
+                **train_option(self.model, True),
             )
+            logits = at_least_float32(logits)
+            chex.assert_shape(logits, (len(labels), None))
             return self._loss(logits, labels), (logits, updated.get("batch_stats", {}))
 
         grads, (logits, updated) = jax.grad(loss_fn, has_aux=True)(params)
         return Gradient(grads, logits, updated)
 
-    def _in_one_pass(
-        self, params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array, keys: jax.Array
-    ) -> Gradient:
+    def _accumulate(self, params: Any, batch_stats: Any, parts: tuple[jax.Array, jax.Array, jax.Array]) -> Gradient:
         def add(carry: tuple[Any, Any], part: tuple[jax.Array, ...]) -> tuple[tuple[Any, Any], jax.Array]:
             total, batch_stats = carry
-            found = self._at_once(params, batch_stats, *part)
+            found = self._full_batch(params, batch_stats, *part)
             return (jax.tree.map(jnp.add, total, found.grads), found.batch_stats), found.logits
 
         start = jax.tree.map(jnp.zeros_like, params), batch_stats
-        (total, batch_stats), logits = lax.scan(add, start, (self._split(images), self._split(labels), keys))
+        (total, batch_stats), logits = lax.scan(add, start, parts)
         return Gradient(jax.tree.map(lambda g: g / self.microbatches, total), _join(logits), batch_stats)
 
-    def _in_two_passes(
-        self, params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array, keys: jax.Array
+    def _accumulate_exact(
+        self, split: Split, params: Any, batch_stats: Any, parts: tuple[jax.Array, jax.Array, jax.Array]
     ) -> Gradient:
-        factory = _factory(self.model)
-        headless = dataclasses.replace(factory, method=dataclasses.replace(factory.method, last_batch_norm=False))
-        body, head = self.model.clone(factory=headless), factory.last_batch_norm(train=True)
-        parts = self._split(images), keys
-        before, last = tuple(a[:-1] for a in parts), tuple(a[-1] for a in parts)
+        (body, head, name), (images, labels, keys) = split, parts
+        inputs = images, keys
+        before, last = tuple(a[:-1] for a in inputs), tuple(a[-1] for a in inputs)
 
         def raw_logits(params: Any, images: jax.Array, key: jax.Array) -> Any:
-            return body.apply({"params": params}, images, train=True, rngs={"dropout": key})
+            return body.apply({"params": params}, images, rngs={"dropout": key}, **train_option(body, True))
 
         def head_loss(raw: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            logits, updated = head.apply({"batch_stats": batch_stats["last_bn"]}, raw, mutable=["batch_stats"])
-            return self._loss(logits, labels), (logits, {"last_bn": updated["batch_stats"]})
+            logits, updated = head.apply({"batch_stats": batch_stats[name]}, raw, mutable=["batch_stats"])
+            logits = at_least_float32(logits)
+            return self._loss(logits, _join(labels)), (logits, {name: updated["batch_stats"]})
 
         def add(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, None]:
             *inputs, cotangent = part
@@ -138,10 +141,6 @@ class LossAndGrad:
 
     def _split(self, array: jax.Array) -> jax.Array:
         return array.reshape(self.microbatches, -1, *array.shape[1:])
-
-
-def _factory(model: Any) -> Any:
-    return model.factory
 
 
 def _join(array: jax.Array) -> jax.Array:

@@ -11,39 +11,39 @@ import jax
 import numpy as np
 
 from mimicnorm_jax import distributed
-from mimicnorm_jax.data import batching
-from mimicnorm_jax.errors import NonFiniteLossError, WorkdirError
-from mimicnorm_jax.monitoring.hook import DiagnosticsHook
+from mimicnorm_jax.errors import ConfigError, NonFiniteLossError, WorkdirError
 from mimicnorm_jax.training import report, workdir
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.hook import Hook, MakeHook
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Checkpoints
 from mimicnorm_jax.training.resilience.preemption import InterruptedRunError, stop_requested
+from mimicnorm_jax.training.spec import RunSpec, validate_run
 from mimicnorm_jax.training.state import TrainState
-from mimicnorm_jax.training.trainer import Trainer, build_trainer, init_state, validate_run
+from mimicnorm_jax.training.trainer import Trainer, build_trainer
 from mimicnorm_jax.training.writers import MetricWriter
 from mimicnorm_jax.utils.console import log_line, progress, table
 
 
 def train_epoch(
-    session: Trainer,
+    trainer: Trainer,
     state: TrainState,
     epoch: int,
     total: Metrics,
     stop: Callable[[], int] = lambda: 0,
-    watch: Callable[[TrainState, int, int], None] | None = None,
+    hook: Hook | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Trains one epoch, or the rest of it, or less where `stop` says so.
 
-    The host reads a dispatch's metrics after it has made the next, so the devices never wait.
+    The host reads a call's metrics after it has made the next, so the devices never wait.
 
     Args:
-      session: of the run.
+      trainer: of the run.
       state: replicated; its buffers are given up.
       epoch: from 0.
       total: metrics of the steps of this epoch that `state` has done.
-      stop: asked after each dispatch; anything but 0 ends the epoch there.
-      watch: called after each dispatch with the state, the steps done since the run began, and the dispatch's.
+      stop: asked after each call of steps; anything but 0 ends the epoch there.
+      hook: called after each call of steps.
 
     Returns:
       The state and the metrics of this epoch's steps so far.
@@ -51,61 +51,60 @@ def train_epoch(
     Raises:
       NonFiniteLossError: names the step.
     """
-    config = session.config
-    pending = iter(())
+    in_flight = iter(())
     step = int(state.step)
-    first = step - epoch * session.steps_per_epoch
-    count, batch = len(session.dataset.train), config.batch_size
-    indices = batching.train_batches(config.seed, epoch, count, batch, session.devices, first)
-    title = f"epoch {epoch + 1}/{config.epochs}"
-    groups = batching.grouped(indices, config.steps_per_call)
+    first = step - epoch * trainer.steps_per_epoch
+    title = f"epoch {epoch + 1}/{trainer.config.epochs}"
+    feeds = trainer.pipeline.train_feeds(epoch, first)
     try:
-        for index, taken in progress(groups, title, session.steps_per_epoch - first, lambda group: group[1]):
-            state, metrics = session.train_steps(state, session.train_data, index, taken)
-            for done in pending:
-                total += _guarded(session, *done)
-            pending, step = _steps(metrics, step, taken), step + taken
-            if watch is not None:
-                watch(state, step, taken)
+        for feed, num_steps in progress(feeds, title, trainer.steps_per_epoch - first, lambda item: item[1]):
+            state, metrics = trainer.train_steps(state, trainer.pipeline.train, feed, num_steps)
+            for done in in_flight:
+                total += _checked(trainer, *done)
+            in_flight, step = _steps(metrics, step, num_steps), step + num_steps
+            if hook is not None:
+                hook(state, step, num_steps)
             if stop():
                 break
-        for done in pending:
-            total += _guarded(session, *done)
+        for done in in_flight:
+            total += _checked(trainer, *done)
     except NonFiniteLossError as error:
         error.where["norms"] = report.norms(state)
         raise
     return state, total
 
 
-def _steps(metrics: Metrics, step: int, taken: int) -> Iterator[tuple[Metrics, int]]:
-    """Each of the `taken` steps after `step` with its metrics; fetches them when asked for the first."""
+def _steps(metrics: Metrics, step: int, num_steps: int) -> Iterator[tuple[Metrics, int]]:
+    """Each of the `num_steps` steps after `step` with its metrics; fetches them when asked for the first."""
     metrics = jax.device_get(metrics)
-    for i in range(taken):
+    for i in range(num_steps):
         yield jax.tree.map(lambda values, i=i: values[i], metrics), step + i + 1
 
 
-def _guarded(session: Trainer, metrics: Metrics, step: int) -> Metrics:
-    epoch = (step - 1) // session.steps_per_epoch + 1
-    return session.guard(metrics, step, epoch, session.learning_rate(step))
+def _checked(trainer: Trainer, metrics: Metrics, step: int) -> Metrics:
+    epoch = (step - 1) // trainer.steps_per_epoch + 1
+    return trainer.nonfinite(metrics, step, epoch, trainer.learning_rate(step))
 
 
-def evaluate(session: Trainer, state: TrainState) -> Metrics:
+def evaluate(trainer: Trainer, state: TrainState) -> Metrics:
     """Metrics of the whole test set, every image once."""
-    pairs = batching.eval_batches(len(session.dataset.test), session.config.batch_size, session.devices)
     variables = state.eval_variables
     total = Metrics.empty()
-    for index, mask in pairs:
-        total += jax.device_get(session.eval_step(variables, session.test_data, index, mask))
+    for feed in trainer.pipeline.test_feeds():
+        total += jax.device_get(trainer.eval_step(variables, trainer.pipeline.test, feed))
     return total
 
 
-def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
+def run(config: TrainConfig, folder: Path, model: Any = None, make_hook: MakeHook | None = None) -> dict[str, Any]:
     """Trains a network, or goes on where a run in the same folder stopped.
 
     Args:
       config: with the fields of `training.config`.
       folder: gets config.json, checkpoints/, metrics.jsonl, tensorboard/, curves.png, summary.json, and
         diagnostics.jsonl where `diagnostics_epochs` asks for it.
+      model: a Flax module of your own that maps images to logits, called with `train=` if it takes it; the fields of
+        the config that describe a network stay at their defaults. Default: the config's.
+      make_hook: makes what is called after each call of steps, such as `monitoring.make_hook(config)`.
 
     Returns:
       The contents of summary.json; of several processes only the first one's.
@@ -116,53 +115,58 @@ def run(config: TrainConfig, folder: Path) -> dict[str, Any]:
       InterruptedRunError: after SIGINT or SIGTERM, with a checkpoint of the step reached.
       PeerError: if another process of the run ended.
     """
-    validate_run(config)
+    if config.diagnostics_epochs and make_hook is None:
+        raise ConfigError("config.diagnostics_epochs asks for diagnostics: give the run monitoring.make_hook(config)")
+    spec = validate_run(config, model)
     with distributed.translate_peer_errors():
         if not distributed.is_first():
-            return _run_worker(config)
+            return _run_worker(spec)
         with workdir.lock(folder), workdir.raise_on_full_disk(folder):
-            workdir.prepare(folder, config)
-            return _run(config, folder)
+            workdir.prepare(folder, spec.config)
+            return _run(spec, folder, make_hook)
 
 
-def _run_worker(config: TrainConfig) -> dict[str, Any]:
+def _run_worker(spec: RunSpec) -> dict[str, Any]:
     """Takes part in a run that the first process writes down."""
-    session = build_trainer(config)
-    state, record = _agree(init_state(session), CheckpointMetadata(0, None))
-    _train(session, session.spread.replicate(state), record, None)
+    trainer = build_trainer(spec)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), spec.state_template())
+    state, metadata = _broadcast(zeros, CheckpointMetadata(0, None))
+    _train(trainer, trainer.data_parallel.replicate(state), metadata, None)
     return {}
 
 
-def _agree(state: TrainState, record: CheckpointMetadata) -> tuple[TrainState, CheckpointMetadata]:
-    """The first process's state and record, in every process."""
-    state, numbers = distributed.broadcast_from_first((state, np.array([record.epoch, *record.partial], np.float32)))
+def _broadcast(state: TrainState, metadata: CheckpointMetadata) -> tuple[TrainState, CheckpointMetadata]:
+    """The first process's state and metadata, in every process."""
+    numbers = np.array([metadata.epoch, *metadata.partial], np.float32)
+    state, numbers = distributed.broadcast_from_first((state, numbers))
     epoch, *partial = map(float, numbers)
-    return state, CheckpointMetadata(int(epoch), record.accuracy, (partial[0], partial[1], partial[2]))
+    return state, CheckpointMetadata(int(epoch), metadata.accuracy, (partial[0], partial[1], partial[2]))
 
 
-def _run(config: TrainConfig, folder: Path) -> dict[str, Any]:
-    session = build_trainer(config)
-    state = init_state(session)
-    log_line(report.headline(session, state, folder))
-    with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
-        record = CheckpointMetadata(0, None)
-        if (found := checkpoints.restore_newest(state)) is not None:
-            state, record = found
-            complete = record.epoch == config.epochs
-            log_line("this run is complete" if complete else f"resuming after step {state.step}, epoch {record.epoch}")
-        state, record = _agree(state, record)
-        logs = MetricWriter(folder, resumed_step=int(state.step))
-        probe = DiagnosticsHook(session, folder, logs, int(state.step)) if config.diagnostics_epochs else None
+def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, Any]:
+    trainer, template = build_trainer(spec), spec.state_template()
+    log_line(report.headline(trainer, template, folder))
+    with Checkpoints(folder / "checkpoints", spec.config.keep_checkpoints) as checkpoints:
+        if (found := checkpoints.restore_newest(template)) is None:
+            found = spec.init_state(), CheckpointMetadata(0, None)
+        else:
+            state, metadata = found
+            complete = metadata.epoch == spec.config.epochs
+            resuming = f"resuming after step {state.step}, epoch {metadata.epoch}"
+            log_line("this run is complete" if complete else resuming)
+        state, metadata = _broadcast(*found)
+        writer = MetricWriter(folder, resumed_step=int(state.step))
+        hook = make_hook(trainer, folder, writer, int(state.step)) if make_hook else None
         try:
-            if probe is not None:
-                probe(state, int(state.step))
-            _train(session, session.spread.replicate(state), record, RunWriters(checkpoints, logs, probe))
+            if hook is not None:
+                hook(state, int(state.step), 0)
+            _train(trainer, trainer.data_parallel.replicate(state), metadata, RunWriters(checkpoints, writer, hook))
         except NonFiniteLossError as error:
-            report.failure(folder, session, error, checkpoints.latest)
+            report.failure(folder, trainer, error, checkpoints.latest)
             raise NonFiniteLossError(f"{error}. The report is {folder / report.FAILURE}", error.where) from error
         finally:
-            logs.close()
-    return report.summarize(session, folder, logs.rows, probe.rows if probe is not None else [])
+            writer.close()
+    return report.summarize(trainer, folder, writer.rows, hook.rows if hook is not None else [])
 
 
 @dataclass(frozen=True)
@@ -170,54 +174,58 @@ class RunWriters:
     """What the first process writes along a run."""
 
     checkpoints: Checkpoints
-    logs: MetricWriter
-    probe: DiagnosticsHook | None
+    metrics: MetricWriter
+    hook: Hook | None
 
 
-def _train(session: Trainer, state: TrainState, record: CheckpointMetadata, books: RunWriters | None) -> None:
-    config, epoch = session.config, record.epoch
-    begun = Metrics(*map(np.float32, record.partial))
-    watch = books.probe if books else None
+def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, writers: RunWriters | None) -> None:
+    config, epoch = trainer.config, metadata.epoch
+    partial = Metrics(*map(np.float32, metadata.partial))
+    hook = writers.hook if writers else None
     with stop_requested() as stop:
         while epoch < config.epochs:
             started = time.perf_counter()
-            state, train = train_epoch(session, state, epoch, begun, stop, watch)
+            state, train = train_epoch(trainer, state, epoch, partial, stop, hook)
             seconds = time.perf_counter() - started
             # A whole epoch is evaluated and logged first: two checkpoints of one step cannot stand side by side.
-            if stop() and int(state.step) < (epoch + 1) * session.steps_per_epoch:
-                partial = float(train.loss_sum), float(train.correct), float(train.count)
-                if books:
-                    books.checkpoints.save(state, CheckpointMetadata(epoch, None, partial))
+            if stop() and int(state.step) < (epoch + 1) * trainer.steps_per_epoch:
+                if writers:
+                    sums = float(train.loss_sum), float(train.correct), float(train.count)
+                    writers.checkpoints.save(state, CheckpointMetadata(epoch, None, sums))
                 break
-            test = evaluate(session, state)
+            test = evaluate(trainer, state)
             epoch += 1
-            if not math.isfinite(test.loss):
-                rate = session.learning_rate(int(state.step))
-                where = {"step": int(state.step), "epoch": epoch, "learning_rate": rate, "norms": report.norms(state)}
-                raise NonFiniteLossError(f"the test loss is {test.loss} after epoch {epoch}", where)
+            _require_finite(trainer, state, epoch, test)
             stopped = bool(stop())
-            if books:
-                row = _row(session, epoch, train, test) | {
+            if writers:
+                row = _row(trainer, epoch, train, test) | {
                     "seconds": round(time.perf_counter() - started, 3),
-                    "images_per_second": round(float(train.count - begun.count) / seconds, 1),
+                    "images_per_second": round(float(train.count - partial.count) / seconds, 1),
                 }
                 # The line first: if the save fails, resuming drops it again.
-                books.logs.epoch(row)
+                writers.metrics.epoch(row)
                 if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs or stopped:
-                    books.checkpoints.save(state, CheckpointMetadata(epoch, test.accuracy))
-            begun = Metrics.empty()
+                    writers.checkpoints.save(state, CheckpointMetadata(epoch, test.accuracy))
+            partial = Metrics.empty()
             if stopped:
                 break
         if epoch < config.epochs:
             raise InterruptedRunError(int(state.step), stop())
 
 
-def _row(session: Trainer, epoch: int, train: Metrics, test: Metrics) -> dict[str, Any]:
-    step = epoch * session.steps_per_epoch
+def _require_finite(trainer: Trainer, state: TrainState, epoch: int, test: Metrics) -> None:
+    if not math.isfinite(test.loss):
+        rate = trainer.learning_rate(int(state.step))
+        where = {"step": int(state.step), "epoch": epoch, "learning_rate": rate, "norms": report.norms(state)}
+        raise NonFiniteLossError(f"the test loss is {test.loss} after epoch {epoch}", where)
+
+
+def _row(trainer: Trainer, epoch: int, train: Metrics, test: Metrics) -> dict[str, Any]:
+    step = epoch * trainer.steps_per_epoch
     return {
         "epoch": epoch,
         "step": step,
-        "learning_rate": session.learning_rate(step),
+        "learning_rate": trainer.learning_rate(step),
         "train_loss": train.loss,
         "train_accuracy": train.accuracy,
         "test_loss": test.loss,
@@ -225,12 +233,15 @@ def _row(session: Trainer, epoch: int, train: Metrics, test: Metrics) -> dict[st
     }
 
 
-def evaluate_checkpoints(config: TrainConfig, folder: Path) -> dict[str, Any]:
+def evaluate_checkpoints(config: TrainConfig, folder: Path, model: Any = None) -> dict[str, Any]:
     """Evaluates the newest and the best checkpoint of a run on the whole test set.
+
+    Both are restored before any data is read.
 
     Args:
       config: of the run, see `workdir.read_config`.
       folder: of the run.
+      model: of the run, if it had one of its own.
 
     Returns:
       By `latest` and `best`: epoch, test_loss and test_accuracy.
@@ -238,21 +249,21 @@ def evaluate_checkpoints(config: TrainConfig, folder: Path) -> dict[str, Any]:
     Raises:
       WorkdirError: if there is no checkpoint or it cannot be restored.
     """
-    validate_run(config)
+    spec = validate_run(config, model)
     if not (folder / "checkpoints").is_dir():
         raise WorkdirError(f"{folder} holds no checkpoint to evaluate")
-    session = build_trainer(config)
-    like = init_state(session)
-    results, shown = {}, {}
+    restored, results, shown = {}, {}, {}
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
         for name, step in (("latest", checkpoints.latest), ("best", checkpoints.best)):
             if step is None:
                 raise WorkdirError(f"{folder} holds no complete checkpoint to evaluate")
-            state, record = checkpoints.restore(step, like)
-            metrics = evaluate(session, session.spread.replicate(state))
-            results[name] = {"epoch": record.epoch, "test_loss": metrics.loss, "test_accuracy": metrics.accuracy}
-            shown[f"{name} checkpoint"] = (
-                f"epoch {record.epoch}: test loss {metrics.loss:.4f}, accuracy {metrics.accuracy:.2%}"
-            )
+            restored[name] = checkpoints.restore(step, spec.state_template())
+    trainer = build_trainer(spec)
+    for name, (state, metadata) in restored.items():
+        metrics = evaluate(trainer, trainer.data_parallel.replicate(state))
+        results[name] = {"epoch": metadata.epoch, "test_loss": metrics.loss, "test_accuracy": metrics.accuracy}
+        shown[f"{name} checkpoint"] = (
+            f"epoch {metadata.epoch}: test loss {metrics.loss:.4f}, accuracy {metrics.accuracy:.2%}"
+        )
     log_line(table(shown))
     return results

@@ -1,4 +1,4 @@
-"""The one place that spreads steps over devices, of one process or many, each with the whole state and data."""
+"""The one place that maps steps over devices, of one process or many, each with the whole state and resident data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,15 +9,20 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mimicnorm_jax.data.pipeline import Feed, MakeBatch, Resident
 from mimicnorm_jax.training import step
 from mimicnorm_jax.training.metrics import Metrics
+from mimicnorm_jax.training.model import AXIS
 from mimicnorm_jax.training.state import TrainState
 
 Tree = TypeVar("Tree")
 Device = Any  # jax.Device, which type checkers do not see
-TrainSteps = Callable[[TrainState, Any, np.ndarray, int], tuple[TrainState, Metrics]]
-EvalStep = Callable[[Any, Any, np.ndarray, np.ndarray], Metrics]
-REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(step.AXIS)
+TrainSteps = Callable[[TrainState, Resident, Feed, int], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Any, Resident, Feed], Metrics]
+Specs = tuple[PartitionSpec, ...]
+REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(AXIS)
+_TRAIN_SPECS: Specs = (REPLICATED, REPLICATED, SHARDED, REPLICATED)
+_EVAL_SPECS: Specs = (REPLICATED, REPLICATED, SHARDED)
 
 
 @dataclass(frozen=True)
@@ -26,58 +31,52 @@ class DataParallel:
 
     Attributes:
       devices: of all processes; D of them.
-      mapping: `pmap`, or its successor `shard_map`.
+      parallelism: `pmap`, or its successor `shard_map`.
     """
 
     devices: tuple[Device, ...]
-    mapping: str = "pmap"
+    parallelism: str = "pmap"
+
+    @property
+    def local_devices(self) -> tuple[int, ...]:
+        """Places, among the devices, of those of this process; L of them."""
+        return tuple(i for i, device in enumerate(self.devices) if _is_addressable(device))
 
     def replicate(self, tree: Tree) -> Tree:
         """Puts a copy of every leaf on every device, once; steps then take it without a transfer."""
         # pmap takes and returns what is on this process's devices, shard_map what is on all.
-        return jax.device_put(tree, self._sharding(REPLICATED, self.mapping == "pmap"))
+        return jax.device_put(tree, self._sharding(REPLICATED, local=self.parallelism == "pmap"))
 
-    def make_train_steps(self, task: step.StepConfig) -> TrainSteps:
-        """`train_steps` over devices: `(state, data, index (D, K, B / D), count) -> (state, metrics (K,))`.
+    def make_train_steps(self, config: step.StepConfig, make_batch: MakeBatch) -> TrainSteps:
+        """`step.train_steps` over devices: `(state, resident, feeds (L, K, ...), num_steps) -> (state, metrics (K,))`.
 
-        Donates the state. Every process gives the same index.
+        Donates the state. Every process gives its own devices' feeds.
         """
-        return self._map(partial(step.train_steps, task), (REPLICATED, REPLICATED, SHARDED, REPLICATED), donate=(0,))
+        return self._map(partial(step.train_steps, config, make_batch), _TRAIN_SPECS, donate=(0,))
 
-    def make_eval_step(self, task: step.StepConfig) -> EvalStep:
-        """`eval_step` over devices: `(variables, data, index (D, B / D), mask (D, B / D)) -> metrics`."""
-        return self._map(partial(step.eval_step, task), (REPLICATED, REPLICATED, SHARDED, SHARDED))
+    def make_eval_step(self, config: step.StepConfig, make_batch: MakeBatch) -> EvalStep:
+        """`step.eval_feed` over devices: `(variables, resident, feed (L, ...)) -> metrics`."""
+        return self._map(partial(step.eval_feed, config, make_batch), _EVAL_SPECS)
 
-    def train_program(self, task: step.StepConfig) -> tuple[Any, tuple[NamedSharding, ...]]:
+    def train_program(self, config: step.StepConfig, make_batch: MakeBatch) -> tuple[Any, tuple[NamedSharding, ...]]:
         """What `make_train_steps` runs under shard_map, to be lowered, and the shardings of its four arguments."""
-        return self._program(partial(step.train_steps, task), (REPLICATED, REPLICATED, SHARDED, REPLICATED), (0,))
+        return self._program(partial(step.train_steps, config, make_batch), _TRAIN_SPECS, (0,))
 
-    def eval_program(self, task: step.StepConfig) -> tuple[Any, tuple[NamedSharding, ...]]:
-        """What `make_eval_step` runs under shard_map, to be lowered, and the shardings of its four arguments."""
-        return self._program(partial(step.eval_step, task), (REPLICATED, REPLICATED, SHARDED, SHARDED), ())
+    def eval_program(self, config: step.StepConfig, make_batch: MakeBatch) -> tuple[Any, tuple[NamedSharding, ...]]:
+        """What `make_eval_step` runs under shard_map, to be lowered, and the shardings of its three arguments."""
+        return self._program(partial(step.eval_feed, config, make_batch), _EVAL_SPECS, ())
 
     def _sharding(self, spec: PartitionSpec, local: bool = False) -> NamedSharding:
-        devices = [device for device in self.devices if not local or self._is_mine(device)]
-        return NamedSharding(Mesh(np.array(devices), (step.AXIS,)), spec)
+        devices = [device for device in self.devices if not local or _is_addressable(device)]
+        return NamedSharding(Mesh(np.array(devices), (AXIS,)), spec)
 
-    def _is_mine(self, device: Device) -> bool:
-        return device.process_index == jax.process_index()
+    def _map(self, function: Callable[..., Any], specs: Specs, donate: tuple[int, ...] = ()) -> Any:
+        return {"pmap": self._pmap, "shard_map": self._shard_map}[self.parallelism](function, specs, donate)
 
-    def _map(self, function: Callable[..., Any], specs: tuple[PartitionSpec, ...], donate: tuple[int, ...] = ()) -> Any:
-        mapped = {"pmap": self._pmap, "shard_map": self._shard_map}[self.mapping](function, specs, donate)
-        mine = [i for i, device in enumerate(self.devices) if self._is_mine(device)]
-        if len(mine) == len(self.devices):
-            return mapped
-
-        def with_own_rows(*arguments: Any) -> Any:
-            return mapped(*(a[mine] if spec == SHARDED else a for a, spec in zip(arguments, specs, strict=True)))
-
-        return with_own_rows
-
-    def _pmap(self, function: Callable[..., Any], specs: tuple[PartitionSpec, ...], donate: tuple[int, ...]) -> Any:
+    def _pmap(self, function: Callable[..., Any], specs: Specs, donate: tuple[int, ...]) -> Any:
         return jax.pmap(
             function,
-            axis_name=step.AXIS,
+            axis_name=AXIS,
             in_axes=tuple(0 if spec == SHARDED else None for spec in specs),
             out_axes=None,  # type: ignore[arg-type]  # None is documented for outputs that are the same everywhere
             donate_argnums=donate,
@@ -85,10 +84,10 @@ class DataParallel:
         )
 
     def _program(
-        self, function: Callable[..., Any], specs: tuple[PartitionSpec, ...], donate: tuple[int, ...]
+        self, function: Callable[..., Any], specs: Specs, donate: tuple[int, ...]
     ) -> tuple[Any, tuple[NamedSharding, ...]]:
         def on_a_device(*arguments: Any) -> Any:
-            return function(*(a[0] if spec == SHARDED else a for a, spec in zip(arguments, specs, strict=True)))
+            return function(*_sharded(lambda leaf: leaf[0], arguments, specs))
 
         # With check_vma the gradient of replicated parameters would come summed over devices already.
         mesh = self._sharding(SHARDED).mesh
@@ -98,17 +97,21 @@ class DataParallel:
         )
         return mapped, tuple(self._sharding(spec) for spec in specs)
 
-    def _shard_map(
-        self, function: Callable[..., Any], specs: tuple[PartitionSpec, ...], donate: tuple[int, ...]
-    ) -> Any:
+    def _shard_map(self, function: Callable[..., Any], specs: Specs, donate: tuple[int, ...]) -> Any:
         mapped, _ = self._program(function, specs, donate)
+        place = partial(jax.make_array_from_process_local_data, self._sharding(SHARDED))
 
-        def from_rows(*arguments: Any) -> Any:
-            rows = self._sharding(SHARDED)
-            placed = (
-                jax.make_array_from_process_local_data(rows, a) if spec == SHARDED else a
-                for a, spec in zip(arguments, specs, strict=True)
-            )
-            return mapped(*placed)
+        def from_local(*arguments: Any) -> Any:
+            return mapped(*_sharded(place, arguments, specs))
 
-        return from_rows
+        return from_local
+
+
+def _is_addressable(device: Device) -> bool:
+    return device.process_index == jax.process_index()
+
+
+def _sharded(function: Callable[[Any], Any], arguments: tuple[Any, ...], specs: Specs) -> list[Any]:
+    """The arguments, with a function applied to every leaf of those that are sharded."""
+    pairs = zip(arguments, specs, strict=True)
+    return [jax.tree.map(function, argument) if spec == SHARDED else argument for argument, spec in pairs]

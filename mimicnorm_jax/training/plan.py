@@ -10,13 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mimicnorm_jax.data import datasets
+from mimicnorm_jax.data.pipeline import Selection, gather_batch
+from mimicnorm_jax.data.specs import DatasetSpec
 from mimicnorm_jax.errors import ConfigError
+from mimicnorm_jax.models.head import Split
 from mimicnorm_jax.planning import Cache, Plan, Target, plan, target
 from mimicnorm_jax.planning.liveness import Buffer
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.config import TrainConfig
-from mimicnorm_jax.training.trainer import check_program, fresh_state, make_task
+from mimicnorm_jax.training.model import head_of
+from mimicnorm_jax.training.spec import build_spec
 
 REMAT_SUFFIX = "_remat"
 """Behind a method's name: the network under `jax.checkpoint`, which keeps what convolutions and products return."""
@@ -59,10 +62,10 @@ class TrainingPlan:
 
     def as_json(self) -> dict[str, Any]:
         """The plan as what JSON can hold."""
-        about = {"method": self.method, "batch_size": self.batch_size, "peak_bytes": self.peak_bytes}
+        run = {"method": self.method, "batch_size": self.batch_size, "peak_bytes": self.peak_bytes}
         waiting = {"test_bytes": self.test_bytes, "waiting_bytes": self.waiting_bytes, "fits": self.fits}
         parts = {"step": json.loads(self.step.to_json()), "evaluation": json.loads(self.evaluation.to_json())}
-        return {**about, **waiting, **parts}
+        return {**run, **waiting, **parts}
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,14 @@ class _Checkpointed:
 
     network: Any
 
-    @property
-    def factory(self) -> Any:
-        return self.network.factory
+    def split_head(self) -> Split | None:
+        split = head_of(self.network)
+        body: Any = None if split is None else _Checkpointed(split.body)
+        return None if split is None else split._replace(body=body)
+
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        """Says what `apply` takes."""
+        raise NotImplementedError("a network is applied to variables")
 
     def init(self, *arguments: Any, **options: Any) -> Any:
         return self.network.init(*arguments, **options)
@@ -86,9 +94,6 @@ class _Checkpointed:
         )
         return call(variables, images, rngs)
 
-    def clone(self, **fields: Any) -> "_Checkpointed":
-        return _Checkpointed(self.network.clone(**fields))
-
 
 def plan_training(
     config: TrainConfig,
@@ -99,10 +104,10 @@ def plan_training(
 ) -> TrainingPlan:
     """Compiles what `train.py` would run, without reading the dataset.
 
-    The step is the run's: augmentation, the guard against losses that are not finite, optimizer, average of the
+    The step is the run's: augmentation, the check for losses that are not finite, optimizer, average of the
     parameters, microbatches, the state donated, and the whole dataset resident on every device as an argument.
-    For either `config.mapping` the program that `jit(shard_map)` makes is compiled, as `jax.pmap` makes it inside too
-    and cannot be asked for a grid of TPUs of several hosts.
+    For either `config.parallelism` the program that `jit(shard_map)` makes is compiled, as `jax.pmap` makes it inside
+    too and cannot be asked for a grid of TPUs of several hosts.
 
     Args:
       config: of the run.
@@ -118,30 +123,30 @@ def plan_training(
     """
     found = _target(target)
     count = found.devices if devices is None else devices
-    if config.dataset not in datasets.COUNTS:
-        datasets.require_prepared(config.dataset)
-    check_program(config, count)
-    spread = parallel.DataParallel(found.jax_devices(count), "shard_map")
-    train_count, test_count = datasets.COUNTS[config.dataset]
-    if config.batch_size > train_count:
+    spec = build_spec(config, count)
+    dataset = spec.dataset
+    data_parallel = parallel.DataParallel(found.jax_devices(count), "shard_map")
+    if config.batch_size > dataset.num_train:
         raise ConfigError(
-            f"config.batch_size is {config.batch_size}, more than the {train_count} training images of {config.dataset}"
+            f"config.batch_size is {config.batch_size}, more than the {dataset.num_train} training images of "
+            f"{config.dataset}"
         )
-    channels = datasets.SHAPES[config.dataset][-1]
     # Mean and deviation are numbers in the program, whose value changes nothing of what it takes.
-    task, _ = make_task(config, train_count, (0.5,) * channels, (0.25,) * channels)
+    channels = dataset.image_shape[-1]
+    step_config, _ = spec.make_step(dataset.num_train, (0.5,) * channels, (0.25,) * channels)
     if checkpointed:
-        model: Any = _Checkpointed(task.model)
-        task = dataclasses.replace(task, model=model)
-    state = jax.eval_shape(partial(fresh_state, config, task))
-    training, test = _data(config, train_count), _data(config, test_count)
+        model: Any = _Checkpointed(step_config.model)
+        step_config = dataclasses.replace(step_config, model=model)
+    state, make_batch = spec.state_template(), partial(gather_batch, dataset.image_shape)
+    training, test = _resident(dataset, dataset.num_train), _resident(dataset, dataset.num_test)
     share, steps = config.batch_size // count, config.steps_per_call
-    index = jax.ShapeDtypeStruct((count, steps, share), jnp.int32)
-    step = _plan(
-        spread.train_program(task), (state, training, index, jax.ShapeDtypeStruct((), jnp.int32)), found, cache
-    )
-    rows = jax.ShapeDtypeStruct((count, share), jnp.int32), jax.ShapeDtypeStruct((count, share), jnp.float32)
-    evaluation = _plan(spread.eval_program(task), (state.eval_variables, test, *rows), found, cache)
+    feeds = Selection(jax.ShapeDtypeStruct((count, steps, share), jnp.int32))
+    num_steps = jax.ShapeDtypeStruct((), jnp.int32)
+    program = data_parallel.train_program(step_config, make_batch)
+    step = _plan(program, (state, training, feeds, num_steps), found, cache)
+    feed = Selection(*(jax.ShapeDtypeStruct((count, share), dtype) for dtype in (jnp.int32, jnp.float32)))
+    program = data_parallel.eval_program(step_config, make_batch)
+    evaluation = _plan(program, (state.eval_variables, test, feed), found, cache)
     waiting = _nbytes(training) + _nbytes(state) - _nbytes(state.eval_variables)
     method = config.method + REMAT_SUFFIX * checkpointed
     return TrainingPlan(method, config.batch_size, step, evaluation, _nbytes(test), waiting)
@@ -151,8 +156,8 @@ def _target(name: Target | str) -> Target:
     return target(name) if isinstance(name, str) else name
 
 
-def _data(config: TrainConfig, count: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    images = jax.ShapeDtypeStruct((count, math.prod(datasets.SHAPES[config.dataset])), jnp.uint8)
+def _resident(dataset: DatasetSpec, count: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    images = jax.ShapeDtypeStruct((count, math.prod(dataset.image_shape)), jnp.uint8)
     return images, jax.ShapeDtypeStruct((count,), jnp.int32)
 
 
@@ -167,7 +172,7 @@ def _plan(program: tuple[Any, tuple[Any, ...]], shapes: tuple[Any, ...], found: 
 
 
 def _with_plain_name(buffer: Buffer) -> Buffer:
-    for i, name in enumerate(("state", "data", "index")):
+    for i, name in enumerate(("state", "data", "feed")):
         if buffer.layer.startswith(f"arguments[{i}]"):
             return dataclasses.replace(buffer, layer=buffer.layer.replace(f"arguments[{i}]", name, 1))
     return buffer

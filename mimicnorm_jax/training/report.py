@@ -9,48 +9,49 @@ import numpy as np
 
 from mimicnorm_jax import plots
 from mimicnorm_jax.errors import NonFiniteLossError
-from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training import workdir
+from mimicnorm_jax.training.spec import is_exact
 from mimicnorm_jax.training.state import TrainState
 from mimicnorm_jax.training.trainer import Trainer
 from mimicnorm_jax.utils import environment
 from mimicnorm_jax.utils.console import log_line, table
 from mimicnorm_jax.utils.files import write_json
+from mimicnorm_jax.utils.trees import path_names
 
 FAILURE = "failure.json"
 SUMMARY = "summary.json"
 
 
-def headline(session: Trainer, state: TrainState, folder: Path) -> str:
-    """One line: what is trained, on what, where to."""
-    config, dataset = session.config, session.dataset
+def headline(trainer: Trainer, state: TrainState, folder: Path) -> str:
+    """One line: what is trained, on what, where to; of the state only shapes are read."""
+    config, dataset = trainer.config, trainer.dataset
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     return (
         f"{config.model} with {config.method}: {size:,} parameters, {config.dtype}; {config.dataset}: "
-        f"{len(dataset.train):,} training and {len(dataset.test):,} test images; {session.devices} x "
-        f"{session.spread.devices[0].device_kind}; {config.epochs} epochs of {session.steps_per_epoch} steps"
-        f"{_microbatches(session)}; into {folder}"
+        f"{len(dataset.train):,} training and {len(dataset.test):,} test images; {trainer.num_devices} x "
+        f"{trainer.data_parallel.devices[0].device_kind}; {config.epochs} epochs of {trainer.steps_per_epoch} steps"
+        f"{_microbatches(trainer)}; into {folder}"
     )
 
 
-def _microbatches(session: Trainer) -> str:
-    config = session.config
+def _microbatches(trainer: Trainer) -> str:
+    config = trainer.config
     if config.microbatches == 1:
         return ""
-    size = config.batch_size // session.devices // config.microbatches
+    size = config.batch_size // trainer.num_devices // config.microbatches
     text = f", each in {config.microbatches} microbatches of {size} images a device"
-    if METHODS[config.method].batch_norm:
-        return f"{text} that BatchNorms normalize by themselves: not the gradient of the whole batch"
-    return f"{text}: the gradient of the whole batch"
+    if is_exact(trainer.spec):
+        return f"{text}: the gradient of the whole batch"
+    return f"{text} that BatchNorms normalize by themselves: not the gradient of the whole batch"
 
 
-def failure(folder: Path, session: Trainer, error: NonFiniteLossError, checkpoint: int | None) -> None:
-    """Writes failure.json: what happened and where, the last good checkpoint's step, the config and the machine."""
+def failure(folder: Path, trainer: Trainer, error: NonFiniteLossError, checkpoint: int | None) -> None:
+    """Writes failure.json: what happened and where, the last good checkpoint's step, the config and the environment."""
     report = {
         "error": str(error),
         **error.where,
         "last_checkpoint": checkpoint,
-        "config": workdir.as_json(session.config),
+        "config": workdir.as_json(trainer.config),
         "machine": environment.describe(),
     }
     write_json(folder / FAILURE, report)
@@ -59,7 +60,7 @@ def failure(folder: Path, session: Trainer, error: NonFiniteLossError, checkpoin
 def norms(state: TrainState) -> dict[str, float | str]:
     """Euclidean norm of every leaf of a state but its step, by path; as text where JSON has no number for it."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(state.replace(step=None)))
-    found = {jax.tree_util.keystr(path, simple=True, separator="/"): _norm(leaf) for path, leaf in leaves}
+    found = {"/".join(path_names(path)): _norm(leaf) for path, leaf in leaves}
     return {path: norm if math.isfinite(norm) else str(norm) for path, norm in found.items()}
 
 
@@ -68,14 +69,14 @@ def _norm(leaf: Any) -> float:
 
 
 def summarize(
-    session: Trainer, folder: Path, rows: list[dict[str, Any]], diagnostics: list[dict[str, Any]]
+    trainer: Trainer, folder: Path, rows: list[dict[str, Any]], diagnostics: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Writes summary.json and pictures from the lines of metrics.jsonl and diagnostics.jsonl, prints a table.
 
     Returns:
       The summary.
     """
-    config = session.config
+    config = trainer.config
     best = max(rows, key=lambda row: (row["test_accuracy"], row["epoch"]))
     seconds = sum(row["seconds"] for row in rows)
     summary = {

@@ -8,6 +8,8 @@ import optax
 from flax import linen as nn
 from flax import struct
 
+from mimicnorm_jax.training.model import init_variables
+
 
 class TrainState(struct.PyTreeNode):
     """Everything that a step reads and writes; with the seed it determines the rest of the run.
@@ -39,13 +41,13 @@ def create_state(
     """A fresh state.
 
     Args:
-      model: from `models.create`.
+      model: maps images to logits.
       tx: the optimizer.
       image_shape: `(H, W, C)`.
       seed: of the parameters.
       ema: whether to keep an average of the parameters.
     """
-    variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *image_shape)))
+    variables = init_variables(model, jax.random.key(seed), image_shape)
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,12 +11,12 @@ from flax import linen as nn
 from jax import lax
 
 from mimicnorm_jax.data.augment import Augmentation, augment, normalize
+from mimicnorm_jax.data.pipeline import Batch, Feed, MakeBatch, Resident
 from mimicnorm_jax.training.gradients import LossAndGrad
 from mimicnorm_jax.training.metrics import Metrics
+from mimicnorm_jax.training.model import AXIS, eval_logits
 from mimicnorm_jax.training.state import TrainState
-
-AXIS = "devices"
-"""Name of the mapped axis."""
+from mimicnorm_jax.utils.trees import all_finite
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,17 @@ class StepConfig:
       model: the network; its BatchNorms are synchronized over `AXIS` or not, as it was created.
       tx: the optimizer.
       augmentation: of training images.
-      image_shape: `(H, W, C)`.
       mean, std: of the training images, per channel in [0, 1].
       dtype: of the images that the network gets.
       label_smoothing: probability spread over all classes.
       ema_decay: of the averaged parameters.
       seed: of augmentation and dropout.
-      microbatches: see `gradients.Objective`.
+      microbatches: see `gradients.LossAndGrad`.
     """
 
     model: nn.Module
     tx: optax.GradientTransformation
     augmentation: Augmentation
-    image_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dtype: Any = jnp.float32
@@ -48,42 +47,40 @@ class StepConfig:
     microbatches: int = 1
 
 
-def train_step(
-    task: StepConfig, state: TrainState, data: tuple[jax.Array, jax.Array], index: jax.Array
-) -> tuple[TrainState, Metrics]:
+def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """One step of SGD on a batch.
 
     Args:
-      task: what to train, closed over.
+      config: what to train and how, closed over.
       state: the same on every device.
-      data: all training images `(N, H W C)` uint8 and labels `(N,)`, the same on every device. Images are flat, as
-        a TPU would copy all of them at every step into a layout that pads their few channels.
-      index: this device's part of the batch, `(b,)`.
+      batch: this device's part, without a mask.
 
     Returns:
       The next state, the same on every device, and the whole batch's metrics before the update,
       with dropout and augmentation, without label smoothing. Where the loss or its gradient is not
       finite, the loss is not a number and nothing of the state changes but the step.
     """
-    step_key = jax.random.fold_in(jax.random.key(task.seed), state.step)
-    device, b = lax.axis_index(AXIS), index.shape[0]
+    chex.assert_rank([batch.images, batch.labels], [4, 1])
+    chex.assert_equal_shape_prefix([batch.images, batch.labels], 1)
+    step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    device, b = lax.axis_index(AXIS), len(batch.labels)
     # One key for each place in the whole batch, so that the number of devices changes nothing.
     image_keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, device * b + jnp.arange(b))
     dropout_key = jax.random.fold_in(step_key, 2**32 - 1)  # no image's place
-    images, labels = data[0][index].reshape(b, *task.image_shape), data[1][index]
-    images = normalize(augment(image_keys, images, task.augmentation), task.mean, task.std, task.dtype)
+    images = augment(image_keys, batch.images, config.augmentation)
+    images = normalize(images, config.mean, config.std, config.dtype)
 
-    objective = LossAndGrad(task.model, task.label_smoothing, task.microbatches)
-    grads, logits, batch_stats = objective.gradient(state.params, state.batch_stats, images, labels, dropout_key)
+    loss_and_grad = LossAndGrad(config.model, config.label_smoothing, config.microbatches)
+    found = loss_and_grad.gradient(state.params, state.batch_stats, images, batch.labels, dropout_key)
     # Running averages of unsynchronized BatchNorms differ between devices; the state does not.
-    grads, batch_stats = lax.pmean((grads, batch_stats), AXIS)
-    updates, opt_state = task.tx.update(grads, state.opt_state, state.params)
+    grads, batch_stats = lax.pmean((found.grads, found.batch_stats), AXIS)
+    updates, opt_state = config.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_params is not None:
-        ema_params = optax.incremental_update(params, ema_params, 1 - task.ema_decay)
-    metrics = Metrics.from_logits(logits, labels).psum(AXIS)
-    finite = jnp.isfinite(metrics.loss_sum) & jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]).all()
+        ema_params = optax.incremental_update(params, ema_params, 1 - config.ema_decay)
+    metrics = Metrics.from_logits(found.logits, batch.labels).psum(AXIS)
+    finite = jnp.isfinite(metrics.loss_sum) & all_finite(grads)
     after = TrainState(state.step + 1, params, batch_stats, opt_state, ema_params)
     before = state.replace(step=state.step + 1)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
@@ -91,48 +88,56 @@ def train_step(
 
 
 def train_steps(
-    task: StepConfig, state: TrainState, data: tuple[jax.Array, jax.Array], index: jax.Array, count: jax.Array
+    config: StepConfig, make_batch: MakeBatch, state: TrainState, resident: Resident, feeds: Feed, num_steps: jax.Array
 ) -> tuple[TrainState, Metrics]:
     """Several steps of SGD without the host, each as `train_step`.
 
     Args:
-      task: what to train, closed over.
+      config: what to train and how, closed over.
+      make_batch: of the pipeline, closed over.
       state: the same on every device.
-      data: as in `train_step`.
-      index: this device's part of each batch, `(K, b)`.
-      count: how many of the K to do, the first ones; not known to the compiler, so that any number of them
+      resident: what the pipeline keeps on every device of the training split.
+      feeds: this device's feed of each batch, every leaf `(K, ...)`.
+      num_steps: how many of the K to do, the first ones; not known to the compiler, so that any number of them
         takes the same program.
 
     Returns:
       The state after the last of them, and each step's metrics, `(K,)`, 0 for steps that were not done.
     """
-    if len(index) == 1:
+
+    def step(i: int | jax.Array, state: TrainState) -> tuple[TrainState, Metrics]:
+        return train_step(config, state, make_batch(resident, jax.tree.map(lambda leaf: leaf[i], feeds)))
+
+    (count,) = {len(leaf) for leaf in jax.tree.leaves(feeds)}
+    if count == 1:
         # In a loop XLA is slow at the gradients of convolutions on a CPU (jax issue 12868).
-        state, metrics = train_step(task, state, data, index[0])
+        state, metrics = step(0, state)
         return state, jax.tree.map(lambda value: value[None], metrics)
 
     def one(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, done = carry
-        state, metrics = train_step(task, state, data, index[i])
+        state, metrics = step(i, state)
         return state, jax.tree.map(lambda all_steps, value: all_steps.at[i].set(value), done, metrics)
 
-    nothing = jnp.zeros(len(index), jnp.promote_types(task.dtype, jnp.float32))
-    return lax.fori_loop(0, count, one, (state, Metrics(nothing, nothing, nothing)))
+    nothing = jnp.zeros(count, jnp.promote_types(config.dtype, jnp.float32))
+    return lax.fori_loop(0, num_steps, one, (state, Metrics(nothing, nothing, nothing)))
 
 
-def eval_step(
-    task: StepConfig, variables: dict[str, Any], data: tuple[jax.Array, jax.Array], index: jax.Array, mask: jax.Array
-) -> Metrics:
+def eval_step(config: StepConfig, variables: dict[str, Any], batch: Batch) -> Metrics:
     """Metrics of a batch of test images.
 
     Args:
-      task: what to evaluate, closed over.
+      config: what to evaluate, closed over.
       variables: `TrainState.eval_variables`, the same on every device.
-      data: all images `(N, H W C)` uint8 and labels `(N,)`, the same on every device.
-      index: this device's part of the batch, `(b,)`.
-      mask: `(b,)`, 0 for images that do not count.
+      batch: this device's part.
     """
-    images = data[0][index].reshape(len(index), *task.image_shape)
-    images = normalize(images, task.mean, task.std, task.dtype)
-    logits: Any = task.model.apply(variables, images, train=False)
-    return Metrics.from_logits(logits, data[1][index], mask).psum(AXIS)
+    images = normalize(batch.images, config.mean, config.std, config.dtype)
+    logits = eval_logits(config.model, variables, images)
+    return Metrics.from_logits(logits, batch.labels, batch.mask).psum(AXIS)
+
+
+def eval_feed(
+    config: StepConfig, make_batch: MakeBatch, variables: dict[str, Any], resident: Resident, feed: Feed
+) -> Metrics:
+    """`eval_step` of the batch that a pipeline makes of a feed; arguments as in `train_steps`."""
+    return eval_step(config, variables, make_batch(resident, feed))

@@ -24,7 +24,7 @@ except ImportError:  # Windows
 
 CONFIG = "config.json"
 LOCK = "lock"
-MUTABLE_ON_RESUME = ("data_dir", "keep_checkpoints", "checkpoint_epochs", "mapping")
+MUTABLE_ON_RESUME = ("data_dir", "keep_checkpoints", "checkpoint_epochs", "parallelism")
 """Fields that do not change a run's numbers, so a resumed run may change them."""
 
 

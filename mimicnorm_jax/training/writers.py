@@ -1,14 +1,13 @@
-"""What a run tells: a progress bar or plain lines, metrics.jsonl, TensorBoard events, the summary table."""
+"""What a run writes as it goes: lines of JSON, TensorBoard events, a line on the terminal."""
 
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mimicnorm_jax.utils.console import log_line
 from mimicnorm_jax.utils.files import write_text
 
-Item = TypeVar("Item")
 METRICS = "metrics.jsonl"
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 CONFIG = f"--config={ROOT / 'configs' / 'digits.py'}:resnet8,mimicnorm"
-SMALL = (CONFIG, "--config.width=0.5", "--config.batch_size=16", "--target=cpu")
+SMALL = (CONFIG, "--config.width_multiplier=0.5", "--config.batch_size=16", "--target=cpu")
 
 
 def _run(*arguments, **environment):
@@ -35,7 +35,7 @@ def test_a_table_json_and_figures_then_the_same_from_the_cache(tmp_path):
     content = json.loads((out / "plan.json").read_text())
     assert [row["run"] for row in content["rows"]] == ["batchnorm", "mimicnorm"]
     assert all(row["step"]["flops"] > row["evaluation"]["flops"] > 0 for row in content["rows"])
-    assert content["config"]["width"] == 0.5
+    assert content["config"]["width_multiplier"] == 0.5
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
     assert len(before) == 4  # a training and an evaluation step each
     second = _run(*arguments)

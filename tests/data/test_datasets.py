@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from mimicnorm_jax.data import datasets
+from mimicnorm_jax.data import datasets, tfds
 from mimicnorm_jax.errors import DataError
 
 
@@ -32,14 +32,15 @@ def test_digits_are_scikit_learns_split_without_overlap_and_by_class():
 @pytest.mark.cifar100
 def test_cifar100_pixels_and_labels_are_those_of_the_stored_png_files(cifar100_dir):
     """Against the raw records, decoded by hand."""
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets
     from PIL import Image
 
     dataset = datasets.load("cifar100", cifar100_dir)
     assert dataset.train.images.shape[1:] == (32, 32, 3)
     assert set(dataset.train.labels.tolist()) == set(range(100))
-    decoders = {"image": tfds.decode.SkipDecoding()}
-    raw = tfds.data_source("cifar100", data_dir=cifar100_dir, split="test", download=False, decoders=decoders)
+    decoders = {"image": tensorflow_datasets.decode.SkipDecoding()}
+    options = {"data_dir": cifar100_dir, "split": "test", "download": False, "decoders": decoders}
+    raw = tensorflow_datasets.data_source("cifar100", **options)
     for i in (0, 7, len(raw) - 1):
         np.testing.assert_array_equal(dataset.test.images[i], np.asarray(Image.open(io.BytesIO(raw[i]["image"]))))
         assert dataset.test.labels[i] == raw[i]["label"]
@@ -72,8 +73,8 @@ def test_missing_data_is_an_error_at_once_that_says_what_to_do(tmp_path):
 
 def test_the_environment_variable_points_to_the_data(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    assert datasets.tfds_dir() == tmp_path
-    assert datasets.tfds_dir("/elsewhere") != tmp_path
+    assert tfds.tfds_dir() == tmp_path
+    assert tfds.tfds_dir("/elsewhere") != tmp_path
 
 
 def test_files_for_tensorflow_only_are_refused(tmp_path):

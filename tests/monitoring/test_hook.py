@@ -8,15 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax import models
+from mimicnorm_jax import models, monitoring
 from mimicnorm_jax.cli.diagnose import main
+from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import ConfigError, WorkdirError
 from mimicnorm_jax.monitoring import networks
 from mimicnorm_jax.training import config, loop
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
-from mimicnorm_jax.training.trainer import build_trainer, init_state
+from mimicnorm_jax.training.spec import build_spec
 
-SMALL = {"model": "resnet8", "width": 0.25, "batch_size": 256, "epochs": 2, "warmup_epochs": 1.0}
+SMALL = {"model": "resnet8", "width_multiplier": 0.25, "batch_size": 256, "epochs": 2, "warmup_epochs": 1.0}
 
 
 def _config(**overrides):
@@ -29,7 +30,7 @@ def _lines(folder):
 
 def _final(fields, folder):
     with Checkpoints(folder / "checkpoints", 2) as checkpoints:
-        return checkpoints.restore(checkpoints.latest, init_state(build_trainer(fields)))[0]
+        return checkpoints.restore(checkpoints.latest, build_spec(fields).state_template())[0]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def probed(tmp_path_factory):
     """A run with diagnostics, its folder and its config."""
     folder = tmp_path_factory.mktemp("probed")
     fields = _config(diagnostics_epochs=0.5)
-    loop.run(fields, folder)
+    loop.run(fields, folder, make_hook=monitoring.make_hook(fields))
     return folder, fields
 
 
@@ -61,15 +62,15 @@ def test_measuring_changes_nothing_of_the_training_and_survives_an_interruption(
         np.testing.assert_array_equal(a, b)
     assert not (tmp_path / "plain" / "diagnostics.jsonl").exists()
 
-    def stop(self, state, record, save=Checkpoints.save):
-        save(self, state, record)
+    def stop(self, state, metadata, save=Checkpoints.save):
+        save(self, state, metadata)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoints, "save", stop)
     with pytest.raises(KeyboardInterrupt):
-        loop.run(fields, tmp_path / "resumed")
+        loop.run(fields, tmp_path / "resumed", make_hook=monitoring.make_hook(fields))
     monkeypatch.undo()
-    loop.run(fields, tmp_path / "resumed")
+    loop.run(fields, tmp_path / "resumed", make_hook=monitoring.make_hook(fields))
     assert _lines(tmp_path / "resumed") == _lines(folder)
 
 
@@ -78,7 +79,7 @@ def test_a_subject_is_the_network_that_evaluation_sees(probed):
     read, found = networks.from_checkpoint(folder, "latest", "float32")
     assert read == fields
     x = networks.images(fields, 4, "real", "float32")
-    dataset = build_trainer(fields).dataset
+    dataset = datasets.load("digits")
     by_hand = (dataset.test.images[:4] / 255 - dataset.mean) / dataset.std
     np.testing.assert_allclose(x, by_hand, atol=1e-5)
     model = models.create("resnet8", num_classes=10, width=0.25)
@@ -87,7 +88,7 @@ def test_a_subject_is_the_network_that_evaluation_sees(probed):
 
 
 def test_batch_norm_is_taken_over_the_batch():
-    found = networks.initialized(_config(method="batchnorm", width=0.125), "float32")
+    found = networks.initialized(_config(method="batchnorm", width_multiplier=0.125), "float32")
     assert found.coupled
     x = networks.images(_config(), 6, "random", "float32")
     hidden = found.apply_fn(found.params, x)

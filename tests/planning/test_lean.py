@@ -5,8 +5,8 @@ from functools import partial
 
 import jax.numpy as jnp
 import pytest
-import rivals
 
+from benchmarks import baselines
 from mimicnorm_jax import models
 from mimicnorm_jax.models.resnet import BasicBlock, ResNet
 from mimicnorm_jax.planning import plan
@@ -27,8 +27,8 @@ def small(monkeypatch):
 
 
 def _plan(variant, target):
-    subject = rivals.subject("small", variant, BATCH, jnp.bfloat16)
-    return plan(subject.step, subject.state, subject.images, subject.labels, target=target, donate=(0,))
+    case = baselines.training_step("small", variant, BATCH, jnp.bfloat16)
+    return plan(case.step, case.state, case.images, case.labels, target=target, donate=(0,))
 
 
 @pytest.mark.parametrize("target", [pytest.param("h100", marks=needs_cuda), pytest.param("v5e", marks=needs_tpu)])

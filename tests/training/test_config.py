@@ -8,7 +8,7 @@ from mimicnorm_jax.training import config
 BAD = {
     "seed": -1,
     "dtype": "float16",
-    "width": 0.0,
+    "width_multiplier": 0.0,
     "batch_size": 1,
     "microbatches": 0,
     "steps_per_call": 0,

@@ -7,13 +7,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from mimicnorm_jax.data.datasets import NAMES
+from mimicnorm_jax.data.datasets import DATASETS
 from mimicnorm_jax.errors import UserError
 from mimicnorm_jax.init_schemes import SCHEMES
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.models import ARCHITECTURES
 from mimicnorm_jax.training import config
-from mimicnorm_jax.training.trainer import validate_run
+from mimicnorm_jax.training.spec import validate_run
 
 NUMBERS = st.one_of(
     st.integers(-3, 300), st.sampled_from([10**30, -(10**30), 2**31, 2**63, 0, 1, 64]), st.floats(), st.floats(0, 2)
@@ -24,8 +24,8 @@ ANYTHING = st.one_of(
 SENSIBLE = {
     "model": st.sampled_from(sorted(ARCHITECTURES)),
     "method": st.sampled_from(sorted(METHODS)),
-    "init": st.sampled_from(sorted(SCHEMES)),
-    "dataset": st.sampled_from(NAMES),
+    "init_scheme": st.sampled_from(sorted(SCHEMES)),
+    "dataset": st.sampled_from(sorted(DATASETS)),
     "data_dir": st.sampled_from(["", "/nowhere", "a\0b", "~"]),
     "batch_size": st.sampled_from([1, 3, 4, 8, 64, 66]),
     "microbatches": st.sampled_from([1, 2, 3, 16]),
@@ -51,8 +51,8 @@ def overrides(draw):
 @example({"learning_rate": math.nan})
 @example({"batch_size": 10**30})
 @example({"seed": 10**30})
-@example({"width": 1e300})
-@example({"width": 1e-300})
+@example({"width_multiplier": 1e300})
+@example({"width_multiplier": 1e-300})
 def test_any_config_is_accepted_or_refused_by_the_name_of_a_field(fields):
     values = {name: field.default for name, field in config.FIELDS.items()} | fields
     try:

@@ -11,8 +11,10 @@ from flax import linen as nn
 
 from mimicnorm_jax import models
 from mimicnorm_jax.data.augment import Augmentation
+from mimicnorm_jax.data.pipeline import Batch
 from mimicnorm_jax.linen.layers import LastBatchNorm
 from mimicnorm_jax.models.factory import LayerFactory
+from mimicnorm_jax.models.head import LAST_BN, LastBatchNormHead
 from mimicnorm_jax.training.gradients import LossAndGrad
 from mimicnorm_jax.training.state import create_state
 from mimicnorm_jax.training.step import AXIS, StepConfig, train_step
@@ -41,24 +43,24 @@ def _furthest(a, b):
 @pytest.mark.parametrize(("devices", "sync", "counts"), [(1, False, [4]), (2, True, [2, 4]), (2, False, [2])])
 def test_a_step_in_microbatches_is_the_step_on_the_whole_batch(devices, sync, counts):
     """At a learning rate of 1 the new parameters are the old ones minus the gradient."""
-    task = StepConfig(
+    config = StepConfig(
         model=_model("mimicnorm", AXIS if sync else None),
         tx=optax.sgd(1.0),
         augmentation=Augmentation(1, True),
-        image_shape=SHAPE,
         mean=(0.5,),
         std=(0.25,),
         dtype=jnp.float64,
         label_smoothing=0.1,
     )
-    state = create_state(task.model, task.tx, SHAPE, seed=0, ema=False)
+    state = create_state(config.model, config.tx, SHAPE, seed=0, ema=False)
 
-    def steps(index):
-        tasks = [replace(task, microbatches=count) for count in (1, *counts)]
-        return [train_step(task, state, (jnp.asarray(IMAGES), jnp.asarray(LABELS)), index) for task in tasks]
+    def steps(batch):
+        configs = [replace(config, microbatches=count) for count in (1, *counts)]
+        return [train_step(config, state, batch) for config in configs]
 
     step = jax.pmap(steps, AXIS, devices=jax.local_devices()[:devices])
-    whole, *in_parts = jax.device_get(step(np.arange(16, dtype=np.int32).reshape(devices, -1)))
+    batch = Batch(IMAGES.reshape(devices, -1, *SHAPE), LABELS.reshape(devices, -1))
+    whole, *in_parts = jax.device_get(step(batch))
     assert _furthest(jax.tree.map(lambda leaf: leaf[0], whole[0].params), state.params) > 1e-2
     for found in in_parts:
         _close(found, whole)
@@ -81,7 +83,7 @@ def test_batchnorm_in_microbatches_is_the_mean_of_what_each_gives_alone():
     assert _furthest(found.grads, whole.grads) > 1e-3
 
 
-class _Dropping(nn.Module):
+class _Dropping(LastBatchNormHead, nn.Module):
     factory: LayerFactory
     rate: float = 0.5
 
@@ -106,7 +108,7 @@ def test_both_passes_drop_the_same_units_and_microbatches_drop_different_ones():
             for i, part in enumerate(jnp.split(images, 2))
         ]
         logits, _ = LastBatchNorm(False).apply(
-            {"batch_stats": variables["batch_stats"]["last_bn"]}, jnp.concatenate(raw), mutable=["batch_stats"]
+            {"batch_stats": variables["batch_stats"][LAST_BN]}, jnp.concatenate(raw), mutable=["batch_stats"]
         )
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 

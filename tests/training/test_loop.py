@@ -4,12 +4,13 @@ import dataclasses
 import json
 import signal
 
+import chex
 import jax
 import numpy as np
 import pytest
 
 from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
-from mimicnorm_jax.training import config, loop, parallel, report, step, trainer
+from mimicnorm_jax.training import config, loop, parallel, report, spec, step, trainer
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
 from mimicnorm_jax.training.resilience.nonfinite import NonFiniteMonitor
@@ -18,15 +19,25 @@ from mimicnorm_jax.training.writers import read_metrics
 
 
 def _config(**fields):
-    defaults = {"width": 0.5, "epochs": 3, "warmup_epochs": 1.0, "crop_padding": 1, "rotation": 10.0, "ema_decay": 0.9}
+    defaults = {
+        "width_multiplier": 0.5,
+        "epochs": 3,
+        "warmup_epochs": 1.0,
+        "crop_padding": 1,
+        "rotation": 10.0,
+        "ema_decay": 0.9,
+    }
     return config.validate(config.base(**defaults | fields))
 
 
 def _final(folder, fields):
-    run = loop.start(fields)
     with Checkpoints(folder / "checkpoints", 1) as checkpoints:
         assert checkpoints.latest is not None
-        return checkpoints.restore(checkpoints.latest, loop.init_state(run))
+        return checkpoints.restore(checkpoints.latest, spec.build_spec(fields).state_template())
+
+
+def _trainer(fields):
+    return trainer.build_trainer(spec.build_spec(fields))
 
 
 def _timeless(rows):
@@ -34,20 +45,12 @@ def _timeless(rows):
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit_and_compiles_once(tmp_path, monkeypatch):
-    traced = {"train_step": 0, "eval_step": 0}
-
-    def counting(name, original):
-        def counted(*args):
-            traced[name] += 1
-            return original(*args)
-
-        return counted
-
-    for name in traced:
-        monkeypatch.setattr(step, name, counting(name, getattr(step, name)))
     fields = _config()
-    loop.run(fields, tmp_path / "whole")
-    assert traced == {"train_step": 1, "eval_step": 1}
+    chex.clear_trace_counter()
+    with monkeypatch.context() as patch:
+        for name in ("train_step", "eval_step"):
+            patch.setattr(step, name, chex.assert_max_traces(getattr(step, name), n=1))
+        loop.run(fields, tmp_path / "whole")
 
     evaluate, calls = loop.evaluate, []
 
@@ -78,8 +81,8 @@ def test_an_epoch_in_groups_is_the_epoch_in_single_steps_and_compiles_once(monke
     monkeypatch.setattr(step, "train_step", lambda *args: traced.append(1) or original(*args))
     found = {}
     for steps in (1, 8):
-        run = trainer.build_trainer(_config(width=0.25, rotation=0.0, steps_per_call=steps))
-        state = run.spread.replicate(trainer.init_state(run))
+        run = _trainer(_config(width_multiplier=0.25, rotation=0.0, steps_per_call=steps))
+        state = run.data_parallel.replicate(run.spec.init_state())
         traced.clear()
         found[steps] = jax.device_get(loop.train_epoch(run, state, 0, Metrics.empty()))
         assert len(traced) == 1
@@ -89,13 +92,13 @@ def test_an_epoch_in_groups_is_the_epoch_in_single_steps_and_compiles_once(monke
 
 
 def test_a_non_finite_loss_in_the_midst_of_a_group_names_its_step():
-    run = trainer.build_trainer(_config(steps_per_call=8))
-    state = trainer.init_state(run)
+    run = _trainer(_config(steps_per_call=8))
+    state = run.spec.init_state()
     state = state.replace(step=state.step + run.steps_per_epoch)
     losses = np.ones(8)
     losses[5] = np.nan
 
-    def train_steps(state, data, index, count):
+    def train_steps(state, resident, feeds, num_steps):
         return state, Metrics(losses, np.ones(8), np.ones(8))
 
     with pytest.raises(NonFiniteLossError, match=r"not finite at step 28 \(epoch 2\)") as raised:
@@ -103,17 +106,17 @@ def test_a_non_finite_loss_in_the_midst_of_a_group_names_its_step():
     assert raised.value.where["step"] == 28
     # What may be left out is not counted, and a finite loss starts the count of steps in a row afresh.
     losses[3] = np.nan
-    patient = dataclasses.replace(run, train_steps=train_steps, guard=NonFiniteMonitor(1))
+    patient = dataclasses.replace(run, train_steps=train_steps, nonfinite=NonFiniteMonitor(1))
     total = loop.train_epoch(patient, state, 1, Metrics.empty())[1]
     assert total.count == 22 - 6  # two of each group of at most eight
 
 
 def _signalled_at(at, monkeypatch):
     """Makes runs send themselves SIGTERM before one of their steps; returns what makes them without it."""
-    start_run = loop.start
+    build = loop.build_trainer
 
-    def start(config):
-        run = start_run(config)
+    def build_signalled(spec):
+        run = build(spec)
         calls = []
 
         def train_steps(*args):
@@ -124,21 +127,21 @@ def _signalled_at(at, monkeypatch):
 
         return dataclasses.replace(run, train_steps=train_steps)
 
-    monkeypatch.setattr(loop, "start", start)
-    return start_run
+    monkeypatch.setattr(loop, "build_trainer", build_signalled)
+    return build
 
 
 @pytest.mark.parametrize(("at", "epochs"), [(5, 0), (22, 1)])
 def test_stopped_by_a_signal_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, at, epochs):
     """After 5 of the first epoch's 22 steps, and after the last, when the epoch is brought to its end."""
-    fields = _config(width=0.25, epochs=2)
+    fields = _config(width_multiplier=0.25, epochs=2)
     loop.run(fields, tmp_path / "whole")
-    start_run = _signalled_at(at, monkeypatch)
+    build = _signalled_at(at, monkeypatch)
     with pytest.raises(InterruptedRunError, match=f"stopped by SIGTERM after step {at}: the same command") as stopped:
         loop.run(fields, tmp_path / "parts")
     assert stopped.value.signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    monkeypatch.setattr(loop, "start", start_run)
+    monkeypatch.setattr(loop, "build_trainer", build)
     assert len(read_metrics(tmp_path / "parts")) == epochs
     loop.run(fields, tmp_path / "parts")
     (whole, record), (parts, other) = (_final(tmp_path / name, fields) for name in ("whole", "parts"))
@@ -154,10 +157,10 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted_bit_for_bit(tmp_pa
 
 
 def test_a_signal_at_the_last_step_of_all_leaves_a_finished_run(tmp_path, monkeypatch, capsys):
-    fields = _config(width=0.25, epochs=1)
-    start_run = _signalled_at(22, monkeypatch)
+    fields = _config(width_multiplier=0.25, epochs=1)
+    build = _signalled_at(22, monkeypatch)
     summary = loop.run(fields, tmp_path)
-    monkeypatch.setattr(loop, "start", start_run)
+    monkeypatch.setattr(loop, "build_trainer", build)
     assert summary["final_accuracy"] == loop.run(fields, tmp_path)["final_accuracy"]
     assert "this run is complete" in capsys.readouterr().out
     assert len(read_metrics(tmp_path)) == 1
@@ -186,10 +189,10 @@ def test_eval_only_gives_the_logged_accuracy_and_that_of_plain_code(tmp_path):
     assert results["latest"]["test_accuracy"] == rows[-1]["test_accuracy"]
     assert results["best"]["test_accuracy"] == max(row["test_accuracy"] for row in rows)
     state, _ = _final(tmp_path, fields)
-    run = loop.start(fields)
+    run = _trainer(fields)
     test, mean, std = run.dataset.test, run.dataset.mean[0], run.dataset.std[0]
     images = np.float32((test.images / 255 - mean) / std)
-    logits = run.task.model.apply(state.eval_variables, images, train=False)
+    logits = run.spec.model.apply(state.eval_variables, images, train=False)
     accuracy = float((np.asarray(logits).argmax(1) == test.labels).mean())
     # 360 images fill no whole number of batches of 64; one answer on the edge may turn in float32.
     assert abs(accuracy - rows[-1]["test_accuracy"]) < 1.5 / 360
@@ -241,11 +244,15 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch, met
     loop.run(fields, tmp_path / "four")
 
     def with_devices(count):
-        spread = parallel.DataParallel
-        monkeypatch.setattr(trainer.parallel, "Spread", lambda devices, mapping: spread(devices[:count], mapping))
+        every = parallel.DataParallel
 
-    def stop(self, state, record, save=Checkpoints.save):
-        save(self, state, record)
+        def fewer(devices, parallelism):
+            return every(devices[:count], parallelism)
+
+        monkeypatch.setattr(trainer.parallel, "DataParallel", fewer)
+
+    def stop(self, state, metadata, save=Checkpoints.save):
+        save(self, state, metadata)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -297,7 +304,7 @@ def test_a_non_finite_loss_stops_with_a_message_and_a_report(tmp_path):
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(fields, error, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "create_state", lambda *a: pytest.fail("compiled something"))
+    monkeypatch.setattr(spec, "create_state", lambda *a: pytest.fail("compiled something"))
     with pytest.raises(error, match=message):
         loop.run(_config(**fields), tmp_path / "new")
     if "2000" not in message:
@@ -306,12 +313,12 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(fields, er
 
 def test_the_headline_says_what_microbatches_do_to_the_gradient(tmp_path):
     for method, said in (("batchnorm", "not the gradient of the whole batch"), ("lastbn", ": the gradient of the")):
-        run = trainer.build_trainer(_config(method=method, microbatches=4))
-        line = report.headline(run, trainer.init_state(run), tmp_path)
+        run = _trainer(_config(method=method, microbatches=4))
+        line = report.headline(run, run.spec.state_template(), tmp_path)
         assert "each in 4 microbatches of 4 images a device" in line
         assert said in line
-    run = trainer.build_trainer(_config())
-    assert "microbatches" not in report.headline(run, trainer.init_state(run), tmp_path)
+    run = _trainer(_config())
+    assert "microbatches" not in report.headline(run, run.spec.state_template(), tmp_path)
 
 
 def test_an_unwritable_workdir_is_refused(tmp_path):

@@ -8,21 +8,27 @@ import jax.numpy as jnp
 import pytest
 
 from mimicnorm_jax.data import datasets
+from mimicnorm_jax.data.pipeline import Selection, gather_batch
 from mimicnorm_jax.errors import ConfigError, DataError
 from mimicnorm_jax.training import config as config_lib
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.plan import plan_training
-from mimicnorm_jax.training.trainer import fresh_state, make_task
+from mimicnorm_jax.training.spec import build_spec
 from tests.planning.programs import needs_cuda
 
 
 def _config(**fields):
-    return config_lib.validate(config_lib.base(**{"model": "resnet8", "batch_size": 16, "width": 0.5} | fields))
+    return config_lib.validate(
+        config_lib.base(**{"model": "resnet8", "batch_size": 16, "width_multiplier": 0.5} | fields)
+    )
 
 
 def test_counts_are_those_of_the_dataset():
     dataset = datasets.load("digits")
-    assert datasets.COUNTS["digits"] == (len(dataset.train), len(dataset.test))
+    spec = dataset.spec
+    assert (spec.num_train, spec.num_test) == (len(dataset.train), len(dataset.test))
+    assert dataset.train.images.shape[1:] == spec.image_shape
+    assert set(dataset.train.labels.tolist()) == set(range(spec.num_classes))
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +38,10 @@ def no_data():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "load", refuse)
-        patch.setattr(datasets, "check", refuse)
+        patch.setattr(datasets, "require_prepared", refuse)
         yield
 
 
-CHECK = datasets.require_prepared
 CONFIG = _config(ema_decay=0.9, crop_padding=1, rotation=10.0)
 
 
@@ -47,17 +52,19 @@ def planned(no_data):
 
 
 def _state():
-    task, _ = make_task(CONFIG, 1437, (0.5,), (0.25,))
-    return task, jax.eval_shape(partial(fresh_state, CONFIG, task))
+    spec = build_spec(CONFIG, 4)
+    config, _ = spec.make_step(1437, (0.5,), (0.25,))
+    return config, spec.state_template()
 
 
 def test_it_is_the_program_that_the_run_maps(planned):
     """What `jax.pmap` compiles for four devices takes the same memory and moves the same, to the byte."""
-    task, state = _state()
-    data = jax.ShapeDtypeStruct((1437, 8, 8, 1), jnp.uint8), jax.ShapeDtypeStruct((1437,), jnp.int32)
-    index, count = jax.ShapeDtypeStruct((4, 1, 4), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-    run: jax.stages.Wrapped = parallel.DataParallel(tuple(jax.devices()), "pmap").make_train_steps(task)
-    compiled = run.lower(state, data, index, count).compile()
+    config, state = _state()
+    data = jax.ShapeDtypeStruct((1437, 8 * 8 * 1), jnp.uint8), jax.ShapeDtypeStruct((1437,), jnp.int32)
+    feeds, count = Selection(jax.ShapeDtypeStruct((4, 1, 4), jnp.int32)), jax.ShapeDtypeStruct((), jnp.int32)
+    data_parallel = parallel.DataParallel(tuple(jax.devices()), "pmap")
+    run: jax.stages.Wrapped = data_parallel.make_train_steps(config, partial(gather_batch, (8, 8, 1)))
+    compiled = run.lower(state, data, feeds, count).compile()
     memory = compiled.memory_analysis()
     assert planned.step.temporary_bytes == memory.temp_size_in_bytes
     assert planned.step.argument_bytes == memory.argument_size_in_bytes
@@ -89,7 +96,7 @@ def test_steps_of_one_program_are_turns_of_unknown_number(planned):
 @pytest.mark.usefixtures("no_data")
 def test_under_checkpointing_only_convolutions_results_are_kept():
     """Maps of 16 KiB an image or more; whether that saves memory is up to when the compiler makes the others again."""
-    config = _config(method="batchnorm", dataset="cifar10", batch_size=64, width=1.0, dtype="bfloat16")
+    config = _config(method="batchnorm", dataset="cifar10", batch_size=64, width_multiplier=1.0, dtype="bfloat16")
     plain, checkpointed = (plan_training(config, "h100", checkpointed=each).step for each in (False, True))
     kept, kept_checkpointed = (
         {b.operation for b in found.live if b.role == "forward" and b.nbytes >= 64 * 2**14}
@@ -117,7 +124,6 @@ def test_configs_that_cannot_be_trained(fields, devices, message):
         plan_training(_config(**fields), "cpu", devices)
 
 
-def test_an_unknown_dataset(monkeypatch):
-    monkeypatch.setattr(datasets, "check", CHECK)
+def test_an_unknown_dataset():
     with pytest.raises(DataError, match="did you mean cifar1"):
         plan_training(dataclasses.replace(CONFIG, dataset="cifar11"), "cpu")

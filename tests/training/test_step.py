@@ -1,6 +1,7 @@
 """The step against plain code, over devices, and against its own past."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from flax import linen as nn
 
 from mimicnorm_jax import models
 from mimicnorm_jax.data.augment import Augmentation
+from mimicnorm_jax.data.pipeline import Selection, gather_batch
 from mimicnorm_jax.linen.dropout import Dropout
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.state import TrainState, create_state
@@ -21,30 +23,34 @@ RNG = np.random.default_rng(0)
 DATA = (RNG.integers(0, 256, (64, *SHAPE)).astype(np.uint8), RNG.integers(0, 5, 64).astype(np.int32))
 
 
-def _task(method="mimicnorm", sync=True, **fields):
+def _step_config(method="mimicnorm", sync=True, **fields):
     model = models.create("resnet8", method=method, num_classes=5, width=0.5, axis_name=AXIS if sync else None)
     tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.02, momentum=0.9))
     return StepConfig(
         model=model,
         tx=tx,
         augmentation=fields.pop("augmentation", Augmentation()),
-        image_shape=SHAPE,
         mean=(0.5,),
         std=(0.25,),
         **fields,
     )
 
 
-def _start(task) -> TrainState:
-    return create_state(task.model, task.tx, SHAPE, seed=0, ema=task.ema_decay > 0)
+def _start(config) -> TrainState:
+    return create_state(config.model, config.tx, SHAPE, seed=0, ema=config.ema_decay > 0)
 
 
-def _train(task, batches, devices, state=None, mapping="pmap"):
-    spread = parallel.DataParallel(tuple(jax.devices()[:devices]), mapping)
-    step = spread.make_train_steps(task)
-    state, data = spread.replicate((state or _start(task), DATA))
+def _make_train_steps(config, devices, parallelism="pmap"):
+    """The steps, and what they start from, on the first `devices` devices."""
+    data_parallel = parallel.DataParallel(tuple(jax.devices()[:devices]), parallelism)
+    steps = data_parallel.make_train_steps(config, partial(gather_batch, SHAPE))
+    return steps, *data_parallel.replicate((_start(config), DATA))
+
+
+def _train(config, batches, devices, parallelism="pmap"):
+    steps, state, data = _make_train_steps(config, devices, parallelism)
     for batch in batches:
-        state, metrics = step(state, data, np.asarray(batch, np.int32).reshape(devices, 1, -1), 1)
+        state, metrics = steps(state, data, Selection(np.asarray(batch, np.int32).reshape(devices, 1, -1)), 1)
         jax.block_until_ready(metrics)
     return jax.device_get(state), jax.tree.map(lambda values: values[0], jax.device_get(metrics))
 
@@ -56,31 +62,33 @@ def _close(a, b, tolerance):
 @pytest.mark.parametrize("method", ["mimicnorm", "batchnorm"])
 def test_four_devices_equal_one_on_the_whole_batch(method):
     """Ten steps with augmentation; float32 sums in another order are the only difference."""
-    task = _task(method, augmentation=Augmentation(1, True, 10.0))
+    config = _step_config(method, augmentation=Augmentation(1, True, 10.0))
     batches = [np.random.default_rng(i).permutation(64)[:32] for i in range(10)]
-    (one, one_metrics), (four, four_metrics) = (_train(task, batches, devices) for devices in (1, 4))
+    (one, one_metrics), (four, four_metrics) = (_train(config, batches, devices) for devices in (1, 4))
     _close(one, four, 1e-5)
     _close(one_metrics, four_metrics, 1e-4)
 
 
 @pytest.mark.parametrize("method", ["mimicnorm", "batchnorm"])
 def test_unsynchronized_devices_average_what_each_does_alone(method):
-    task = _task(method, sync=False)
+    config = _step_config(method, sync=False)
     batch = np.arange(32)
-    four, _ = _train(task, [batch], 4)
-    alone = [_train(task, [part], 1)[0] for part in np.split(batch, 4)]
+    four, _ = _train(config, [batch], 4)
+    alone = [_train(config, [part], 1)[0] for part in np.split(batch, 4)]
     mean = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *alone)
     _close((four.params, four.batch_stats), (mean.params, mean.batch_stats), 1e-5)
-    synchronized, _ = _train(_task(method), [batch], 4)
+    synchronized, _ = _train(_step_config(method), [batch], 4)
     differences = jax.tree.map(lambda a, b: float(abs(a - b).max()), four.params, synchronized.params)
     assert max(jax.tree.leaves(differences)) > 1e-4
 
 
 @pytest.mark.parametrize(("method", "sync"), [("mimicnorm", True), ("batchnorm", False)])
 def test_shard_map_does_the_very_steps_of_pmap(method, sync):
-    task = _task(method, sync, augmentation=Augmentation(1, True, 10.0))
+    config = _step_config(method, sync, augmentation=Augmentation(1, True, 10.0))
     batches = [np.random.default_rng(i).permutation(64)[:32] for i in range(3)]
-    jax.tree.map(np.testing.assert_array_equal, *(_train(task, batches, 4, mapping=m) for m in ("pmap", "shard_map")))
+    jax.tree.map(
+        np.testing.assert_array_equal, *(_train(config, batches, 4, parallelism=p) for p in ("pmap", "shard_map"))
+    )
 
 
 class Dropping(nn.Module):
@@ -96,9 +104,9 @@ class Dropping(nn.Module):
 
 
 def test_dropout_draws_the_same_on_any_number_of_devices_and_drops_its_share():
-    task = replace(_task(), model=Dropping())
+    config = replace(_step_config(), model=Dropping())
     batches = [np.random.default_rng(i).permutation(64)[:32] for i in range(3)]
-    (one, _), (four, _) = (_train(task, batches, devices) for devices in (1, 4))
+    (one, _), (four, _) = (_train(config, batches, devices) for devices in (1, 4))
     _close(one, four, 1e-5)
     out = Dropout(0.25).apply({}, jnp.ones((400, 100)), rngs={"dropout": jax.random.key(0)})
     assert set(np.unique(out)) == {0.0, np.float32(1 / 0.75)}
@@ -108,17 +116,17 @@ def test_dropout_draws_the_same_on_any_number_of_devices_and_drops_its_share():
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_but_the_step():
-    task = replace(_task(), model=Dropping(root=True))
-    before = jax.device_get(_start(task))
-    after, metrics = _train(task, [np.arange(16)], 2)
+    config = replace(_step_config(), model=Dropping(root=True))
+    before = jax.device_get(_start(config))
+    after, metrics = _train(config, [np.arange(16)], 2)
     assert np.isnan(metrics.loss)
     assert after.step == 1
     jax.tree.map(np.testing.assert_array_equal, before, after.replace(step=before.step))
 
 
 def test_a_step_with_label_smoothing_and_averaged_parameters_equals_plain_code():
-    task = _task(label_smoothing=0.2, ema_decay=0.75)
-    start = jax.device_get(_start(task))
+    config = _step_config(label_smoothing=0.2, ema_decay=0.75)
+    start = jax.device_get(_start(config))
     batch = np.arange(16)
     images = (DATA[0][batch] / 255 - 0.5) / 0.25
     labels = DATA[1][batch]
@@ -132,14 +140,14 @@ def test_a_step_with_label_smoothing_and_averaged_parameters_equals_plain_code()
 
     grads = jax.jit(jax.grad(loss))(start.params)
     expected = jax.tree.map(lambda w, g: w - 0.02 * (g + 5e-4 * w), start.params, grads)
-    state, metrics = _train(task, [batch], 1)
+    state, metrics = _train(config, [batch], 1)
     _close(state.params, expected, 1e-6)
     _close(state.ema_params, jax.tree.map(lambda w, v: 0.75 * w + 0.25 * v, start.params, expected), 1e-6)
     assert metrics.count == 16
 
 
 def test_evaluation_uses_averaged_parameters_when_there_are_any():
-    state = _start(_task(ema_decay=0.9))
+    state = _start(_step_config(ema_decay=0.9))
     assert state.eval_variables["params"] is state.ema_params
     state = replace(state, ema_params=None)
     assert state.eval_variables["params"] is state.params
@@ -147,31 +155,28 @@ def test_evaluation_uses_averaged_parameters_when_there_are_any():
 
 def test_augmentation_differs_between_steps_and_seeds_and_repeats_with_the_same_seed():
     def loss(seed, steps):
-        frozen = replace(_task(augmentation=Augmentation(2, True, 15.0)), tx=optax.set_to_zero(), seed=seed)
+        frozen = replace(_step_config(augmentation=Augmentation(2, True, 15.0)), tx=optax.set_to_zero(), seed=seed)
         return float(_train(frozen, [np.arange(16)] * steps, 1)[1].loss)
 
     assert loss(0, 1) == loss(0, 1)
     assert len({loss(0, 1), loss(0, 2), loss(1, 1)}) == 3
 
 
-@pytest.mark.parametrize("mapping", ["pmap", "shard_map"])
-def test_the_state_is_donated(mapping):
-    task, spread = _task(), parallel.DataParallel(tuple(jax.devices()[:1]), mapping)
-    state, data = spread.replicate((_start(task), DATA))
-    spread.make_train_steps(task)(state, data, np.arange(16, dtype=np.int32)[None, None], 1)
+@pytest.mark.parametrize("parallelism", ["pmap", "shard_map"])
+def test_the_state_is_donated(parallelism):
+    steps, state, data = _make_train_steps(_step_config(), 1, parallelism)
+    steps(state, data, Selection(np.arange(16, dtype=np.int32)[None, None]), 1)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 def test_steps_in_one_dispatch_are_the_single_steps_and_those_beyond_the_count_are_not_done():
-    task = _task(augmentation=Augmentation(1, True))
+    config = _step_config(augmentation=Augmentation(1, True))
     order = np.stack([np.random.default_rng(i).permutation(64)[:32].astype(np.int32) for i in range(3)])
-    spread = parallel.DataParallel(tuple(jax.devices()[:2]))
     index = order.reshape(3, 2, 16).swapaxes(0, 1)
-    several = spread.make_train_steps(task)
     for count in (2, 3):
-        state, data = spread.replicate((_start(task), DATA))
-        found, metrics = jax.device_get(several(state, data, index, count))
-        singles, last = _train(task, order[:count], 2)
+        several, state, data = _make_train_steps(config, 2)
+        found, metrics = jax.device_get(several(state, data, Selection(index), count))
+        singles, last = _train(config, order[:count], 2)
         # The compiler orders float32 sums by itself in a loop's body.
         _close(found, singles, 1e-5)
         _close(jax.tree.map(lambda values, last=count - 1: values[last], metrics), last, 1e-5)
@@ -190,8 +195,8 @@ def test_golden_steps():
         "batchnorm": (1.925382, 22.816158),
     }
     for method, expected in golden.items():
-        task = _task(method, augmentation=Augmentation(1, True, 10.0))
-        state, metrics = _train(task, [np.arange(32)] * 3, 1)
+        config = _step_config(method, augmentation=Augmentation(1, True, 10.0))
+        state, metrics = _train(config, [np.arange(32)] * 3, 1)
         measured = (float(metrics.loss), float(optax.tree.norm(state.params)))
         # float32 over XLA versions; the change of three steps is a thousand times larger.
         np.testing.assert_allclose(measured, expected, rtol=1e-4, err_msg=method)

@@ -42,7 +42,9 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_dead(tmp_path):
 @pytest.mark.parametrize("what", ["checkpoint", "metrics"])
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path, monkeypatch, what):
     """A limit on the size of files stands in for the disk's end where checkpoints are written."""
-    fields = config.validate(config.base(model="resnet8", width=0.5, batch_size=512, epochs=3, warmup_epochs=1.0))
+    fields = config.validate(
+        config.base(model="resnet8", width_multiplier=0.5, batch_size=512, epochs=3, warmup_epochs=1.0)
+    )
     loop.run(fields, tmp_path / "whole")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     owner, name = {"checkpoint": (Checkpoints, "save"), "metrics": (JsonlWriter, "append")}[what]

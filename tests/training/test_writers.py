@@ -20,19 +20,19 @@ def _row(epoch, loss=1.0):
 
 
 def _write(folder, resumed_step, *rows):
-    logs = MetricWriter(folder, resumed_step)
+    writer = MetricWriter(folder, resumed_step)
     for row in rows:
-        logs.epoch(row)
-    logs.close()
-    return logs
+        writer.epoch(row)
+    writer.close()
+    return writer
 
 
 def test_resuming_drops_later_and_half_written_lines_and_prints_plain_lines(tmp_path, capsys):
     _write(tmp_path, 0, _row(1), _row(2), _row(3))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 4, "st')
-    logs = _write(tmp_path, 20, _row(3, loss=2.0))
-    assert read_metrics(tmp_path) == logs.rows == [_row(1), _row(2), _row(3, loss=2.0)]
+    writer = _write(tmp_path, 20, _row(3, loss=2.0))
+    assert read_metrics(tmp_path) == writer.rows == [_row(1), _row(2), _row(3, loss=2.0)]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert "epoch   3  step     30  lr 0.1000  train loss 2.0000 acc 50.00%  test loss 1.0000 acc 25.00%" in lines[-1]

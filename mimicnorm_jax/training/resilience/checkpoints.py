@@ -40,7 +40,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
-        """Opens or creates the folder; sets aside as `damaged-STEP-N` what cannot be a whole checkpoint.
+        """Opens or creates the folder; renames to `damaged-STEP-N` what cannot be a whole checkpoint.
 
         Raises:
           DamagedCheckpointError: if it cannot read what is there.
@@ -48,8 +48,8 @@ class Checkpoints:
         self._folder = folder.absolute()
         for path in sorted(self._folder.glob("*")):
             # Orbax reads the metrics of all checkpoints and would give up on the first damaged one.
-            if path.name.isdigit() and (reason := _broken_description(path)):
-                self._set_aside(_damaged("the checkpoint", path, reason), path)
+            if path.name.isdigit() and (reason := _damage(path)):
+                self._quarantine(_damaged("the checkpoint", path, reason), path)
 
         def accuracy(metrics: Any) -> float:
             return metrics["accuracy"]
@@ -79,46 +79,47 @@ class Checkpoints:
         """Step of the most accurate checkpoint, None if there is none."""
         return self._manager.best_step()
 
-    def save(self, state: TrainState, record: CheckpointMetadata) -> None:
+    def save(self, state: TrainState, metadata: CheckpointMetadata) -> None:
         """Saves a state under its step, in the background."""
         leaves = _leaves(state)
-        about = {
-            "epoch": record.epoch,
-            "accuracy": record.accuracy,
-            "partial": record.partial,
+        saved = {
+            "epoch": metadata.epoch,
+            "accuracy": metadata.accuracy,
+            "partial": metadata.partial,
             "tree": _describe(leaves),
             "digest": _digest(leaves),
         }
-        about["seal"] = _seal(about)
+        saved["checksum"] = _checksum(saved)
         self._manager.save(
             int(leaves[".step"]),
-            args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), about=ocp.args.JsonSave(about)),
-            metrics={"accuracy": _rank(record.accuracy)},
+            args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), metadata=ocp.args.JsonSave(saved)),
+            metrics={"accuracy": _selection_score(metadata.accuracy)},
         )
 
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, CheckpointMetadata]:
+    def restore(self, step: int, template: TrainState) -> tuple[TrainState, CheckpointMetadata]:
         """Reads a checkpoint back, bit for bit.
 
         Args:
           step: of the checkpoint.
-          like: a state of the same network and optimizer.
+          template: a state of the same network and optimizer, or its shapes from `jax.eval_shape`.
 
         Returns:
-          The state, with numpy leaves, and its record.
+          The state, with numpy leaves, and its metadata.
 
         Raises:
           WorkdirError: if the checkpoint is damaged or belongs to another network or optimizer.
         """
         folder = self._folder / str(step)
-        wanted = _leaves(like)
+        wanted = _empty_leaves(template)
         try:
-            about: Any = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-            tree, record = about["tree"], CheckpointMetadata(about["epoch"], about["accuracy"], tuple(about["partial"]))
-            if about["seal"] != _seal(about):
-                raise ValueError("its description does not match its seal")
+            arguments = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+            saved: Any = self._manager.restore(step, args=arguments)["metadata"]
+            metadata = CheckpointMetadata(saved["epoch"], saved["accuracy"], tuple(saved["partial"]))
+            if saved["checksum"] != _checksum(saved):
+                raise ValueError("its description does not match its checksum")
         except Exception as error:  # orbax raises bare Exceptions on damaged files
             raise _damaged("the checkpoint", folder, error) from error
-        if difference := _difference(tree, _describe(wanted)):
+        if difference := _difference(saved["tree"], _describe(wanted)):
             raise WorkdirError(
                 f"the checkpoint {folder} belongs to another network or optimizer: {difference}. Choose another "
                 f"--workdir, or the config that it was made with"
@@ -128,18 +129,18 @@ class Checkpoints:
             leaves = restored["state"]
         except Exception as error:
             raise _damaged("the checkpoint", folder, error) from error
-        if _digest(leaves) != about["digest"]:
+        if _digest(leaves) != saved["digest"]:
             raise _damaged("the checkpoint", folder, "its digest does not match its contents")
-        return jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in wanted]), record
+        return jax.tree.unflatten(jax.tree.structure(template), [leaves[path] for path in wanted]), metadata
 
-    def restore_newest(self, like: TrainState) -> tuple[TrainState, CheckpointMetadata] | None:
-        """Reads the newest checkpoint that is whole; damaged ones are set aside as `damaged-STEP-N`, with a warning.
+    def restore_newest(self, template: TrainState) -> tuple[TrainState, CheckpointMetadata] | None:
+        """Reads the newest checkpoint that is whole; damaged ones are quarantined as `damaged-STEP-N`, with a warning.
 
         Args:
-          like: a state of the same network and optimizer.
+          template: a state of the same network and optimizer, or its shapes from `jax.eval_shape`.
 
         Returns:
-          The state, with numpy leaves, and its record; None if there never was a checkpoint.
+          The state, with numpy leaves, and its metadata; None if there never was a checkpoint.
 
         Raises:
           WorkdirError: if none is whole, or the newest whole one belongs to another network or optimizer.
@@ -147,9 +148,9 @@ class Checkpoints:
         while self.latest is not None:
             step = self.latest
             try:
-                return self.restore(step, like)
+                return self.restore(step, template)
             except DamagedCheckpointError as error:
-                self._set_aside(error, self._folder / str(step))
+                self._quarantine(error, self._folder / str(step))
                 self._manager.reload()
         if damaged := sorted(path.name for path in self._folder.glob("damaged-*")):
             raise DamagedCheckpointError(
@@ -158,11 +159,11 @@ class Checkpoints:
             )
         return None
 
-    def _set_aside(self, error: DamagedCheckpointError, path: Path) -> None:
+    def _quarantine(self, error: DamagedCheckpointError, path: Path) -> None:
         names = (f"damaged-{path.name}-{n}" for n in itertools.count(1))
-        aside = next(folder for folder in map(self._folder.joinpath, names) if not folder.exists())
-        log_line(f"warning: {error}. It is set aside as {aside.name}; the checkpoint before it takes its place")
-        path.rename(aside)
+        quarantined = next(folder for folder in map(self._folder.joinpath, names) if not folder.exists())
+        log_line(f"warning: {error}. It is renamed to {quarantined.name}; the checkpoint before it takes its place")
+        path.rename(quarantined)
 
     def __enter__(self) -> Self:
         return self
@@ -173,23 +174,23 @@ class Checkpoints:
         self._manager.close()
 
 
-def _rank(accuracy: float | None) -> float:
+def _selection_score(accuracy: float | None) -> float:
     """What decides which checkpoint is the best; never one in the middle of an epoch."""
     return -1.0 if accuracy is None else accuracy
 
 
-def _seal(about: dict[str, Any]) -> str:
-    content = {name: value for name, value in about.items() if name != "seal"}
+def _checksum(saved: dict[str, Any]) -> str:
+    content = {name: value for name, value in saved.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _broken_description(folder: Path) -> str:
+def _damage(folder: Path) -> str:
     """Why the small files of a checkpoint cannot be those that were saved; empty if they can."""
     try:
-        about = json.loads((folder / "about" / "metadata").read_text())
-        if about["seal"] != _seal(about):
-            return "its description does not match its seal"
-        if json.loads((folder / "metrics" / "metrics").read_text())["accuracy"] != _rank(about["accuracy"]):
+        saved = json.loads((folder / "metadata" / "metadata").read_text())
+        if saved["checksum"] != _checksum(saved):
+            return "its description does not match its checksum"
+        if json.loads((folder / "metrics" / "metrics").read_text())["accuracy"] != _selection_score(saved["accuracy"]):
             return "its accuracy is not the one that was saved"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"its description cannot be read ({type(error).__name__}: {error})"
@@ -205,6 +206,12 @@ def _leaves(state: TrainState) -> dict[str, np.ndarray]:
     """Copies on the host, by path; views would change when the state's buffers are donated."""
     paths, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(state))
     return {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in paths}
+
+
+def _empty_leaves(template: TrainState) -> dict[str, np.ndarray]:
+    """Arrays of the template's shapes by path, so that what is restored comes as numpy's and not onto a device."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(template)
+    return {jax.tree_util.keystr(path): np.empty(leaf.shape, leaf.dtype) for path, leaf in paths}
 
 
 def _describe(leaves: dict[str, np.ndarray]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: the first is noted, so that the run can save; the second acts at once."""
+"""Signals that ask a run to stop: the first is remembered, so that the run can save; the second acts at once."""
 
 import itertools
 import os
@@ -39,26 +39,26 @@ def synced_signals() -> Iterator[Callable[[], int]]:
 
     Yields:
       A function that gives SIGTERM's number once all are to stop, 0 before; each process has to call it the same
-      number of times, and at least every `hosts.STALL_TIMEOUT_S` seconds.
+      number of times, and at least every `distributed.STALL_TIMEOUT_S` seconds.
     """
-    calls, agreed = itertools.count(), [0]
+    calls, synced = itertools.count(), [0]
 
-    def asked() -> int:
+    def requested() -> int:
         progress()
-        if not agreed[0] and multihost_utils.reached_preemption_sync_point(next(calls)):
-            agreed[0] = int(signal.SIGTERM)
-        return agreed[0]
+        if not synced[0] and multihost_utils.reached_preemption_sync_point(next(calls)):
+            synced[0] = int(signal.SIGTERM)
+        return synced[0]
 
-    def hand_on(*_: Any) -> None:
+    def forward(*_: Any) -> None:
         signal.signal(signal.SIGINT, before)
         os.kill(os.getpid(), signal.SIGTERM)  # to which JAX listens; it tells the other processes
 
     before = signal.getsignal(signal.SIGINT)
     if in_main := threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, hand_on)
+        signal.signal(signal.SIGINT, forward)
     try:
         with distributed.stall_watchdog() as progress:
-            yield asked
+            yield requested
     finally:
         if in_main:
             signal.signal(signal.SIGINT, before)
@@ -66,18 +66,18 @@ def synced_signals() -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def local_signals() -> Iterator[Callable[[], int]]:
-    """While the context lasts, notes the first SIGINT (Ctrl-C) or SIGTERM (preemption) instead of obeying it.
+    """While the context lasts, remembers the first SIGINT (Ctrl-C) or SIGTERM (preemption) instead of obeying it.
 
     Outside of the main thread, which alone may do so, signals stay as they are.
 
     Yields:
-      A function that gives the number of the signal noted, 0 if there was none.
+      A function that gives the number of the signal received, 0 if there was none.
     """
-    noted, before = [0], {}
+    received, before = [0], {}
 
-    def note(number: int, frame: Any) -> None:
+    def receive(number: int, frame: Any) -> None:
         del frame
-        noted[0] = number
+        received[0] = number
         restore()
 
     def restore() -> None:
@@ -85,8 +85,8 @@ def local_signals() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
     if threading.current_thread() is threading.main_thread():
-        before |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before |= {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: noted[0]
+        yield lambda: received[0]
     finally:
         restore()

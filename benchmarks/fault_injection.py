@@ -1,14 +1,13 @@
-"""Stops a training run again and again, and damages its checkpoints: does it end as if nothing had happened?
+"""Fault injection: interrupts a training run again and again, and corrupts its checkpoints.
 
 Trains a small network on digits twice: undisturbed, and stopped at random instants, in turn by SIGKILL, by SIGKILL
 as soon as a save is seen under way, by SIGTERM, and by SIGTERM with SIGKILL within 0.3 s; then compares parameters,
-bit for bit, and metrics. Then damages the newest checkpoint of a copy in random ways and restores from it. Writes
-results/faults.json and faults.md.
+bit for bit, and metrics. Then corrupts a file of the newest checkpoint of a copy in random ways and restores from it.
+Writes results/fault_injection.jsonl and .md.
 
-  python benchmarks/faults.py --stops=80 --damages=20
+  python -m benchmarks.fault_injection --stops=80 --damages=20
 """
 
-import argparse
 import os
 import random
 import shutil
@@ -23,17 +22,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import _results
+from benchmarks._results import ROOT, Record, Store
 from mimicnorm_jax.errors import UserError
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
-from mimicnorm_jax.training.trainer import build_trainer, init_state
+from mimicnorm_jax.training.spec import build_spec
 from mimicnorm_jax.training.workdir import read_config
 from mimicnorm_jax.training.writers import read_metrics
-from mimicnorm_jax.utils import environment
-from mimicnorm_jax.utils.console import log_line
-from mimicnorm_jax.utils.files import write_json, write_text
 
-RESULTS = Path(__file__).parent / "results"
-TRAIN = Path(__file__).parents[1] / "train.py"
 PATIENCE = 120
 ENDS = ("killed", "killed in a save", "asked", "asked, then killed")
 STOPPED = 128 + signal.SIGTERM
@@ -41,13 +37,19 @@ STOPPED = 128 + signal.SIGTERM
 
 
 def _start(folder: Path, epochs: int, cache: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, str(TRAIN), f"--workdir={folder}", f"--config.epochs={epochs}", "--config.width=0.25"]
-    environment = os.environ | {
+    command = [
+        sys.executable,
+        "train.py",
+        f"--workdir={folder}",
+        f"--config.epochs={epochs}",
+        "--config.width_multiplier=0.25",
+    ]
+    variables = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     command.append("--config.keep_checkpoints=3")
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def _saves(folder: Path) -> tuple[set[str], set[str]]:
@@ -80,7 +82,7 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
         time.sleep(0.002)
 
 
-def soak(folder: Path, stops: int, epochs: int, cache: Path, rng: random.Random) -> dict[str, int]:
+def train_interrupted(folder: Path, stops: int, epochs: int, cache: Path, rng: random.Random) -> dict[str, int]:
     """Trains in a folder to the end, stopped up to `stops` times on the way: how often by what, and what was cut."""
     counts = {"SIGKILL": 0, "SIGTERM obeyed": 0, "in a save": 0}
     while True:
@@ -99,11 +101,11 @@ def soak(folder: Path, stops: int, epochs: int, cache: Path, rng: random.Random)
         return counts
 
 
-def _outcome(folder: Path) -> tuple[Any, list[dict[str, Any]]]:
+def _outcome(folder: Path) -> tuple[Any, list[Record]]:
     """Final state, and metrics without times."""
     saved = read_config(folder)
     with Checkpoints(folder / "checkpoints", 3) as checkpoints:
-        found = checkpoints.restore_newest(init_state(build_trainer(saved)))
+        found = checkpoints.restore_newest(build_spec(saved).state_template())
     assert found is not None
     return found, [{k: v for k, v in row.items() if "second" not in k} for row in read_metrics(folder)]
 
@@ -143,19 +145,17 @@ def survive(whole: Path, copy: Path, like: Any, good: dict[int, Any], rng: rando
     return how, "harmless" if step == max(good) else "detected, the one before it used"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stops", type=int, default=80)
-    parser.add_argument("--damages", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    rng = random.Random(arguments.seed)
+STORE = Store("fault_injection", lambda record: (record["epochs"], record["seed"]))
+
+
+def inject(stops: int, damages: int, epochs: int, seed: int) -> Record:
+    """One record: a run interrupted, and checkpoints corrupted."""
+    rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary)
         whole, parts = base / "whole", base / "parts"
-        soak(whole, 0, arguments.epochs, base / "cache", rng)
-        counts = soak(parts, arguments.stops, arguments.epochs, base / "cache", rng)
+        train_interrupted(whole, 0, epochs, base / "cache", rng)
+        counts = train_interrupted(parts, stops, epochs, base / "cache", rng)
         (one, rows), (other, other_rows) = _outcome(whole), _outcome(parts)
         identical = jax.tree.all(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), one[0], other[0]))
         like, good = one[0], {}
@@ -163,34 +163,48 @@ def main() -> None:
             for path in (whole / "checkpoints").iterdir():
                 if path.name.isdigit():
                     good[int(path.name)] = checkpoints.restore(int(path.name), like)[0]
-        ends = [survive(whole, base / f"copy{i}", like, good, rng) for i in range(arguments.damages)]
-    result: dict[str, Any] = counts | {
-        "epochs": arguments.epochs,
-        "seed": arguments.seed,
+        ends = [survive(whole, base / f"copy{i}", like, good, rng) for i in range(damages)]
+    return counts | {
+        "epochs": epochs,
+        "seed": seed,
         "state_identical": identical,
         "record_identical": one[1] == other[1],
         "metrics_identical": rows == other_rows,
         "damages": ends,
-        "machine": environment.describe(),
+        "machine": _results.machine(),
     }
-    write_json(RESULTS / "faults.json", result)
-    text = [
-        "# Faults",
-        "",
-        f"`python benchmarks/faults.py`, seed {arguments.seed}, {result['machine']['cores']} cores, "
-        f"jax {result['machine']['jax']}: resnet8 of width 0.25 on digits, {arguments.epochs} epochs.",
-        "",
-        f"* Stopped {counts['SIGKILL']} times by SIGKILL and {counts['SIGTERM obeyed']} times by SIGTERM; "
-        f"{counts['in a save']} left a save unfinished; every restart went on.",
-        f"* Final state identical, bit for bit: {identical}. Metrics identical but for times: {rows == other_rows}.",
-        f"* Damages of the newest checkpoint, {len(ends)}:",
-        "",
-        "| damage | end |",
-        "|---|---|",
-        *(f"| {how} | {end} |" for how, end in ends),
-    ]
-    write_text(RESULTS / "faults.md", "\n".join(text) + "\n")
-    log_line(f"wrote {RESULTS / 'faults.md'}")
+
+
+def page(records: list[Record]) -> str:
+    """What was injected and how it ended."""
+    text = "# Fault injection\n"
+    for record in records:
+        about, state, metrics = record["machine"], record["state_identical"], record["metrics_identical"]
+        where = f"seed {record['seed']}, {about['cores']} cores, jax {about['jax']}"
+        stops = f"{record['SIGKILL']} times by SIGKILL and {record['SIGTERM obeyed']} times by SIGTERM"
+        text += f"""
+`python -m benchmarks.fault_injection`, {where}: resnet8 of width 0.25 on digits, {record["epochs"]} epochs.
+
+* Stopped {stops}; {record["in a save"]} left a save unfinished; every restart went on.
+* Final state identical, bit for bit: {state}. Metrics identical but for times: {metrics}.
+* Damages of the newest checkpoint, {len(record["damages"])}:
+
+{_results.table(["damage", "end"], record["damages"])}
+"""
+    return text
+
+
+def main() -> None:
+    parser = _results.make_parser("fault_injection", __doc__)
+    parser.add_argument("--stops", type=int, default=80)
+    parser.add_argument("--damages", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    if not arguments.render:
+        found = inject(arguments.stops, arguments.damages, arguments.epochs, arguments.seed)
+        STORE.add(arguments.results, found)
+    STORE.write_page(arguments.results, page)
 
 
 if __name__ == "__main__":

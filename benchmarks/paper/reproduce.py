@@ -1,11 +1,11 @@
 """Reproduces the paper's tables and figures on CIFAR-100: runs what is missing, then writes table and figures.
 
-Every finished run is a line of results/NAME.jsonl and never repeated; one that was stopped goes on from its checkpoint.
+Every finished run is a record of results/NAME.jsonl and never repeated; a stopped one resumes from its checkpoint.
 
-  python benchmarks/reproduce.py table2 --data_dir=DIR --budget=9m    # goes on next time, whole comparisons first
-  python benchmarks/reproduce.py table1 --data_dir=DIR --nets vgg11 resnet18 --seeds 0 1 2 --dtype=bfloat16
-  python benchmarks/reproduce.py figure6 --small --data_dir=DIR       # for a machine without GPU
-  python benchmarks/reproduce.py table1 --render                      # table and figures only
+  python -m benchmarks.paper.reproduce table2 --data_dir=DIR --budget=9m   # resumes next time, whole comparisons first
+  python -m benchmarks.paper.reproduce table1 --data_dir=DIR --nets vgg11 resnet18 --seeds 0 1 2 --dtype=bfloat16
+  python -m benchmarks.paper.reproduce figure6 --small --data_dir=DIR      # for a machine without GPU
+  python -m benchmarks.paper.reproduce table1 --render                     # table and figures only
 """
 
 import argparse
@@ -21,16 +21,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import comparison
-from experiments import EXPERIMENTS, Arm, Experiment, small
-
+from benchmarks import _results
+from benchmarks._results import ROOT, Record
+from benchmarks.paper import comparison
+from benchmarks.paper.experiments import EXPERIMENTS, Arm, Experiment, small_form
 from mimicnorm_jax.training.writers import read_metrics
 from mimicnorm_jax.utils.console import log_line
 
-ROOT = Path(__file__).parents[1]
-Line = dict[str, Any]
+DTYPES = ("float32", "bfloat16")
 
 
 def budget(text: str) -> float:
@@ -42,29 +41,37 @@ def budget(text: str) -> float:
     return 3600.0 * hours + 60 * minutes + seconds
 
 
-def study(arguments: argparse.Namespace) -> comparison.Study:
-    """What the flags ask for.
+def make_study(name: str, small: bool, epochs: int | None, dtype: str) -> comparison.Study:
+    """An experiment in the form that the flags of the same names ask for.
 
     Raises:
       SystemExit: if the experiment has no such form.
     """
-    name, experiment = arguments.experiment, EXPERIMENTS[arguments.experiment]
-    command = ["python", "benchmarks/reproduce.py", name]
-    if arguments.small:
+    experiment = EXPERIMENTS[name]
+    command = ["python", "-m", "benchmarks.paper.reproduce", name]
+    if small:
         try:
-            name, experiment = f"{name}_small", small(experiment)
+            name, experiment = f"{name}_small", small_form(experiment)
         except ValueError as error:
-            sys.exit(f"error: {arguments.experiment} --small: {error}")
+            sys.exit(f"error: {name} --small: {error}")
         command.append("--small")
-    if arguments.epochs is not None and arguments.epochs != experiment.epochs:
-        name, experiment = f"{name}_{arguments.epochs}_epochs", replace(experiment, epochs=arguments.epochs)
-        command.append(f"--epochs={arguments.epochs}")
-    if arguments.dtype != "float32":
-        name = f"{name}_{arguments.dtype}"
-        arms = tuple(replace(arm, fields={**arm.fields, "dtype": arguments.dtype}) for arm in experiment.arms)
+    if epochs is not None and epochs != experiment.epochs:
+        name, experiment = f"{name}_{epochs}_epochs", replace(experiment, epochs=epochs)
+        command.append(f"--epochs={epochs}")
+    if dtype != "float32":
+        name = f"{name}_{dtype}"
+        arms = tuple(replace(arm, fields={**arm.fields, "dtype": dtype}) for arm in experiment.arms)
         experiment = replace(experiment, arms=arms)
-        command.append(f"--dtype={arguments.dtype}")
+        command.append(f"--dtype={dtype}")
     return comparison.Study(name, experiment, shlex.join([*command, "--data_dir=DIR"]))
+
+
+def studies(folder: Path) -> list[comparison.Study]:
+    """Every experiment as the paper has it, and every other form of which a folder holds finished runs."""
+    form = re.compile(rf"({'|'.join(EXPERIMENTS)})(_small)?(?:_(\d+)_epochs)?(?:_({'|'.join(DTYPES[1:])}))?")
+    names = sorted({*EXPERIMENTS, *(path.stem for path in folder.glob("*.jsonl"))})
+    found = [match for match in map(form.fullmatch, names) if match]
+    return [make_study(m[1], bool(m[2]), int(m[3]) if m[3] else None, m[4] or DTYPES[0]) for m in found]
 
 
 def chosen(experiment: Experiment, nets: Sequence[str], methods: Sequence[str]) -> tuple[Arm, ...]:
@@ -89,7 +96,7 @@ def chosen(experiment: Experiment, nets: Sequence[str], methods: Sequence[str]) 
 def next_run(
     arms: Sequence[Arm],
     seeds: Sequence[int],
-    lines: Sequence[Line],
+    records: Sequence[Record],
     begun: Callable[[Arm, int], bool],
     remaining: float,
 ) -> tuple[Arm, int] | None:
@@ -98,7 +105,7 @@ def next_run(
     Args:
       arms: of the experiment.
       seeds: of each arm.
-      lines: of finished runs.
+      records: of finished runs.
       begun: whether a run was stopped on its way.
       remaining: seconds.
 
@@ -108,12 +115,12 @@ def next_run(
     """
 
     def done(arm: Arm, seed: int) -> bool:
-        return any(comparison.belongs(line, arm, seed) for line in lines)
+        return any(comparison.belongs(record, arm, seed) for record in records)
 
     def rank(seed: int, members: list[Arm]) -> tuple[bool, bool]:
         open_runs = [arm for arm in members if not done(arm, seed)]
         started = len(open_runs) < len(members) or any(begun(arm, seed) for arm in members)
-        took = [comparison.seconds(line) for line in lines for arm in members if line["config"]["model"] == arm.net]
+        took = [comparison.seconds(r) for r in records for arm in members if r["config"]["model"] == arm.net]
         too_long = bool(took) and len(open_runs) * sum(took) / len(took) > remaining
         return not started, too_long
 
@@ -142,17 +149,17 @@ def train(command: Sequence[str], remaining: float) -> int:
         return 130
 
 
-def line_of(folder: Path, arm: Arm, seed: int, command: Sequence[str], ended: str) -> Line:
-    """A finished run's line, from the files of its folder."""
+def record_of(folder: Path, arm: Arm, seed: int, command: Sequence[str], ended: str) -> Record:
+    """A finished run's record, from the files of its folder."""
     about = json.loads((folder / ("failure.json" if ended else "summary.json")).read_text())
     config = {name: value for name, value in about["config"].items() if name != "data_dir"}
-    line = {"net": arm.net, "arm": arm.method, "seed": seed, "ended": ended, "curve": read_metrics(folder)}
+    record = {"net": arm.net, "arm": arm.method, "seed": seed, "ended": ended, "curve": read_metrics(folder)}
     names = ("best_accuracy", "final_accuracy", "seconds", "peak_host_bytes", "peak_device_bytes")
-    line |= {name: about[name] for name in names if name in about}
+    record |= {name: about[name] for name in names if name in about}
     diagnostics = folder / "diagnostics.jsonl"
     if diagnostics.exists():
-        line["diagnostics"] = [json.loads(text) for text in diagnostics.read_text().splitlines()]
-    return line | {"config": config, "machine": about["machine"], "command": shlex.join(command)}
+        record["diagnostics"] = [json.loads(text) for text in diagnostics.read_text().splitlines()]
+    return record | {"config": config, "machine": about["machine"], "command": shlex.join(command)}
 
 
 def run(arguments: argparse.Namespace, study: comparison.Study) -> bool:
@@ -160,7 +167,6 @@ def run(arguments: argparse.Namespace, study: comparison.Study) -> bool:
     deadline = time.monotonic() + arguments.budget
     name, experiment = study.name, study.experiment
     arms = chosen(experiment, arguments.nets, arguments.methods)
-    path = arguments.results / f"{name}.jsonl"
 
     def folder(arm: Arm, seed: int) -> Path:
         rate = f"-lr{arm.fields['learning_rate']:g}" if "learning_rate" in arm.fields else ""
@@ -171,7 +177,7 @@ def run(arguments: argparse.Namespace, study: comparison.Study) -> bool:
 
     while True:
         remaining = deadline - time.monotonic()
-        found = next_run(arms, arguments.seeds, comparison.read(path), begun, remaining)
+        found = next_run(arms, arguments.seeds, list(study.store.read(arguments.results).values()), begun, remaining)
         if found is None:
             return True
         if remaining <= 0:
@@ -189,16 +195,13 @@ def run(arguments: argparse.Namespace, study: comparison.Study) -> bool:
         if code not in (0, 3):
             sys.exit(f"error: train.py ended with exit code {code}; its folder is {workdir}")
         ended = json.loads((workdir / "failure.json").read_text())["error"].split(". ")[0] if code else ""
-        line = line_of(workdir, arm, seed, ["python", *command], ended)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        study.store.add(arguments.results, record_of(workdir, arm, seed, ["python", *command], ended))
         shutil.rmtree(workdir)
-        comparison.render(study, arguments.results)
+        comparison.write(study, arguments.results)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _results.make_parser("paper.reproduce", __doc__)
     summaries = "; ".join(f"{name}: {experiment.summary}" for name, experiment in EXPERIMENTS.items())
     parser.add_argument("experiment", choices=EXPERIMENTS, help=summaries)
     parser.add_argument("--small", action="store_true", help="in a form for a CPU, without published numbers")
@@ -206,7 +209,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", default=[], help="default: all of the experiment's")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0; the paper has three runs")
     parser.add_argument("--epochs", type=int, help="default: the paper's; others go to files of their own")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of activations")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of activations")
     parser.add_argument("--steps_per_call", type=int, default=1, help="of train.py; 1 on a CPU, 8 or so on a GPU")
     parser.add_argument(
         "--budget",
@@ -216,20 +219,17 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data_dir", default="", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     parser.add_argument("--workdir", type=Path, default=Path("runs/reproduce"), help="of runs under way")
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="of lines and tables")
-    parser.add_argument("--render", action="store_true", help="train nothing")
     return parser
 
 
 def main() -> None:
     arguments = make_parser().parse_args()
-    asked = study(arguments)
+    asked = make_study(arguments.experiment, arguments.small, arguments.epochs, arguments.dtype)
     finished = arguments.render or run(arguments, asked)
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    comparison.render(asked, arguments.results)
+    comparison.write(asked, arguments.results)
     log_line((arguments.results / f"{asked.name}.md").read_text())
     if not finished:
-        sys.exit("stopped before all was done: the same command goes on")
+        sys.exit("stopped before all was done: the same command resumes")
 
 
 if __name__ == "__main__":

@@ -2,18 +2,17 @@
 
 Every contestant is a process of its own on one core; the timed evaluations go round in turn, so that all see the same
 machine. Times are process CPU time; memory is the growth of peak resident memory, compilation included. An
-implementation that takes longer than --patience to its first result is out. Writes benchmarks/results/ntk.json, one
-entry a case, and the table ntk.md; cases that are there already are not run again.
+implementation that takes longer than --patience to its first result is out. Writes results/ntk.jsonl, one record a
+case, and the table ntk.md; cases that are there already are not run again.
 
-  python benchmarks/ntk.py --neural_tangents=OTHER_ENVIRONMENT/bin/python
-  python benchmarks/ntk.py --neural_tangents=... --cases "a full" c --rounds 9
-  python benchmarks/ntk.py --floor
-  python benchmarks/ntk.py --render
+  python -m benchmarks.ntk.compare --neural_tangents=OTHER_ENVIRONMENT/bin/python
+  python -m benchmarks.ntk.compare --neural_tangents=... --cases "a full" c --rounds 9
+  python -m benchmarks.ntk.compare --lower_bound
+  python -m benchmarks.ntk.compare --render
 
 The other environment: pip install neural_tangents==0.6.5 jax==0.4.38 jaxlib==0.4.38.
 """
 
-import argparse
 import json
 import os
 import re
@@ -21,16 +20,13 @@ import statistics
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
-from mimicnorm_jax.utils import environment
+from benchmarks import _results
+from benchmarks._results import ROOT, Record, Store
 from mimicnorm_jax.utils.console import log_line
-from mimicnorm_jax.utils.files import write_json, write_text
 
-RESULTS = Path(__file__).parent / "results"
-WORKER = Path(__file__).parent / "ntk_cases.py"
-RIVALS = ("STRUCTURED_DERIVATIVES", "NTK_VECTOR_PRODUCTS", "JACOBIAN_CONTRACTION")
+IMPLEMENTATIONS = ("STRUCTURED_DERIVATIVES", "NTK_VECTOR_PRODUCTS", "JACOBIAN_CONTRACTION")
 MAIN = ("a full", "a trace", "b plain", "b centered", "c", "d centered", "d batchnorm", "d batchnorm, O = 1")
 GROWTH = (
     *(f"a full, N = {n}" for n in (16, 32, 128)),
@@ -54,15 +50,16 @@ class Worker:
 
     def __init__(self, python: str, who: str, case: str, patience: float, core: int) -> None:
         flags = "--xla_cpu_multi_thread_eigen=false"
-        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+        variables = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
         self.who = who
         self.process = subprocess.Popen(
-            ["taskset", "-c", str(core), python, str(WORKER), who, case],
+            ["taskset", "-c", str(core), python, "-m", "benchmarks.ntk.cases", who, case],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=environment,
+            env=variables,
         )
         clock = threading.Timer(patience, self.process.kill)
         clock.start()
@@ -100,46 +97,47 @@ class Worker:
         }
 
 
-def measure(case: str, rounds: int, patience: float, other: str, core: int) -> dict[str, Any]:
-    """One case: picks the rival's fastest implementation by one evaluation each, then goes round."""
-    out, rivals = [], []
-    for name in RIVALS:
-        rival = Worker(other, name, case, patience, core)
-        if rival.ready is None:
+def measure(case: str, rounds: int, patience: float, other: str, core: int) -> Record:
+    """One record: picks the other library's fastest implementation by one evaluation each, then goes round."""
+    out, others = [], []
+    for name in IMPLEMENTATIONS:
+        worker = Worker(other, name, case, patience, core)
+        if worker.ready is None:
             out.append(name)
         else:
-            rival.run()
-            rivals.append(rival)
-        log_line(f"{case}: {name} {rival.rows[0]['cpu'] if rival.rows else f'out after {patience:g} s'}")
-    rivals.sort(key=lambda rival: rival.rows[0]["cpu"])
-    for rival in rivals[1:]:
-        rival.close()
-    best = rivals[0] if rivals else None
-    racers = [Worker(sys.executable, who, case, 600, core) for who in ("ours", "floor")] + rivals[:1]
-    ours, floor = racers[:2]
-    if ours.ready is None or floor.ready is None:
+            worker.run()
+            others.append(worker)
+        log_line(f"{case}: {name} {worker.rows[0]['cpu'] if worker.rows else f'out after {patience:g} s'}")
+    others.sort(key=lambda worker: worker.rows[0]["cpu"])
+    for worker in others[1:]:
+        worker.close()
+    best = others[0] if others else None
+    contestants = [Worker(sys.executable, who, case, 600, core) for who in ("ours", "lower_bound")] + others[:1]
+    ours, lower_bound = contestants[:2]
+    if ours.ready is None or lower_bound.ready is None:
         raise RuntimeError(f"our own worker fails on {case}")
-    for racer in racers:
-        racer.rows.clear()
+    for contestant in contestants:
+        contestant.rows.clear()
     for _ in range(rounds):
-        for racer in racers:
-            racer.run()
-    result: dict[str, Any] = {
+        for contestant in contestants:
+            contestant.run()
+    result: Record = {
+        "case": case,
         "about": ABOUT.get(case, ""),
         "rounds": rounds,
         "out": out,
-        "machine": environment.describe(),
+        "machine": _results.machine(),
     }
-    result["ours"], result["floor"] = ours.result(), floor.result()
+    result["ours"], result["lower_bound"] = ours.result(), lower_bound.result()
     if best is not None and best.ready is not None:
         result["theirs"] = best.result()
-        result["first_tries"] = {rival.who: rival.rows[0]["cpu"] for rival in rivals[1:]}
+        result["first_tries"] = {worker.who: worker.rows[0]["cpu"] for worker in others[1:]}
         result["speedup"] = result["theirs"]["median_seconds"] / result["ours"]["median_seconds"]
         # Traces are summed here and averaged over outputs there.
         ratio = ours.ready["sum"] / best.ready["sum"]
         result["sums_ratio"] = ratio
-    for racer in racers:
-        racer.close()
+    for contestant in contestants:
+        contestant.close()
     return result
 
 
@@ -148,9 +146,9 @@ def _multiplications(plan: str) -> str:
     return f"{float(found[1]) / 1e9:.3g}" if found else ""
 
 
-def refresh_floor(case: str, rounds: int, core: int) -> dict[str, Any]:
+def measure_lower_bound(case: str, rounds: int, core: int) -> Record:
     """The sweeps alone."""
-    worker = Worker(sys.executable, "floor", case, 600, core)
+    worker = Worker(sys.executable, "lower_bound", case, 600, core)
     if worker.ready is None:
         raise RuntimeError(f"our own worker fails on {case}")
     for _ in range(rounds):
@@ -159,80 +157,68 @@ def refresh_floor(case: str, rounds: int, core: int) -> dict[str, Any]:
     return worker.result()
 
 
-def render(results: dict[str, Any]) -> None:
+STORE = Store("ntk", lambda record: (record["case"],))
+
+
+def _row(record: Record) -> list[str]:
+    ours, theirs = record["ours"], record.get("theirs")
+    return [
+        f"{record['case']}: {record['about']}" if record["about"] else record["case"],
+        _multiplications(ours["chosen"]),
+        f"{ours['median_seconds']:.3f}",
+        f"{theirs['median_seconds']:.3f}" if theirs else "none in time",
+        f"{record['speedup']:.2f}" if theirs else "",
+        f"{record['lower_bound']['median_seconds']:.3f}",
+        f"{ours['peak_rss_mb']:.0f}",
+        f"{theirs['peak_rss_mb']:.0f}" if theirs else "",
+        theirs["chosen"].lower().replace("_", " ") if theirs else ", ".join(record["out"]).lower(),
+    ]
+
+
+def page(records: list[Record]) -> str:
     """The table of what has been run."""
-    head = (
-        "case",
-        "GMAC",
-        "ours, s",
-        "theirs, s",
-        "times faster",
-        "sweeps, s",
-        "ours, MB",
-        "theirs, MB",
-        "their choice",
-    )
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for case in (*MAIN, *GROWTH):
-        if case not in results:
-            continue
-        row = results[case]
-        ours, theirs = row["ours"], row.get("theirs")
-        cells = [
-            f"{case}: {row['about']}" if row["about"] else case,
-            _multiplications(ours["chosen"]),
-            f"{ours['median_seconds']:.3f}",
-            f"{theirs['median_seconds']:.3f}" if theirs else "none in time",
-            f"{row['speedup']:.2f}" if theirs else "",
-            f"{row['floor']['median_seconds']:.3f}",
-            f"{ours['peak_rss_mb']:.0f}",
-            f"{theirs['peak_rss_mb']:.0f}" if theirs else "",
-            theirs["chosen"].lower().replace("_", " ") if theirs else ", ".join(row["out"]).lower(),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    where = sorted({json.dumps(row["machine"], sort_keys=True) for row in results.values()})
-    text = f"""# The tangent kernel against neural_tangents 0.6.5
+    header = ["case", "GMAC", "ours, s", "theirs, s", "times faster", "sweeps, s", "ours, MB", "theirs, MB"]
+    by_case = {record["case"]: record for record in records}
+    rows = [_row(by_case[case]) for case in (*MAIN, *GROWTH) if case in by_case]
+    where = _results.machines(records)
+    return f"""# The tangent kernel against neural_tangents 0.6.5
 
 Medians of process CPU time on one core, evaluations in turn; float32. *GMAC*: multiplications that our plan counts.
 *sweeps*: the bare backward sweeps, one for each output, from the outputs to the first layer: what any method pays that
 needs cotangents. MB: growth of the peak resident memory, compilation included.
 
-{chr(10).join(lines)}
+{_results.table([*header, "their choice"], rows)}
 
-Command: `python benchmarks/ntk.py --neural_tangents=PYTHON`, where PYTHON has neural_tangents 0.6.5 with JAX 0.4.38.
-Implementations without a first result within the patience are out; `ntk.json` lists them. Machine: {"; ".join(where)}.
+Command: `python -m benchmarks.ntk.compare --neural_tangents=PYTHON`, where PYTHON has neural_tangents 0.6.5 with JAX
+0.4.38. Implementations without a first result within the patience are out; `ntk.jsonl` lists them. Machine: {where}.
 """
-    write_text(RESULTS / "ntk.md", text)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _results.make_parser("ntk.compare", __doc__)
     parser.add_argument("--neural_tangents", help="Python of the environment that has it")
     parser.add_argument("--cases", nargs="+", choices=(*MAIN, *GROWTH), default=list(MAIN))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to a first result (default: 60)")
     parser.add_argument("--core", type=int, default=0)
-    parser.add_argument("--render", action="store_true", help="run nothing")
     parser.add_argument(
-        "--floor", action="store_true", help="measure only the sweeps of the cases that are there again"
+        "--lower_bound", action="store_true", help="measure only the sweeps of the cases that are there again"
     )
     arguments = parser.parse_args()
-    path = RESULTS / "ntk.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    if arguments.floor:
-        for case in results:
-            results[case]["floor"] = refresh_floor(case, arguments.rounds, arguments.core)
-            write_json(path, results)
+    done = STORE.read(arguments.results)
+    if arguments.lower_bound:
+        for record in done.values():
+            found = measure_lower_bound(record["case"], arguments.rounds, arguments.core)
+            STORE.add(arguments.results, record | {"lower_bound": found})
     elif not arguments.render:
         if not arguments.neural_tangents:
             parser.error("--neural_tangents names the Python of an environment that has neural_tangents")
         for case in arguments.cases:
-            if case not in results:
+            if (case,) not in done:
                 found = measure(case, arguments.rounds, arguments.patience, arguments.neural_tangents, arguments.core)
-                results[case] = found
-                write_json(path, results)
+                STORE.add(arguments.results, found)
                 log_line(f"{case}: {found.get('speedup', float('nan')):.2f} times faster")
-    render(results)
+    STORE.write_page(arguments.results, page)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The networks of the tangent kernel benchmark as plain JAX functions, and one worker process that evaluates them.
 
 Imports nothing of this library but inside `ours`, so that it runs in another environment beside another library.
-Reads one request a line (`run`, `quit`) and answers with one JSON line each; `benchmarks/ntk.py` starts it.
+Reads one request a line (`run`, `quit`) and answers with one JSON object a line; `benchmarks.ntk.compare` starts it.
+
+  python -m benchmarks.ntk.cases ours "a full"
 """
 
 import itertools
@@ -136,7 +138,7 @@ CASES: dict[str, Callable[[], Case]] = {
     **{f"a full, O = {o}": _dense_case(outputs=o) for o in (5, 20, 40)},
     **{f"a full, width {w}": _dense_case(width=w) for w in (256, 512, 2048)},
 }
-"""What `benchmarks/ntk.py` may ask for."""
+"""What may be asked for."""
 
 
 def ours(case: Case, params: Any, x: jax.Array) -> tuple[Callable[[], Any], float, str]:
@@ -148,7 +150,7 @@ def ours(case: Case, params: Any, x: jax.Array) -> tuple[Callable[[], Any], floa
     return lambda: kernel(params, x), float(plan.bytes), str(plan)
 
 
-def theirs(implementation: str, case: Case, params: Any, x: jax.Array) -> tuple[Callable[[], Any], float, str]:
+def theirs(implementation: str, case: Case, params: Any, x: jax.Array) -> tuple[Callable[[], Any], float | None, str]:
     """neural_tangents' kernel by one of its implementations."""
     # Structured derivatives read two modules where JAX 0.4.38 no longer shows them.
     from jax._src import source_info_util
@@ -163,11 +165,11 @@ def theirs(implementation: str, case: Case, params: Any, x: jax.Array) -> tuple[
     function = nt.empirical_ntk_fn(case.network[1], trace_axes=axes, implementation=choice, **options)
     compiled = jax.jit(function).lower(x, None, params).compile()
     planned = compiled.memory_analysis()
-    bytes_planned = planned.temp_size_in_bytes + planned.output_size_in_bytes if planned else float("nan")
+    bytes_planned = planned.temp_size_in_bytes + planned.output_size_in_bytes if planned else None
     return lambda: compiled(x, None, params), bytes_planned, implementation
 
 
-def floor(case: Case, params: Any, x: jax.Array) -> Callable[[], Any]:
+def lower_bound(case: Case, params: Any, x: jax.Array) -> Callable[[], Any]:
     """The bare backward sweeps, one for each output, from the outputs to the first layer's product."""
     from mimicnorm_jax.diagnostics.tracing.interpreter import TracedNetwork
 
@@ -190,7 +192,7 @@ def floor(case: Case, params: Any, x: jax.Array) -> Callable[[], Any]:
 
 
 def main() -> None:
-    """`python benchmarks/ntk_cases.py WHO CASE`: answers requests on standard input."""
+    """`python -m benchmarks.ntk.cases WHO CASE`: answers requests on standard input."""
     who, name = sys.argv[1:3]
     case = CASES[name]()
     params = jax.tree.map(jnp.asarray, case.network[0])
@@ -199,12 +201,16 @@ def main() -> None:
     started = time.perf_counter()
     if who == "ours":
         run, planned, chosen = ours(case, params, x)
-    elif who == "floor":
-        run, planned, chosen = floor(case, params, x), float("nan"), "backward sweeps"
+    elif who == "lower_bound":
+        run, planned, chosen = lower_bound(case, params, x), None, "backward sweeps"
     else:
         run, planned, chosen = theirs(who, case, params, x)
     result = np.asarray(run())
-    ready = {"seconds_to_first": time.perf_counter() - started, "planned_mb": planned / 1e6, "chosen": chosen}
+    ready = {
+        "seconds_to_first": time.perf_counter() - started,
+        "planned_mb": planned and planned / 1e6,
+        "chosen": chosen,
+    }
     print(json.dumps(ready | {"shape": result.shape, "sum": float(result.sum())}), flush=True)
     for line in sys.stdin:
         if line.strip() != "run":

@@ -11,8 +11,8 @@ RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
-class Published:
-    """The paper's best test accuracy in per cent: mean and standard deviation over `runs`."""
+class Accuracy:
+    """Test accuracy in per cent: mean, and standard deviation over `runs` where it is known."""
 
     mean: float
     std: float | None = None
@@ -27,13 +27,13 @@ class Arm:
       net: network.
       method: what stands in for BatchNorm, with what else sets the arm apart.
       fields: of the config, besides the recipe's.
-      published: what the paper reports for it; None where it shows a curve or nothing.
+      published: the best one that the paper reports; None where it shows a curve or nothing.
     """
 
     net: str
     method: str
     fields: Mapping[str, Any]
-    published: Published | None = None
+    published: Accuracy | None = None
 
     @property
     def comparison(self) -> tuple[str, float | None]:
@@ -58,15 +58,15 @@ class Experiment:
     small: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _arm(net: str, method: str, published: Published | None = None, **fields: Any) -> Arm:
+def _arm(net: str, method: str, published: Accuracy | None = None, **fields: Any) -> Arm:
     name, _, init = method.partition(", ")
     if init:
-        fields["init"] = init
+        fields["init_scheme"] = init
     return Arm(net, method, {"model": net, "method": name, **fields}, published)
 
 
-def _three(mean: float, std: float) -> Published:
-    return Published(mean, std, 3)
+def _three(mean: float, std: float) -> Accuracy:
+    return Accuracy(mean, std, 3)
 
 
 def _table1() -> tuple[Arm, ...]:
@@ -93,7 +93,7 @@ def _table2() -> tuple[Arm, ...]:
         "batchnorm": (37.82, 40.49, 37.97, 32.4, 25.5, 8.26, 3.93),
     }
     return tuple(
-        _arm("vgg16", method, Published(numbers[i]), learning_rate=rate)
+        _arm("vgg16", method, Accuracy(numbers[i]), learning_rate=rate)
         for i, rate in enumerate(RATES)
         for method, numbers in columns.items()
     )
@@ -104,7 +104,7 @@ def _ablation(*nets: str) -> tuple[Arm, ...]:
     return tuple(_arm(net, method) for net in nets for method in methods)
 
 
-_SMALL = {"width": 0.25, "batch_size": 128, "schedule": "cosine"}
+_SMALL = {"width_multiplier": 0.25, "batch_size": 128, "schedule": "cosine"}
 
 EXPERIMENTS: dict[str, Experiment] = {
     "table1": Experiment("best test accuracy of six networks", _table1(), 150),
@@ -125,13 +125,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         "running variance of the last BatchNorm in the first two epochs",
         tuple(_arm(net, "mimicnorm", diagnostics_epochs=0.05) for net in ("vgg11", "resnet18")),
         2,
-        {"width": 0.25, "batch_size": 128},
+        {"width_multiplier": 0.25, "batch_size": 128},
     ),
 }
 """Every experiment by name."""
 
 
-def small(experiment: Experiment) -> Experiment:
+def small_form(experiment: Experiment) -> Experiment:
     """The form of an experiment for a CPU; no published number is for it.
 
     Raises:

@@ -1,6 +1,6 @@
 """The same networks as a user would otherwise run them: Flax's own layers around the same topology.
 
-Used by memory.py and step_time.py. `network(name, "batchnorm")` has Flax's BatchNorm, ReLU and
+`network(name, "batchnorm")` has Flax's BatchNorm, ReLU and
 max-pooling; "batchnorm_remat" the same with only what products return kept for the backward pass,
 which then recomputes normalization and ReLU but no convolution; "groupnorm_ws" has GroupNorm and
 weight standardization (Qiao et al. 2019). "ours:METHOD" is the library's network under a method.
@@ -98,7 +98,7 @@ class PlainFactory(LayerFactory):
         return nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=kernel_init, name=name)
 
 
-def makes_sense(name: str, variant: str) -> bool:
+def has_variant(name: str, variant: str) -> bool:
     """Whether the network has the variant: `cheap` is nothing for networks without wide pointwise convolutions."""
     return not variant.endswith("+cheap") or models.ARCHITECTURES[name].cheap_remat
 
@@ -116,7 +116,7 @@ def network(name: str, variant: str, num_classes: int, dtype: Any, width: float 
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class TrainingStep:
     """One training step of one network in one variant.
 
     Attributes:
@@ -134,18 +134,18 @@ class Subject:
     images: jax.ShapeDtypeStruct
     labels: jax.ShapeDtypeStruct
 
-    def saved(self) -> int:
+    def saved_bytes(self) -> int:
         """Bytes that autodiff keeps for the backward pass."""
         params, stats, _ = self.state
         key = jax.eval_shape(lambda: jax.random.key(0))
         kept = saved_for_backward(lambda p, *a: self.loss(p, *a)[0], params, stats, self.images, self.labels, key)
         return nbytes(kept)
 
-    def compiled(self) -> Any:
+    def compile(self) -> Any:
         """The compiled step."""
         return jax.jit(self.step, donate_argnums=0).lower(self.state, self.images, self.labels).compile()
 
-    def start(self) -> tuple[Any, jax.Array, jax.Array]:
+    def init(self) -> tuple[Any, jax.Array, jax.Array]:
         """Values for `state`, random images and labels."""
         images = jax.random.normal(jax.random.key(1), self.images.shape, self.images.dtype)
         variables = jax.jit(self.model.init)(jax.random.key(0), images[:2])
@@ -154,7 +154,7 @@ class Subject:
         return (params, stats, jax.tree.map(jnp.zeros_like, params)), images, labels
 
 
-def subject(name: str, variant: str, batch: int, dtype: Any, width: float = 1.0) -> Subject:
+def training_step(name: str, variant: str, batch: int, dtype: Any, width: float = 1.0) -> TrainingStep:
     """The step of a network of `models.ARCHITECTURES`, on 32 x 32 images, or 224 x 224 for an ImageNet form."""
     size, classes = (224, 1000) if name.endswith("_imagenet") else (32, 100)
     model = network(name, variant, classes, dtype, width)
@@ -169,7 +169,7 @@ def subject(name: str, variant: str, batch: int, dtype: Any, width: float = 1.0)
         momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, grads)
         return jax.tree.map(lambda p, m: p - 0.01 * m, params, momentum), stats, momentum
 
-    return Subject(
+    return TrainingStep(
         model,
         loss_fn,
         step,

@@ -1,0 +1,21 @@
+"""Measurements of the library, each a command: `python -m benchmarks.NAME` from the clone.
+
+quickstart: what the README's first command costs and gives.
+step_memory: memory and traffic of a training step, as compilers for GPUs and TPUs plan them.
+largest_batch: the largest batch whose plan fits a device.
+confirm_plan: what a device takes and how long a step lasts, beside its plan.
+step_time: time of a training step, beside BatchNorm's.
+profile_step: where the time of a training step goes.
+input_pipeline: how much of training is not the training step.
+fault_injection: interrupted runs and corrupted checkpoints.
+trainability: condition of the tangent kernel and growth of perturbations at initialization.
+ntk.compare: the tangent kernel beside neural_tangents' (ntk.cases: the networks, and one process that evaluates them).
+paper.reproduce: the paper's tables and figures (paper.experiments: what they are; paper.comparison: their pages).
+render: every page of results/ and every table of results in README.md and docs/, from the records.
+
+Not commands:
+baselines: the same networks as users would otherwise run them.
+tables: the tables of results in README.md and docs/.
+_results: records, what tells them apart, what they were measured on, Markdown tables.
+_process: measuring in a fresh process.
+"""

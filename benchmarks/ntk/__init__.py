@@ -1,0 +1,1 @@
+"""The tangent kernel beside another library's."""

@@ -1,0 +1,97 @@
+"""What `train` and `plan` share: flags of their own with a config among them, help, and how a command ends."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from mimicnorm_jax import distributed
+from mimicnorm_jax.errors import ConfigError, NonFiniteLossError, PeerError, UserError, unknown
+from mimicnorm_jax.training import config as config_lib
+
+CLONE_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "digits.py"
+"""The config that a clone of the repository trains by default; an installed package has none."""
+EXIT_CODES: dict[type[UserError], int] = {NonFiniteLossError: 3, PeerError: 4}
+"""Of errors that are not bad input."""
+
+
+def parse(
+    define: Callable[[flags.FlagValues], None], document: str, argv: Sequence[str], default: Path | None
+) -> flags.FlagValues | None:
+    """Parses a command's arguments into flags that are its alone.
+
+    Args:
+      define: defines the command's flags besides --config.
+      document: the command's docstring, the beginning of its help.
+      argv: what follows the command.
+      default: config file where none is named.
+
+    Returns:
+      The flags, with the ConfigDict as `config`; None if help was asked for, and printed.
+
+    Raises:
+      UserError: names the argument.
+    """
+    values = flags.FlagValues()
+    arguments = [re.sub(r"^--?[a-z\-]+(?==|$)", lambda m: "--" + m[0].lstrip("-").replace("-", "_"), a) for a in argv]
+    if not any(re.match(r"--?config(=|$)", argument) for argument in arguments) and default is not None:
+        arguments = [f"--config={default}", *arguments]
+    said = "FILE[:MODEL[,METHOD]], a file of configs/ or your own" + (f"; default: {default}." if default else ".")
+    config_flags.DEFINE_config_file("config", None, said, flag_values=values, sys_argv=arguments)
+    define(values)
+    if any(argument in ("--help", "--h", "-h") for argument in arguments):
+        print(f"{document}\n\n{values.main_module_help() or values.get_help()}\n\n{_fields()}")
+        return None
+    _read(values, arguments)
+    return values
+
+
+def _fields() -> str:
+    return f"Fields of the config, with their defaults before the config file's:\n{config_lib.describe()}"
+
+
+def _read(values: flags.FlagValues, arguments: list[str]) -> None:
+    for field in (match[1] for match in map(re.compile(r"--?config\.(\w+)").match, arguments) if match):
+        if field not in config_lib.FIELDS:
+            raise ConfigError(unknown("config field", field, config_lib.FIELDS))
+    try:
+        _, *rest = values(["mimicnorm", *arguments])
+        if values["config"].value is None:
+            raise UserError("--config=FILE[:MODEL[,METHOD]] is needed (see --help)")
+        values["config"].value.to_dict()  # a file that could not be loaded says so when it is first used
+    except flags.Error as error:
+        raise UserError(f"{error} (see --help)") from error
+    except OSError as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    if rest:
+        raise UserError(f"do not know what to do with {' '.join(rest)!r}. See --help")
+
+
+def run(command: Callable[[], int], interrupted: str) -> int:
+    """Runs a command, and says in one paragraph what a user can mend.
+
+    Args:
+      command: returns the exit code.
+      interrupted: what is said after Ctrl-C.
+
+    Returns:
+      The exit code: the command's, 2 for bad input or as `EXIT_CODES` says, 130 after Ctrl-C.
+    """
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.ERROR)  # Orbax reports every file
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return 130
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = EXIT_CODES.get(type(error), 2)
+        if distributed.is_connected():
+            # Leaving as usual would wait minutes for processes that are gone, or that wait for this one.
+            os._exit(code)
+        return code

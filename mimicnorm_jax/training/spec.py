@@ -1,0 +1,203 @@
+"""What a run is, known before any data is read: checked, with the network built, once."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from mimicnorm_jax import models
+from mimicnorm_jax.data import datasets
+from mimicnorm_jax.data.augment import Augmentation
+from mimicnorm_jax.data.specs import DatasetSpec
+from mimicnorm_jax.errors import ConfigError
+from mimicnorm_jax.functional.kernels import center_params
+from mimicnorm_jax.methods import METHODS
+from mimicnorm_jax.training.config import FIELDS, TrainConfig
+from mimicnorm_jax.training.model import AXIS, head_of, init_variables, is_exact_in_parts, require_trainable
+from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule
+from mimicnorm_jax.training.state import TrainState, create_state
+from mimicnorm_jax.training.step import StepConfig
+
+NETWORK_FIELDS = (
+    "model",
+    "method",
+    "init_scheme",
+    "width_multiplier",
+    "centering",
+    "sync_bn",
+    "running_variance",
+    "remat",
+)
+"""What a config says of a network of this package, and cannot say of one of your own."""
+OWN_METHOD = "own"
+"""What stands as the method of a network of your own."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run that can be trained, by `build_spec`.
+
+    Attributes:
+      config: of the run.
+      dataset: that the config names.
+      model: the network.
+    """
+
+    config: TrainConfig
+    dataset: DatasetSpec
+    model: Any
+
+    def make_step(
+        self, num_train: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> tuple[StepConfig, optax.Schedule]:
+        """What the run's steps close over, and the learning rate by step.
+
+        Args:
+          num_train: number of training images.
+          mean, std: of the training images, see `StepConfig`.
+        """
+        config = self.config
+        schedule = make_schedule(config, num_train // config.batch_size)
+        step_config = StepConfig(
+            model=self.model,
+            tx=make_optimizer(config, schedule),
+            augmentation=Augmentation(config.crop_padding, config.flip, config.rotation),
+            mean=mean,
+            std=std,
+            dtype=config.dtype,
+            label_smoothing=config.label_smoothing,
+            ema_decay=config.ema_decay,
+            seed=config.seed,
+            microbatches=config.microbatches,
+        )
+        return step_config, schedule
+
+    def init_state(self) -> TrainState:
+        """A fresh state from the config's seed, on the host's first device; centered where steps keep it centered."""
+        config = self.config
+        # The state of an optimizer does not depend on its schedule.
+        tx = make_optimizer(config, optax.constant_schedule(0.0))
+        state = create_state(self.model, tx, self.dataset.image_shape, config.seed, config.ema_decay > 0)
+        if config.centering == "after_step":
+            params, ema_params = (center_params(tree, CONV_KERNELS) for tree in (state.params, state.ema_params))
+            state = state.replace(params=params, ema_params=ema_params)
+        return state
+
+    def state_template(self) -> TrainState:
+        """Shapes and dtypes of the run's state, without computing any of it."""
+        return jax.eval_shape(self.init_state)
+
+
+def build_spec(config: TrainConfig, num_devices: int | None = None, model: Any = None) -> RunSpec:
+    """Checks what a config asks for and builds its network, before any data is read or anything compiled.
+
+    Args:
+      config: of the run.
+      num_devices: that share a batch; default: all there are.
+      model: a network of your own, `NETWORK_FIELDS` of the config then stay at their defaults; default: the config's.
+
+    Raises:
+      ConfigError: names the field.
+      DataError: if the dataset is unknown.
+    """
+    devices = jax.device_count() if num_devices is None else num_devices
+    dataset = datasets.get_spec(config.dataset)
+    if model is None:
+        model = _build_model(config, dataset)
+    else:
+        config = _with_own_model(config, model)
+        require_trainable(model, dataset, config.dtype)
+    if config.batch_size % devices:
+        raise ConfigError(
+            f"config.batch_size is {config.batch_size}, which {devices} devices cannot share equally: "
+            f"choose a multiple of {devices}"
+        )
+    if config.batch_size // devices < 2 and not config.sync_bn:
+        raise ConfigError(
+            f"config.batch_size is {config.batch_size}, one image for each of {devices} devices, which a BatchNorm "
+            f"cannot normalize by itself: choose at least {2 * devices}, or --config.sync_bn"
+        )
+    spec = RunSpec(config, dataset, model)
+    _check_microbatches(spec, config.batch_size // devices)
+    return spec
+
+
+def validate_run(config: TrainConfig, model: Any = None) -> RunSpec:
+    """`build_spec` for the devices there are, and that the data set is prepared.
+
+    Raises:
+      ConfigError: names the field.
+      DataError: if the dataset is unknown or not prepared.
+    """
+    datasets.require_prepared(config.dataset, config.data_dir)
+    return build_spec(config, model=model)
+
+
+def make_model(config: TrainConfig, **options: Any) -> Any:
+    """The config's network; `options` are those of `models.create` that its purpose decides."""
+    return models.create(
+        config.model,
+        method=config.method,
+        num_classes=datasets.get_spec(config.dataset).num_classes,
+        init=config.init_scheme,
+        width=config.width_multiplier,
+        **options,
+    )
+
+
+def _build_model(config: TrainConfig, dataset: DatasetSpec) -> Any:
+    try:
+        model = make_model(
+            config,
+            dtype=config.dtype,
+            axis_name=AXIS if config.sync_bn else None,
+            batch_axis_name=AXIS,
+            center_in_call=config.centering == "in_call",
+            running_variance=config.running_variance,
+            remat=config.remat,
+        )
+        models.check_image(config.model, dataset.image_shape)
+    except ValueError as error:
+        raise ConfigError(
+            f"config.model={config.model!r}, config.method={config.method!r}, config.remat={config.remat!r}: {error}"
+        ) from error
+    if config.centering == "after_step" and not METHODS[config.method].centers:
+        raise ConfigError(f"config.centering is 'after_step', but config.method={config.method!r} centers no kernel")
+    return model
+
+
+def _with_own_model(config: TrainConfig, model: Any) -> TrainConfig:
+    """The config of a run of such a network, as it stands in the run's folder."""
+    named = {"model": type(model).__name__, "method": OWN_METHOD}
+    for field in NETWORK_FIELDS:
+        value = getattr(config, field)
+        if value not in (FIELDS[field].default, named.get(field)):
+            raise ConfigError(
+                f"config.{field} is {value!r}, but the run has a network of its own, {type(model).__name__}, which it "
+                f"does not reach: leave it at {FIELDS[field].default!r} and build the network as you want it"
+            )
+    return dataclasses.replace(config, **named)
+
+
+def _check_microbatches(spec: RunSpec, share: int) -> None:
+    config, parts = spec.config, spec.config.microbatches
+    if share % parts:
+        raise ConfigError(
+            f"config.microbatches is {parts}, into which the {share} images of each device (config.batch_size="
+            f"{config.batch_size}) do not split equally: choose a divisor of {share}"
+        )
+    if parts > 1 and share // parts < 2 and not is_exact(spec):
+        raise ConfigError(
+            f"config.microbatches is {parts}, which leaves config.method={config.method!r} one image at a time on "
+            f"each device to normalize: choose at most {share // 2}, or a larger --config.batch_size"
+        )
+
+
+def is_exact(spec: RunSpec) -> bool:
+    """Whether the run's microbatches give the gradient of the whole batch."""
+    if head_of(spec.model) is not None:
+        return True
+    variables = jax.eval_shape(lambda key: init_variables(spec.model, key, spec.dataset.image_shape), jax.random.key(0))
+    return is_exact_in_parts(spec.model, variables.get("batch_stats", {}))

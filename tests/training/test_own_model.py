@@ -1,0 +1,182 @@
+"""Networks of a user's own through the public entry point, against SGD written by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from mimicnorm_jax import data, training
+from mimicnorm_jax.data.batching import epoch_order, train_batches
+from mimicnorm_jax.errors import ConfigError
+from mimicnorm_jax.models.head import Split
+from mimicnorm_jax.training import report
+from mimicnorm_jax.training.optimizer import make_optimizer, make_schedule
+from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
+from mimicnorm_jax.training.workdir import read_config
+from mimicnorm_jax.training.writers import read_metrics
+
+
+class Plain(nn.Module):
+    """Neither `train` nor running averages."""
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.relu(nn.Conv(8, (3, 3), strides=2)(images))
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+class Normalized(nn.Module):
+    """A BatchNorm of its own, over all devices."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Conv(8, (3, 3), strides=2)(images)
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=training.AXIS if train else None)(x)
+        return nn.Dense(10)(nn.relu(x).mean((1, 2)))
+
+
+def _config(**fields):
+    return training.validate(training.base(**{"epochs": 1, "batch_size": 256, "warmup_epochs": 1.0} | fields))
+
+
+def _by_hand(config, model):
+    """One epoch on one device in plain Flax and Optax."""
+    dataset = data.load("digits")
+    options = {"train": True} if isinstance(model, Normalized) else {}
+    variables = model.init(jax.random.key(config.seed), jnp.zeros((1, 8, 8, 1)), *[False] * len(options))
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    tx = make_optimizer(config, make_schedule(config, len(dataset.train) // config.batch_size))
+    opt_state = tx.init(params)
+
+    @jax.jit
+    def step(params, stats, opt_state, images, labels):
+        def loss(params):
+            found = {"params": params, "batch_stats": stats}
+            call = jax.vmap(
+                lambda images: model.apply(found, images, mutable=["batch_stats"], **options),
+                axis_name=training.AXIS,
+                out_axes=(0, None),
+            )
+            logits, updated = call(images[None])
+            return optax.softmax_cross_entropy_with_integer_labels(logits[0], labels).mean(), updated
+
+        grads, updated = jax.grad(loss, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), updated.get("batch_stats", {}), opt_state
+
+    for index in train_batches(epoch_order(config.seed, 0, len(dataset.train)), config.batch_size, 1):
+        images = (dataset.train.images[index[0]] / 255 - dataset.mean) / dataset.std
+        batch = jnp.asarray(images, jnp.float32), dataset.train.labels[index[0]]
+        params, stats, opt_state = step(params, stats, opt_state, *batch)
+    return params, stats
+
+
+@pytest.mark.parametrize("model", [Plain(), Normalized()], ids=lambda model: type(model).__name__)
+def test_a_module_of_your_own_trains_as_by_hand_is_saved_and_evaluated(tmp_path, model):
+    config = _config()
+    training.run(config, tmp_path, model)
+    saved = read_config(tmp_path)
+    assert (saved.model, saved.method) == (type(model).__name__, "own")
+    spec = training.build_spec(config, model=model)
+    with Checkpoints(tmp_path / "checkpoints", 1) as checkpoints:
+        state, _ = checkpoints.restore(5, spec.state_template())
+    expected = _by_hand(config, model)
+    # Float32 sums over four devices in another order, five steps.
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, (state.params, state.batch_stats), expected)
+    (row,) = read_metrics(tmp_path)
+    results = training.evaluate_checkpoints(saved, tmp_path, model)
+    assert results["latest"]["test_accuracy"] == row["test_accuracy"]
+    with pytest.raises(ConfigError, match="unknown model"):
+        training.evaluate_checkpoints(saved, tmp_path)
+
+
+@pytest.mark.parametrize(("model", "is_exact"), [(Plain(), True), (Normalized(), False)])
+def test_microbatches_are_exact_where_no_statistics_join_examples_and_else_the_headline_says_so(model, is_exact):
+    config = _config(microbatches=2, batch_size=64)
+    trainers = [training.build_trainer(training.build_spec(fields, model=model)) for fields in (config, _whole(config))]
+    states = []
+    for trainer in trainers:
+        state = trainer.data_parallel.replicate(trainer.spec.init_state())
+        feed, num_steps = next(trainer.pipeline.train_feeds(0, 0))
+        # The first step has learning rate 0: it is the second that moves.
+        for _ in range(2):
+            state, _ = trainer.train_steps(state, trainer.pipeline.train, feed, num_steps)
+        states.append(jax.device_get(state))
+    differences = jax.tree.map(lambda a, b: float(abs(a - b).max()), *(state.params for state in states))
+    assert (max(jax.tree.leaves(differences)) < 1e-7) == is_exact  # float32 of order 1e-3 in another order
+    said = ": the gradient of the whole batch" if is_exact else "not the gradient of the whole batch"
+    assert said in report.headline(trainers[0], states[0], "folder")
+
+
+def _whole(config):
+    return dataclasses.replace(config, microbatches=1)
+
+
+class Headed(nn.Module):
+    """Declares its norm on the logits as the one place where examples meet."""
+
+    has_head: bool = True
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        logits = nn.Dense(10)(images.reshape(len(images), -1))
+        return _norm(not train)(logits) if self.has_head else logits
+
+    def split_head(self):
+        return Split(Headed(has_head=False), _norm(False), "norm")
+
+
+def _norm(use_running_average):
+    return nn.BatchNorm(
+        use_running_average, use_bias=False, use_scale=False, axis_name=None if use_running_average else training.AXIS,
+        name="norm",
+    )  # fmt: skip
+
+
+def test_a_declared_head_makes_microbatches_exact():
+    config = _config(microbatches=4, batch_size=64)
+    states = []
+    for fields in (config, _whole(config)):
+        trainer = training.build_trainer(training.build_spec(fields, model=Headed()))
+        state = trainer.data_parallel.replicate(trainer.spec.init_state())
+        feed, num_steps = next(trainer.pipeline.train_feeds(0, 0))
+        for _ in range(2):
+            state, _ = trainer.train_steps(state, trainer.pipeline.train, feed, num_steps)
+        states.append(jax.device_get(state))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *states)
+
+
+class Training(nn.Module):
+    @nn.compact
+    def __call__(self, images, training=False):
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+class Remembering(nn.Module):
+    @nn.compact
+    def __call__(self, images):
+        self.variable("cache", "seen", jnp.zeros, ())
+        return nn.Dense(10)(images.reshape(len(images), -1))
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "message"),
+    [
+        (Plain(), {"method": "batchnorm"}, "config.method is 'batchnorm', but the run has a network of its own, Plain"),
+        (Training(), {}, "the network Training takes training besides images"),
+        (Remembering(), {}, "variables in the collection 'cache'"),
+        (nn.Dense(10), {}, r"the network Dense maps 2 images to an array of shape \(2, 8, 8, 10\)"),
+        (nn.Conv(10, (3,)), {}, "the network Conv"),
+        (Normalized(), {"microbatches": 16, "batch_size": 64}, "microbatches is 16"),
+        (Plain(), {"diagnostics_epochs": 1.0}, "config.diagnostics_epochs asks for diagnostics"),
+    ],
+)
+def test_what_would_not_train_as_meant_is_refused(tmp_path, model, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        training.run(_config(**fields), tmp_path / "new", model)
+    assert not (tmp_path / "new").exists()
