@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.diagnostics.regime import RegimeMeter
+from mimicnorm_jax.diagnostics import RegimeMeter
 from mimicnorm_jax.monitoring.networks import images, network
 from mimicnorm_jax.training.state import TrainState
 from mimicnorm_jax.training.trainer import Trainer
@@ -57,7 +57,7 @@ class DiagnosticsHook:
             # BatchNorm scale one output's kernel as a whole, and touch nothing before the logits.
             neutral = jax.tree_util.tree_map_with_path(_neutral, host["batch_stats"])
             subject = network(self._session.config, {**host, "batch_stats": neutral}, "")
-            self._meter = RegimeMeter(subject.apply_fn, coupled=subject.coupled)
+            self._meter = RegimeMeter(subject.apply_fn, batch_coupled=subject.batch_coupled)
         found = self._meter(host["params"], self._images, jax.random.key(self._session.config.seed))
         row: dict[str, Any] = {
             "epoch": int(epoch) if epoch.is_integer() else epoch,

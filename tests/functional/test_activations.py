@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics.memory import saved_for_backward
+from mimicnorm_jax.diagnostics import saved_for_backward
 from mimicnorm_jax.functional.activations import relu, relu6, relu_save_mask
 
 POINTS = jnp.array([-3.0, -0.5, 0.0, 0.5, 5.9, 6.0, 7.0])
