@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mimicnorm_jax.diagnostics.ntk.features import Output
 from mimicnorm_jax.diagnostics.ntk.guard import Guard
 from mimicnorm_jax.diagnostics.ntk.implementation import Implementation
-from mimicnorm_jax.utils.finite import all_finite
+from mimicnorm_jax.utils.trees import all_finite
 
 
 class BlockedKernel:

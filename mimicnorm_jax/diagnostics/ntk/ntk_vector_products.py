@@ -13,7 +13,8 @@ from jax import lax
 from mimicnorm_jax.diagnostics.ntk.implementation import Implementation
 from mimicnorm_jax.diagnostics.ntk.weighting import Weights, all_parameters
 from mimicnorm_jax.diagnostics.tracing import jaxprs, validation
-from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, Split, bind, evaluable, is_differentiated, off_mesh
+from mimicnorm_jax.diagnostics.tracing.outputs import evaluable
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, Split, bind, is_differentiated, off_mesh
 from mimicnorm_jax.utils.trees import path_names
 
 

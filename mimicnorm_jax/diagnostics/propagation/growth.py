@@ -19,15 +19,15 @@ import numpy as np
 from mimicnorm_jax.diagnostics.tracing.layers import (
     ByLayer,
     View,
-    check_finite,
     check_floating,
     check_num_samples,
+    coupled_groups,
     forward_mode,
-    groups,
     prepared,
     select,
     trace,
 )
+from mimicnorm_jax.diagnostics.tracing.outputs import check_finite
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 from mimicnorm_jax.errors import unknown
 
@@ -111,7 +111,7 @@ def _log_ratios(
         logs = jnp.stack([_log_mean_square(t) - _log_mean_square(s) for s, t in pairs])
         return logs, jnp.stack([jnp.isfinite(t).all() for t in tangents]), outputs
 
-    xs = groups(x, view.batch_coupled)
+    xs = coupled_groups(x, view.batch_coupled)
     tangents = jax.random.normal(key, (num_samples, *xs.shape), xs.dtype)
     logs, finite, outputs = jax.vmap(jax.vmap(one), (None, 0), (1, 1, None))(xs, tangents)
     by_layer = ByLayer(tuple(layer.name for layer in chosen), tuple(jnp.moveaxis(logs, -1, 0)))

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall
-from mimicnorm_jax.diagnostics.tracing.layers import ByLayer, View, check_finite, groups, prepared, select, trace
+from mimicnorm_jax.diagnostics.tracing.layers import ByLayer, View, coupled_groups, prepared, select, trace
+from mimicnorm_jax.diagnostics.tracing.outputs import check_finite
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 from mimicnorm_jax.errors import unknown
 
@@ -81,7 +82,7 @@ def _run(apply_fn: ApplyFn, params: Any, x: jax.Array, view: View, part: Part) -
         seen = evaluation.products if part == "product" else evaluation.operands
         return [seen[layer.index] for layer in chosen], outputs
 
-    values, outputs = jax.vmap(one)(groups(x, batch_coupled))
+    values, outputs = jax.vmap(one)(coupled_groups(x, batch_coupled))
     units = tuple(_units(value, layer, len(x), batch_coupled) for value, layer in zip(values, chosen, strict=True))
     return ByLayer(tuple(layer.name for layer in chosen), units), outputs.reshape(len(x), -1)
 

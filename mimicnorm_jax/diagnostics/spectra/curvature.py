@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from mimicnorm_jax.diagnostics.spectra.lanczos import Eigenvalues, Search, largest
-from mimicnorm_jax.diagnostics.tracing.layers import check_finite, forward_mode, prepared
-from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, Split, check_outputs
+from mimicnorm_jax.diagnostics.tracing.layers import forward_mode, prepared
+from mimicnorm_jax.diagnostics.tracing.outputs import check_finite, check_outputs
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, Split
 from mimicnorm_jax.errors import unknown
 
 Loss = Literal["softmax", "squared"]

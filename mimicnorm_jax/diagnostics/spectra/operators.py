@@ -10,14 +10,14 @@ import jax.numpy as jnp
 
 from mimicnorm_jax.diagnostics.tracing.interpreter import ApplyFn, LayerCall, TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.layers import (
-    check_finite,
     check_floating,
+    coupled_groups,
     find,
     forward_mode,
-    groups,
     prepared,
     trace,
 )
+from mimicnorm_jax.diagnostics.tracing.outputs import check_finite
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _per_example(
         derivative, outputs = LinearOperator.of(function, at)
         return work(derivative, key), outputs
 
-    examples = groups(x), jax.random.split(key, len(x))
+    examples = coupled_groups(x), jax.random.split(key, len(x))
     return jax.lax.map(one, examples) if work.one_by_one else jax.vmap(one)(examples)
 
 

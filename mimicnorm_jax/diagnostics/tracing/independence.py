@@ -11,8 +11,8 @@ import numpy as np
 from mimicnorm_jax.diagnostics.tracing.batch_axis import Along, BatchAxisInterpreter, Free, Lost, State
 from mimicnorm_jax.diagnostics.tracing.batch_rules import RULES, free
 from mimicnorm_jax.diagnostics.tracing.jaxprs import coarsest, operations
-from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, evaluable, is_differentiated
-from mimicnorm_jax.utils.finite import nonfinite_rows
+from mimicnorm_jax.diagnostics.tracing.outputs import evaluable, nonfinite_rows
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, is_differentiated
 
 _WAY_OUT = (
     "Either make each example's outputs a function of that example alone (BatchNorm: apply it with running averages, "

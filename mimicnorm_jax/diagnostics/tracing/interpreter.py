@@ -16,10 +16,10 @@ import numpy as np
 from jax.extend import core
 
 from mimicnorm_jax.diagnostics.tracing import forms, jaxprs
+from mimicnorm_jax.diagnostics.tracing.outputs import check_outputs
 from mimicnorm_jax.diagnostics.tracing.parameters import (
     ApplyFn,
     bind,
-    check_outputs,
     is_array,
     is_differentiated,
     titles,

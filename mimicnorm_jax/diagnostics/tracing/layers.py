@@ -12,7 +12,6 @@ from mimicnorm_jax.diagnostics.tracing import independence, validation
 from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, bind, off_mesh
 from mimicnorm_jax.errors import unknown
-from mimicnorm_jax.utils.finite import nonfinite_rows
 
 
 @jax.tree_util.register_dataclass
@@ -82,7 +81,7 @@ def trace(apply_fn: ApplyFn, params: Any, x: jax.Array, batch_coupled: bool = Fa
     return TracedNetwork(apply_fn, params, x if batch_coupled else x[:1])
 
 
-def groups(x: jax.Array, batch_coupled: bool = False) -> jax.Array:
+def coupled_groups(x: jax.Array, batch_coupled: bool = False) -> jax.Array:
     """Examples `(N, ...)` as groups `(n, q, ...)` that influence one another: `q = 1` or, if `batch_coupled`,
     `n = 1`."""
     return x[None] if batch_coupled else x[:, None]
@@ -120,16 +119,6 @@ def select(network: TracedNetwork, names: Sequence[str] | None) -> list[LayerCal
         return list(_layers(network))
     wanted = {find(network, name).index for name in names}
     return [layer for layer in network.layers if layer.index in wanted]
-
-
-def check_finite(outputs: jax.Array) -> None:
-    """Raises ValueError if any of the outputs `(N, O)` is infinite or not a number."""
-    wrong = nonfinite_rows(outputs)
-    if wrong.size:
-        raise ValueError(
-            f"apply_fn returns infinite outputs or NaN for {wrong.size} of {len(outputs)} examples (x[{wrong[0]}] is "
-            "the first): look for such values in params and x; a deep network may need float64 (jax.enable_x64)"
-        )
 
 
 def check_floating(x: jax.Array) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 
 from mimicnorm_jax.diagnostics.tracing import independence
-from mimicnorm_jax.diagnostics.tracing.parameters import check_leaves, evaluable, is_array
-from mimicnorm_jax.utils.finite import nonfinite_rows
+from mimicnorm_jax.diagnostics.tracing.outputs import evaluable, nonfinite_rows
+from mimicnorm_jax.diagnostics.tracing.parameters import check_leaves, is_array
 
 
 def arguments(apply_fn: Any, params: Any, x: Any) -> None:
