@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mimicnorm_jax import models
-from mimicnorm_jax.diagnostics.memory import nbytes, saved_for_backward
+from mimicnorm_jax.diagnostics import nbytes, saved_for_backward
 from mimicnorm_jax.models.branch import ScaledReLU
 from mimicnorm_jax.models.conv_unit import ConvNorm
 from mimicnorm_jax.models.factory import LayerFactory

@@ -18,7 +18,7 @@ import jax
 from benchmarks import _results
 from benchmarks._results import Record, Store
 from mimicnorm_jax import plots
-from mimicnorm_jax.diagnostics.regime import RegimeMeter
+from mimicnorm_jax.diagnostics import RegimeMeter
 from mimicnorm_jax.models import methods_of
 from mimicnorm_jax.monitoring.networks import images, initialized
 from mimicnorm_jax.training import config
@@ -39,7 +39,7 @@ def measure(net: str, method: str, seed: int, count: int, data_dir: str) -> Reco
     fields = config.base(dataset="cifar100", data_dir=data_dir, model=net, method=method, seed=seed)
     checked = config.validate(fields)
     subject = initialized(checked, "float32")
-    meter = RegimeMeter(subject.apply_fn, coupled=subject.coupled, memory=12 * 2**30)
+    meter = RegimeMeter(subject.apply_fn, batch_coupled=subject.batch_coupled, memory=12 * 2**30)
     found = meter(subject.params, images(checked, count, "real", "float32"), jax.random.key(seed))
     about = {"net": net, "method": method, "seed": seed, "images": count, **dataclasses.asdict(found)}
     return about | {"machine": _results.machine()}

@@ -143,9 +143,9 @@ CASES: dict[str, Callable[[], Case]] = {
 
 def ours(case: Case, params: Any, x: jax.Array) -> tuple[Callable[[], Any], float, str]:
     """Our kernel as a function without arguments, planned bytes, and what was chosen."""
-    from mimicnorm_jax.diagnostics.ntk import empirical
+    from mimicnorm_jax.diagnostics import EmpiricalNTK
 
-    kernel: Any = empirical.EmpiricalNTK(case.network[1], output=case.output, coupled=case.coupled)  # pyright: ignore
+    kernel: Any = EmpiricalNTK(case.network[1], output=case.output, batch_coupled=case.coupled)  # pyright: ignore
     plan = kernel.plan(params, x)
     return lambda: kernel(params, x), float(plan.bytes), str(plan)
 
@@ -171,15 +171,15 @@ def theirs(implementation: str, case: Case, params: Any, x: jax.Array) -> tuple[
 
 def lower_bound(case: Case, params: Any, x: jax.Array) -> Callable[[], Any]:
     """The bare backward sweeps, one for each output, from the outputs to the first layer's product."""
-    from mimicnorm_jax.diagnostics.tracing.interpreter import TracedNetwork
+    from mimicnorm_jax.diagnostics.tracing import TracedNetwork
 
     groups = x[None] if case.coupled else x[:, None]
     network = TracedNetwork(case.network[1], params, groups[0])
-    first = network.sites[0]
+    first = network.layers[0]
 
     def sweep(params: Any, group: jax.Array) -> jax.Array:
         def outputs(shift: jax.Array) -> jax.Array:
-            return network.run(params, group, shifts={0: shift}, frozen_kernels=True)[0]
+            return network.run(params, group, perturbations={0: shift}, frozen_kernels=True)[0]
 
         y, pull = jax.vjp(outputs, jnp.zeros(first.shape, first.dtype))
         basis = jnp.eye(y.size).reshape(-1, *y.shape)

@@ -142,7 +142,7 @@ def measure(case: str, rounds: int, patience: float, other: str, core: int) -> R
 
 
 def _multiplications(plan: str) -> str:
-    found = re.search(r"multiplications: layerwise ([0-9.e+]+)", plan)
+    found = re.search(r"(?:multiplications: layerwise|MACs: structured_derivatives) ([0-9.e+]+)", plan)
     return f"{float(found[1]) / 1e9:.3g}" if found else ""
 
 

@@ -1,11 +1,11 @@
 """Diagnostics of networks at initialization or after training.
 
   python -m mimicnorm_jax diagnose verify                         # the theory, checked numerically
-  python -m mimicnorm_jax diagnose depth                          # how deep stacks behave, by the theory
+  python -m mimicnorm_jax diagnose depth                          # how deep MLPs behave, by the theory
   python -m mimicnorm_jax diagnose ntk --model=resnet18 --method=mimicnorm --images=32
   python -m mimicnorm_jax diagnose jacobian --workdir=runs/DIR    # of a checkpoint of train.py
 
-Exit code: 0 when done, 1 if a row of `verify` fails, 2 for bad input."""
+Exit code: 0 when done, 1 if a check of `verify` fails, 2 for bad input."""
 
 import argparse
 import dataclasses
@@ -19,19 +19,26 @@ import numpy as np
 
 from mimicnorm_jax import plots
 from mimicnorm_jax.data import datasets
-from mimicnorm_jax.diagnostics import regime
-from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK, all_parameters, initial_variance
-from mimicnorm_jax.diagnostics.propagation import nngp
-from mimicnorm_jax.diagnostics.propagation.growth import growth
-from mimicnorm_jax.diagnostics.spectra import jacobian as jacobians
-from mimicnorm_jax.diagnostics.spectra.conditioning import condition_number, unit_diagonal
-from mimicnorm_jax.diagnostics.spectra.curvature import gauss_newton_eigenvalues
+from mimicnorm_jax.diagnostics import (
+    IMPLEMENTATIONS,
+    EmpiricalNTK,
+    all_parameters,
+    condition_number,
+    curvature,
+    describe_condition,
+    initial_variance,
+    jacobian,
+    nngp,
+    perturbation_growth,
+    regime,
+    unit_diagonal,
+)
 from mimicnorm_jax.errors import UserError
 from mimicnorm_jax.init_schemes import SCHEMES
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.models import ARCHITECTURES
 from mimicnorm_jax.monitoring import networks
-from mimicnorm_jax.theory import checks, mean_field, observations, verify
+from mimicnorm_jax.theory import PLAIN, WEIGHT_MEAN, as_table, batch_norm_chi, observe, padded, verify
 from mimicnorm_jax.training import config as config_lib
 from mimicnorm_jax.utils import environment
 from mimicnorm_jax.utils.console import log_line, table
@@ -46,16 +53,16 @@ def _save(folder: Path | None, name: str, content: Any) -> None:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
-    """Checks every row for each base seed; draws the figures of the first."""
+    """Runs every check for each base seed; draws the figures of the first."""
     failed = 0
     report: dict[str, Any] = {}
     for seed in arguments.seeds:
         found = verify.run(seed)
-        log_line(f"base seed {seed}\n{checks.as_table(found)}\n")
-        failed += sum(not row.passed for row in found)
-        report[f"seed {seed}"] = [dataclasses.asdict(row) | {"passed": row.passed} for row in found]
-    observed = observations.observe(arguments.seeds[0])
-    log_line(f"printed, not asserted (seed {arguments.seeds[0]})\n{checks.as_table(observed)}\n")
+        log_line(f"base seed {seed}\n{as_table(found)}\n")
+        failed += sum(not check.passed for check in found)
+        report[f"seed {seed}"] = [dataclasses.asdict(check) | {"passed": check.passed} for check in found]
+    observed = observe(arguments.seeds[0])
+    log_line(f"printed, not asserted (seed {arguments.seeds[0]})\n{as_table(observed)}\n")
     log_line(verify.STATEMENT)
     _save(arguments.out, "verify", {**report, "observations": [dataclasses.asdict(o) for o in observed]})
     if arguments.out is not None and plots.available():
@@ -63,27 +70,27 @@ def run_verify(arguments: argparse.Namespace) -> int:
             log_line(f"written: {path}")
     elif arguments.out is not None:
         log_line("no figures: pip install matplotlib to get them")
-    log_line(f"{failed} rows failed" if failed else "every row passed")
+    log_line(f"{failed} checks failed" if failed else "every check passed")
     return 1 if failed else 0
 
 
 def run_depth(arguments: argparse.Namespace) -> int:
-    """Prints what the infinitely wide stacks do with depth."""
-    stacks = {
-        "plain (He)": mean_field.PLAIN,
-        "weight mean": mean_field.WEIGHT_MEAN,
-        "weight mean, 6/9 of taps valid": mean_field.padded(6 / 9),
-        "weight mean, 4/9 of taps valid": mean_field.padded(4 / 9),
+    """Prints what the infinitely wide MLPs do with depth."""
+    mlps = {
+        "plain (He)": PLAIN,
+        "weight mean": WEIGHT_MEAN,
+        "weight mean, 6/9 of taps valid": padded(6 / 9),
+        "weight mean, 4/9 of taps valid": padded(4 / 9),
     }
     with jax.enable_x64(True):
         gram = (1 - arguments.rho) * jnp.eye(arguments.inputs) + arguments.rho
         report: dict[str, Any] = {}
-        for name, stack in stacks.items():
-            kernels = {depth: stack.kernels(gram, depth) for depth in arguments.depths}
+        for name, mlp in mlps.items():
+            kernels = {depth: mlp.kernels(gram, depth) for depth in arguments.depths}
             report[name] = {
-                "chi": stack.chi(),
-                "fixed_correlation": stack.fixed_correlation(),
-                "depth_scale": stack.depth_scale(),
+                "chi": mlp.chi(),
+                "fixed_correlation": mlp.fixed_correlation(),
+                "depth_scale": mlp.depth_scale(),
                 "correlation": {d: float(k[0, 1] / k[0, 0]) for d, (k, _) in kernels.items()},
                 "kappa": {d: condition_number(ntk) for d, (_, ntk) in kernels.items()},
             }
@@ -93,8 +100,8 @@ def run_depth(arguments: argparse.Namespace) -> int:
         cells = "".join(f"{row['correlation'][d]:>8.4f}{row['kappa'][d]:>8.3f}" for d in arguments.depths)
         log_line(f"{name:32}{row['chi']:>7.3f}{row['fixed_correlation']:>7.3f}{cells}")
     batches = (8, 16, 32, 64)
-    log_line("BatchNorm's chi at batch " + ", ".join(f"{b}: {mean_field.batch_norm_chi(b):.3f}" for b in batches))
-    _save(arguments.out, "depth", {"inputs": arguments.inputs, "rho": arguments.rho, "stacks": report})
+    log_line("BatchNorm's chi at batch " + ", ".join(f"{b}: {batch_norm_chi(b):.3f}" for b in batches))
+    _save(arguments.out, "depth", {"inputs": arguments.inputs, "rho": arguments.rho, "mlps": report})
     return 0
 
 
@@ -125,8 +132,8 @@ def run_ntk(arguments: argparse.Namespace) -> int:
     options: dict[str, Any] = {
         "output": arguments.output,
         "weights": weights,
-        "method": arguments.kernel_method,
-        "coupled": found.coupled,
+        "implementation": arguments.implementation,
+        "batch_coupled": found.batch_coupled,
         "memory": int(arguments.memory * 2**30),
         "check": arguments.check,
     }
@@ -141,9 +148,9 @@ def run_ntk(arguments: argparse.Namespace) -> int:
     values = np.linalg.eigvalsh(square)
     shown = {
         "examples, outputs": f"{len(x)}, {arguments.output if kernel.ndim == 2 else f'trace of {kernel.shape[-1]}'}",
-        "examples influence one another": "yes: BatchNorm over this batch" if found.coupled else "no",
-        "condition number": regime.describe_condition(condition_number(square), square.dtype),
-        "of the unit-diagonal kernel": regime.describe_condition(condition_number(unit_diagonal(square)), square.dtype),
+        "examples influence one another": "yes: BatchNorm over this batch" if found.batch_coupled else "no",
+        "condition number": describe_condition(condition_number(square), square.dtype),
+        "of the unit-diagonal kernel": describe_condition(condition_number(unit_diagonal(square)), square.dtype),
         "eigenvalues, least and largest": f"{values[0]:.4g}, {values[-1]:.4g}",
         "diagonal, mean and spread": f"{np.diagonal(square).mean():.4g} +- {np.diagonal(square).std():.2g}",
     }
@@ -157,8 +164,8 @@ def run_jacobian(arguments: argparse.Namespace) -> int:
     found, x = _subject(arguments)
     key = jax.random.key(arguments.seed or 0)
     log_line(found.name)
-    moments = nngp.moments(found.apply_fn, found.params, x, coupled=found.coupled)
-    grown = growth(found.apply_fn, found.params, x, key=key, coupled=found.coupled)
+    moments = nngp.moments(found.apply_fn, found.params, x, batch_coupled=found.batch_coupled)
+    grown = perturbation_growth(found.apply_fn, found.params, x, key=key, batch_coupled=found.batch_coupled)
     logs = grown.log_ratios.mean(0)
     log_line(f"{'layer':44}{'mean square':>13}{'correlation':>13}{'growth so far':>15}")
     layers = {}
@@ -166,23 +173,23 @@ def run_jacobian(arguments: argparse.Namespace) -> int:
         layer = moments[name]
         layers[name] = {**dataclasses.asdict(layer), "growth": float(np.exp(log))}
         log_line(f"{name:44}{layer.mean_square:>13.4g}{layer.correlation:>13.4f}{np.exp(log):>15.4g}")
-    seen = regime.measured_layers(grown, found.coupled)
+    seen = regime.measured_layers(grown, found.batch_coupled)
     chi, error = grown.rate(grown.names[seen[0]], grown.names[seen[-1]])
-    curvature = gauss_newton_eigenvalues(found.apply_fn, found.params, x, key=key)
+    curved = curvature.gauss_newton_eigenvalues(found.apply_fn, found.params, x, key=key)
     shown = {"growth per layer (chi)": f"{chi:.4f} +- {error:.2g}"}
-    if not found.coupled:
-        largest = np.asarray(jacobians.largest(found.apply_fn, found.params, x, key=key).values)
-        square = np.asarray(jacobians.mean_square(found.apply_fn, found.params, x, key=key).mean)
+    if not found.batch_coupled:
+        largest = np.asarray(jacobian.largest(found.apply_fn, found.params, x, key=key).values)
+        square = np.asarray(jacobian.mean_square(found.apply_fn, found.params, x, key=key).mean)
         shown["largest squared singular value, mean over examples"] = f"{largest.mean():.4g}"
         shown["sum of squared singular values over outputs"] = f"{square.mean():.4g}"
-    top = float(curvature.values[0])
+    top = float(curved.values[0])
     shown["largest eigenvalue of the Gauss-Newton matrix"] = f"{top:.4g} (stable below learning rate {2 / top:.3g})"
     log_line(table(shown))
     _save(arguments.out, "jacobian", {"subject": found.name, **shown, "layers": layers})
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mimicnorm diagnose",
         description=__doc__,
@@ -196,9 +203,9 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--out", type=Path, help="folder for JSON, kernels and figures; default: print only")
         return added
 
-    checks = command("verify", run_verify, "check every statement of the theory numerically, in float64")
-    checks.add_argument("--seeds", type=int, nargs="+", default=[0], help="base seeds (default: 0)")
-    depth = command("depth", run_depth, "correlations and NTK condition numbers of infinitely wide stacks by depth")
+    verifying = command("verify", run_verify, "check every statement of the theory numerically, in float64")
+    verifying.add_argument("--seeds", type=int, nargs="+", default=[0], help="base seeds (default: 0)")
+    depth = command("depth", run_depth, "correlations and NTK condition numbers of infinitely wide MLPs by depth")
     depth.add_argument("--inputs", type=int, default=32, help="number of inputs (default: 32)")
     depth.add_argument("--rho", type=float, default=0.5, help="their correlation (default: 0.5)")
     depth.add_argument("--depths", type=int, nargs="+", default=[4, 8, 13, 20, 50], help="(default: 4 8 13 20 50)")
@@ -214,7 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     ntk.add_argument(
         "--weights", choices=("all", "initial_variance"), default="all", help="of parameters (default: all)"
     )
-    ntk.add_argument("--kernel_method", default="auto", help="auto, layerwise, jacobian or products (default: auto)")
+    ntk.add_argument("--implementation", default="auto", help=f"auto, {', '.join(IMPLEMENTATIONS)} (default: auto)")
     ntk.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,
@@ -242,7 +249,7 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     try:
         with jax.enable_x64(getattr(arguments, "precision", "") == "float64"):
             return arguments.run(arguments)

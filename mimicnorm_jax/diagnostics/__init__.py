@@ -1,4 +1,53 @@
-"""In which regime a network is: tangent kernels, NNGP kernels and Jacobians, and the theory of wide networks.
+"""In which regime a network is: tangent kernels, NNGP kernels, Jacobians and curvature of any pure function.
 
-Knows nothing of models or training, but for its command line, `__main__`.
+Everything takes `apply_fn(params, x) -> (N, O)`; a Flax module becomes one by `from_linen`.
+
+`batch_coupled`, an option of most functions here, says that the examples of a batch influence one another, as with a
+BatchNorm in training mode. Derivatives are then those of the whole batch, through everyone's statistics. If it is False
+(the default), that they do not is made sure of, once for each function and shapes: proved from the jaxpr where that can
+be, else tried in numbers; a network whose examples do influence one another is refused with the operation that brings
+them together.
 """
+
+from mimicnorm_jax.diagnostics import regime
+from mimicnorm_jax.diagnostics.adapters import from_linen
+from mimicnorm_jax.diagnostics.memory import nbytes, saved_for_backward
+from mimicnorm_jax.diagnostics.ntk import (
+    IMPLEMENTATIONS,
+    EmpiricalNTK,
+    Plan,
+    all_parameters,
+    empirical_ntk,
+    initial_variance,
+    ntk_vector_product,
+)
+from mimicnorm_jax.diagnostics.propagation import Growth, nngp, perturbation_growth
+from mimicnorm_jax.diagnostics.regime import Regime, RegimeMeter, describe_condition
+from mimicnorm_jax.diagnostics.spectra import Eigenvalues, condition_number, curvature, jacobian, unit_diagonal
+from mimicnorm_jax.diagnostics.tracing import ApplyFn
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "ApplyFn",
+    "Eigenvalues",
+    "EmpiricalNTK",
+    "Growth",
+    "Plan",
+    "Regime",
+    "RegimeMeter",
+    "all_parameters",
+    "condition_number",
+    "curvature",
+    "describe_condition",
+    "empirical_ntk",
+    "from_linen",
+    "initial_variance",
+    "jacobian",
+    "nbytes",
+    "nngp",
+    "ntk_vector_product",
+    "perturbation_growth",
+    "regime",
+    "saved_for_backward",
+    "unit_diagonal",
+]

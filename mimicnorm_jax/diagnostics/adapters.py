@@ -13,9 +13,9 @@ def from_linen(module: nn.Module, variables: Mapping[str, Any], **kwargs: Any) -
     """Splits a module into `apply_fn(params, x)` and `params`.
 
     Other collections (running averages) are held fixed. With `train=True`, or whatever makes a module normalize by
-    its batch, pass `mutable=["batch_stats"]`; its updates are dropped, and examples then influence one another:
-    see `coupled` of `ntk.EmpiricalNTK`. Dropout does nothing unless the random numbers of
-    its collection are given, in any mode; with them a batch's mask depends on the place in the batch.
+    its batch, pass `mutable=["batch_stats"]`; its updates are dropped, and the batch is then coupled: see
+    `batch_coupled` in `diagnostics`. Dropout does nothing unless the random numbers of its collection are given, in any
+    mode; with them a batch's mask depends on the place in the batch.
 
     Args:
       module: any linen module, ours or not.

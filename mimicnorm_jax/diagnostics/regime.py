@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK
-from mimicnorm_jax.diagnostics.propagation.growth import Growth, growth
+from mimicnorm_jax.diagnostics.propagation.growth import Growth, perturbation_growth
 from mimicnorm_jax.diagnostics.spectra.conditioning import condition_number, unit_diagonal
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 
@@ -53,14 +53,14 @@ def describe_condition(kappa: float, precision: Any) -> str:
     return "singular" if not np.isfinite(kappa) else f"{kappa:.4g}"
 
 
-def measured_layers(grown: Growth, coupled: bool) -> np.ndarray:
+def measured_layers(grown: Growth, batch_coupled: bool) -> np.ndarray:
     """Indices of the layers between which growth is counted; see `Regime.growth`.
 
     Raises:
       ValueError: if there are fewer than two.
     """
     # A layer on which signal or tangent vanish, such as a classifier that starts at zero, has no ratio.
-    seen = np.flatnonzero(np.isfinite(grown.log_ratios).all(0))[1 if coupled else 0 :]
+    seen = np.flatnonzero(np.isfinite(grown.log_ratios).all(0))[1 if batch_coupled else 0 :]
     if len(seen) < 2:
         raise ValueError("growth needs two layers on which neither the signal nor the perturbation vanishes")
     return seen
@@ -71,20 +71,20 @@ class RegimeMeter:
 
     Args:
       apply_fn: the network.
-      coupled: whether its examples influence one another, see `ntk.EmpiricalNTK`.
+      batch_coupled: see `diagnostics`.
       output: the one whose kernel is taken; in wide networks at initialization all outputs' are alike.
       memory: for the kernel.
     """
 
-    def __init__(self, apply_fn: ApplyFn, *, coupled: bool = False, output: int = 0, memory: int = 2**32) -> None:
-        self.apply_fn, self.coupled = apply_fn, coupled
-        self.kernel = EmpiricalNTK(apply_fn, output=output, coupled=coupled, memory=memory)
+    def __init__(self, apply_fn: ApplyFn, *, batch_coupled: bool = False, output: int = 0, memory: int = 2**32) -> None:
+        self.apply_fn, self.batch_coupled = apply_fn, batch_coupled
+        self.kernel = EmpiricalNTK(apply_fn, output=output, batch_coupled=batch_coupled, memory=memory)
 
     def __call__(self, params: Any, x: jax.Array, key: jax.Array) -> Regime:
         """Measures the network at these parameters on inputs `(N, ...)`; `key` draws the tangents."""
         kernel = np.asarray(self.kernel(params, x))
-        grown = growth(self.apply_fn, params, x, key=key, coupled=self.coupled)
-        seen = measured_layers(grown, self.coupled)
+        grown = perturbation_growth(self.apply_fn, params, x, key=key, batch_coupled=self.batch_coupled)
+        seen = measured_layers(grown, self.batch_coupled)
         chi, error = grown.rate(grown.names[seen[0]], grown.names[seen[-1]])
         return Regime(
             kappa=condition_number(kernel),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.diagnostics.regime import RegimeMeter
+from mimicnorm_jax.diagnostics import RegimeMeter
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.models.head import LAST_BN
 from mimicnorm_jax.monitoring.networks import images, network
@@ -70,7 +70,7 @@ class DiagnosticsHook:
             # BatchNorm scale one output's kernel as a whole, and touch nothing before the logits.
             neutral = jax.tree_util.tree_map_with_path(_neutral, host["batch_stats"])
             bound = network(self._trainer.config, {**host, "batch_stats": neutral}, "")
-            self._meter = RegimeMeter(bound.apply_fn, coupled=bound.coupled)
+            self._meter = RegimeMeter(bound.apply_fn, batch_coupled=bound.batch_coupled)
         found = self._meter(host["params"], self._images, jax.random.key(self._trainer.config.seed))
         row: dict[str, Any] = {
             "epoch": int(epoch) if epoch.is_integer() else epoch,

@@ -11,8 +11,7 @@ import numpy as np
 from mimicnorm_jax import models
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.data.augment import normalize
-from mimicnorm_jax.diagnostics.adapters import from_linen
-from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
+from mimicnorm_jax.diagnostics import ApplyFn, from_linen
 from mimicnorm_jax.errors import ConfigError, WorkdirError
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training import workdir
@@ -29,14 +28,14 @@ class BoundModel:
       name: for a reader.
       apply_fn: the network as a function of parameters and images.
       params: its parameters.
-      coupled: whether its examples influence one another: BatchNorm networks are taken in training mode, as their
+      batch_coupled: whether its examples influence one another: BatchNorm networks are taken in training mode, as their
         running averages mean nothing at initialization.
     """
 
     name: str
     apply_fn: ApplyFn
     params: Any
-    coupled: bool
+    batch_coupled: bool
 
 
 def network(config: TrainConfig, variables: Any, name: str) -> BoundModel:
@@ -46,12 +45,12 @@ def network(config: TrainConfig, variables: Any, name: str) -> BoundModel:
     the kernel is then that of the logits before it, without the null directions that it has on a batch. Kernels that
     a run centers after each step are centered in the call here: the same function, and the tangent kernel of its steps.
     """
-    coupled = METHODS[config.method].batch_norm
+    batch_coupled = METHODS[config.method].batch_norm
     precision = jax.tree.leaves(variables["params"])[0].dtype
     model = make_model(config, dtype=precision, param_dtype=precision)
-    mode: dict[str, Any] = {"train": True, "mutable": ["batch_stats"]} if coupled else {"train": False}
+    mode: dict[str, Any] = {"train": True, "mutable": ["batch_stats"]} if batch_coupled else {"train": False}
     apply_fn, params = from_linen(model, variables, **mode)
-    return BoundModel(name, apply_fn, params, coupled)
+    return BoundModel(name, apply_fn, params, batch_coupled)
 
 
 def initialized(config: TrainConfig, precision: Any) -> BoundModel:

@@ -34,7 +34,7 @@ class Check:
     header: ClassVar[tuple[str, ...]] = ("quantity", "setting", "expected", "measured", "")
 
     def cells(self) -> tuple[str, ...]:
-        """The row as text, in the order of `header`."""
+        """The check as text, in the order of `header`."""
         measured = _number(self.measured, self.standard_error)
         if self.expected is not None and self.high is not None:
             tolerance = self.high - self.expected
@@ -51,7 +51,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Observation:
-    """One number that is shown and not asserted; attributes as in `Row`, and a remark on what to make of it."""
+    """One number that is shown and not asserted; attributes as in `Check`, and a remark on what to make of it."""
 
     name: str
     setting: str
@@ -73,14 +73,14 @@ def expect_between(
     high: float | None = None,
     expected: float | None = None,
 ) -> Check:
-    """The row of a number, or of the mean of independent samples `(draws,)`, that must lie in an interval."""
+    """The check of a number, or of the mean of independent samples `(draws,)`, that must lie in an interval."""
     measured, error = _mean(samples)
     passed = (low is None or low <= measured) and (high is None or measured <= high)
     return Check(name, setting, expected, low, high, measured, error, passed and math.isfinite(measured))
 
 
 def expect_close(name: str, setting: str, samples: float | np.ndarray, expected: float, tolerance: float) -> Check:
-    """The row of what must be `expected` up to an absolute tolerance; see `between`."""
+    """The check of what must be `expected` up to an absolute tolerance; see `expect_between`."""
     return expect_between(name, setting, samples, expected - tolerance, expected + tolerance, expected)
 
 
@@ -89,16 +89,17 @@ def observed(name: str, setting: str, samples: float | np.ndarray, remark: str) 
     return Observation(name, setting, *_mean(samples), remark)
 
 
-def as_table(rows: Sequence[Check] | Sequence[Observation]) -> str:
-    """Rows, or observations, under their header in aligned columns.
+def as_table(checks: Sequence[Check] | Sequence[Observation]) -> str:
+    """Checks, or observations, under their header in aligned columns.
 
     Example:
-      >>> print(as_table([near("slope", "n = 8", 1.52, 1.5, 0.1), between("kappa", "n = 8", 3.0, high=1.2)]))
+      >>> slope = expect_close("slope", "n = 8", 1.52, 1.5, 0.1)
+      >>> print(as_table([slope, expect_between("kappa", "n = 8", 3.0, high=1.2)]))
       quantity  setting  expected    measured
       slope     n = 8    1.50 ± 0.1  1.52      ok
       kappa     n = 8    < 1.2       3         FAILED
     """
-    cells = [rows[0].header, *(row.cells() for row in rows)]
+    cells = [checks[0].header, *(check.cells() for check in checks)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
     return "\n".join(line.rstrip() for line in lines)

@@ -1,4 +1,4 @@
-"""The data of the theory's figures: lines from `theory`, points and samples from random stacks.
+"""The data of the theory's figures: lines from `mean_field`, points and samples from random MLPs.
 
 Computations are in JAX's default precision; results are plain NumPy arrays, ready for `plots`.
 """
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.diagnostics.spectra.conditioning import unit_diagonal
+from mimicnorm_jax.diagnostics import unit_diagonal
 from mimicnorm_jax.functional.activations import relu
 from mimicnorm_jax.functional.kernels import center
 from mimicnorm_jax.plots import Series
@@ -44,8 +44,8 @@ def transition_maps(key: jax.Array) -> tuple[dict[str, Series], dict[str, Series
     makes = (random_mlp.plain, random_mlp.weight_mean, random_mlp.weight_mean)
     points, keys = {}, jax.random.split(key, len(starts))
     for name, make, valid in zip(names, makes, (1.0, 1.0, VALID), strict=True):
-        stack = make(inputs=2, width=576, depth=2, outputs=576)
-        measured = [sample(_second_cosine(rho, valid), stack, each, 20) for rho, each in zip(starts, keys, strict=True)]
+        mlp = make(inputs=2, width=576, depth=2, outputs=576)
+        measured = [sample(_second_cosine(rho, valid), mlp, each, 20) for rho, each in zip(starts, keys, strict=True)]
         points[name] = _with_errors(starts, measured)
     return lines, points
 
@@ -53,11 +53,11 @@ def transition_maps(key: jax.Array) -> tuple[dict[str, Series], dict[str, Series
 def _second_cosine(rho: float, valid: float) -> Measure:
     """Cosine after the second layer, of which all but a fraction of the inputs are zeros, as in zero padding."""
 
-    def measure(stack: RandomMLP, params: Params) -> jax.Array:
-        first = stack.preactivations(params, inputs_of(equicorrelated(2, rho)))[0]
-        inside = jnp.arange(stack.width)[None, :] < round(valid * stack.width)
+    def measure(mlp: RandomMLP, params: Params) -> jax.Array:
+        first = mlp.preactivations(params, inputs_of(equicorrelated(2, rho)))[0]
+        inside = jnp.arange(mlp.width)[None, :] < round(valid * mlp.width)
         kernel = params["layer2"]
-        z = (relu(first) * inside) @ (center(kernel) if stack.centered else kernel)
+        z = (relu(first) * inside) @ (center(kernel) if mlp.centered else kernel)
         return (z[0] * z[1]).sum() / (jnp.linalg.norm(z[0]) * jnp.linalg.norm(z[1]))
 
     return measure
@@ -79,14 +79,14 @@ def pair_correlations(key: jax.Array) -> dict[str, np.ndarray]:
 
 
 def _hidden(kind: str, inputs: int, width: int, depth: int) -> RandomMLP:
-    """A stack of which the last layer is like the others."""
-    stack = KINDS[kind](inputs, width, depth, width)
-    return replace(stack, last_norm=stack.normalized)
+    """An MLP of which the last layer is like the others."""
+    mlp = KINDS[kind](inputs, width, depth, width)
+    return replace(mlp, last_norm=mlp.normalized)
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Condition numbers of the tangent kernel by depth, each a dict by kind of stack.
+    """Condition numbers of the tangent kernel by depth, each a dict by kind of MLP.
 
     Attributes:
       limit: at infinite width.
@@ -120,8 +120,8 @@ def spectra(key: jax.Array) -> dict[int, np.ndarray]:
     """
     result = {}
     for layers in (1, 2, 4, 8):
-        stack = random_mlp.weight_mean(inputs=1, width=512, depth=layers + 1, outputs=512)
-        squares = np.linalg.svd(sample(jacobian, stack, key, 10), compute_uv=False) ** 2
+        mlp = random_mlp.weight_mean(inputs=1, width=512, depth=layers + 1, outputs=512)
+        squares = np.linalg.svd(sample(jacobian, mlp, key, 10), compute_uv=False) ** 2
         relative = squares / squares.mean(1, keepdims=True)
         # The rank is that of the layer with the fewest active units, below half the width.
         result[layers] = relative[relative > 1e-12]
@@ -147,7 +147,7 @@ def activations(key: jax.Array) -> dict[str, np.ndarray]:
     kernel_key, input_key = jax.random.split(key)
     x = jax.random.normal(input_key, (1000, 300))
 
-    def measure(stack: RandomMLP, params: Params) -> jax.Array:
-        return jnp.stack(stack.preactivations(params, x)).astype(jnp.float32)
+    def measure(mlp: RandomMLP, params: Params) -> jax.Array:
+        return jnp.stack(mlp.preactivations(params, x)).astype(jnp.float32)
 
     return {kind: sample(measure, _hidden(kind, inputs=300, width=300, depth=51), kernel_key, 1)[0] for kind in KINDS}

@@ -1,4 +1,4 @@
-r"""Mean-field theory of infinitely wide stacks at initialization: NNGP and NTK recursions, transition maps, chi.
+r"""Mean-field theory of infinitely wide MLPs at initialization: NNGP and NTK recursions, transition maps, chi.
 
 Notation of the paper's section 4: $q$ is the variance of a pre-activation, $\rho$ the correlation of two of
 them, $\hat\phi(\rho) = E[\phi(u)\phi(v)]$ for standard Gaussians of correlation $\rho$. Computations are in the
@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from mimicnorm_jax.theory.duals import DualActivation, relu_dual
-from mimicnorm_jax.theory.duals import quadrature_dual as quadrature_dual
 
 S = 1 - 1 / math.pi
 """Share of a ReLU's second moment that is variance: 1 - E[relu]^2 / E[relu^2]."""
@@ -20,7 +19,7 @@ S = 1 - 1 / math.pi
 
 @dataclass(frozen=True)
 class InfiniteMLP:
-    r"""An infinitely wide stack of dense layers, or of convolutions with iid patches.
+    r"""An infinitely wide MLP, or a stack of convolutions with iid patches.
 
     Layer map: $T(K) = \sigma_w^2 (E[\phi\phi] - c\,E[\phi]E[\phi]) + \sigma_b^2$, derivative kernel
     $\dot T(K) = \sigma_w^2 E[\phi'\phi']$. The first layer is neither centered nor scaled: $K^1$ is the inputs'
@@ -29,7 +28,7 @@ class InfiniteMLP:
     Attributes:
       weight_variance: $\sigma_w^2$, the variance of a weight times the fan-in.
       bias_variance: $\sigma_b^2$.
-      centering: $c$, the share of the mean that centering removes: 0 for a plain stack, 1 for weight
+      centering: $c$, the share of the mean that centering removes: 0 for a plain MLP, 1 for weight
         mean, and the fraction of valid taps for a patch that reaches into zero padding.
       dual: moments of the activation.
     """
@@ -65,7 +64,7 @@ class InfiniteMLP:
           ValueError: if `depth < 1` or `gram` is not a square matrix.
         """
         if depth < 1:
-            raise ValueError(f"depth is {depth}: a stack has at least one weight layer")
+            raise ValueError(f"depth is {depth}: an MLP has at least one weight layer")
         if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
             raise ValueError(f"gram is a square matrix of inner products; got shape {gram.shape}")
 
@@ -87,22 +86,24 @@ class InfiniteMLP:
     def chi(self, variance: float = 1.0) -> float:
         r"""$\chi_1 = \bar T'(1)$, the growth per layer of a small perturbation's mean square over that of the signal.
 
-        Above 1 the stack is chaotic, below it ordered.
+        Above 1 the MLP is chaotic, below it ordered.
         """
         q = jnp.asarray(variance, jnp.result_type(float))
         second, slope, means = self.dual(q, q, q)
         return float(self.weight_variance * slope * q / self._covariance(second, means))
 
-    def fixed_correlation(self, variance: float = 1.0, steps: int = 200_000, tolerance: float = 1e-12) -> float:
+    def fixed_correlation(
+        self, variance: float = 1.0, max_iterations: int = 200_000, tolerance: float = 1e-12
+    ) -> float:
         """The stable fixed point of `correlation_map`, reached by iterating it from 1/2.
 
         A marginal map (`chi() == 1`) creeps towards 1 like `9 pi^2 / (2 l^2)`: then what is returned is
-        below 1 by what `steps` leave.
+        below 1 by what `max_iterations` leave.
         """
 
         def unsettled(state: tuple[int, jax.Array, jax.Array]) -> jax.Array:
             step, rho, before = state
-            return (step < steps) & (abs(rho - before) > tolerance)
+            return (step < max_iterations) & (abs(rho - before) > tolerance)
 
         def iterate(state: tuple[int, jax.Array, jax.Array]) -> tuple[int, jax.Array, jax.Array]:
             step, rho, _ = state
@@ -114,7 +115,7 @@ class InfiniteMLP:
     def depth_scale(self, variance: float = 1.0) -> float:
         r"""$-1 / \log \bar T'(\rho^*)$: layers in which a correlation's distance to its fixed point falls by e.
 
-        Infinite for a marginal stack, where the approach is algebraic.
+        Infinite for a marginal MLP, where the approach is algebraic.
         """
         fixed = self.fixed_correlation(variance)
         slope = self.chi(variance) if fixed > 1 - 1e-4 else float(jax.grad(self.correlation_map)(fixed, variance))
@@ -122,9 +123,9 @@ class InfiniteMLP:
 
 
 PLAIN = InfiniteMLP()
-"""A plain ReLU stack with He's variance: marginal, chi_1 = 1."""
+"""A plain ReLU MLP with He's variance: marginal, chi_1 = 1."""
 WEIGHT_MEAN = InfiniteMLP(weight_variance=2 / S, centering=1.0)
-"""A ReLU stack with centered weights at the variance that keeps its energy (Theorem 3): chi_1 = 1.466942."""
+"""A ReLU MLP with centered weights at the variance that keeps its energy (Theorem 3): chi_1 = 1.466942."""
 
 
 def padded(valid: float) -> InfiniteMLP:
@@ -141,7 +142,7 @@ def padded(valid: float) -> InfiniteMLP:
 
 
 def batch_norm_chi(batch: int) -> float:
-    r"""Growth per layer of a perturbation in a ReLU stack with BatchNorm over a batch of that size.
+    r"""Growth per layer of a perturbation in a ReLU MLP with BatchNorm over a batch of that size.
 
     $\chi(B) = ((B - 1 + J'(c)) / (1 - J(c)) - 1) / (B - 3)$, $c = -1/(B-1)$, with ReLU's normalized dual $J$.
     About 1 % accurate against simulation at width 256 for B from 8 to 64; at B = 256 it falls short.

@@ -1,4 +1,4 @@
-"""What is worth seeing in finite stacks and not promised there: shown beside the rows of `verify`, asserted nowhere."""
+"""What is worth seeing in finite MLPs and not promised there: shown beside the checks of `verify`, asserted nowhere."""
 
 import math
 
@@ -24,7 +24,7 @@ def observe(seed: int) -> list[Observation]:
     """What is worth seeing and not promised at finite width, in double precision."""
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(seed), 4)
-        return [*_raw_kernels(keys[0]), *_shares(keys[1]), _total_growth(keys[2]), _edge(keys[3])]
+        return [*_raw_kernels(keys[0]), *_shares(keys[1]), _total_growth(keys[2]), marchenko_pastur_edge(keys[3])]
 
 
 def _raw_kernels(key: jax.Array) -> list[Observation]:
@@ -41,8 +41,8 @@ def _raw_kernels(key: jax.Array) -> list[Observation]:
 
 def _shares(key: jax.Array) -> list[Observation]:
     depth = 5
-    stack = random_mlp.weight_mean(inputs=16, width=256, depth=depth, outputs=1)
-    shares = layer_shares(stack, inputs_of(jnp.eye(16)), key, 10)
+    mlp = random_mlp.weight_mean(inputs=16, width=256, depth=depth, outputs=1)
+    shares = layer_shares(mlp, inputs_of(jnp.eye(16)), key, 10)
     limit = WEIGHT_MEAN.chi() ** np.arange(depth - 1, -1, -1)
     return [
         observed(
@@ -56,13 +56,14 @@ def _shares(key: jax.Array) -> list[Observation]:
 
 
 def _total_growth(key: jax.Array) -> Observation:
-    stack = random_mlp.weight_mean(inputs=16, width=256, depth=24, outputs=256)
-    growth = np.log10(sample(tangent_growth, stack, key, 8)).sum(1)
+    mlp = random_mlp.weight_mean(inputs=16, width=256, depth=24, outputs=256)
+    growth = np.log10(sample(tangent_growth, mlp, key, 8)).sum(1)
     remark = f"chi_1^23 = 10^{23 * math.log10(WEIGHT_MEAN.chi()):.2f}"
     return observed("log10 of a tangent's growth, layers 1 to 24", "n = 256, 8 seeds, weight mean", growth, remark)
 
 
-def _edge(key: jax.Array) -> Observation:
+def marchenko_pastur_edge(key: jax.Array) -> Observation:
+    """The largest squared singular value of a layer's Jacobian, over their mean."""
     matrices = sample(jacobian, random_mlp.weight_mean(inputs=1, width=256, depth=2, outputs=256), key, 10)
     squares = np.linalg.svd(matrices, compute_uv=False) ** 2
     remark = f"Marchenko-Pastur edge (1 + sqrt 2)^2 = {(1 + math.sqrt(2)) ** 2:.2f}"

@@ -1,4 +1,4 @@
-r"""Random fully-connected ReLU stacks of finite width: the networks that the theory of `theory` is checked on.
+r"""Random fully-connected ReLU MLPs of finite width: the networks that `mean_field` is checked on.
 
 The first layer is neither centered nor scaled, $z^1 = W^1 x$ with variance $1/n_0$, so that $K^1$ is the inputs' Gram
 matrix over $n_0$; every later layer is $z^{l+1} = W^{l+1} \phi(z^l)$ with variance $\sigma_w^2/n$. No biases.
@@ -25,7 +25,7 @@ def batch_norm(z: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class RandomMLP:
-    r"""A stack of `depth` weight layers at initialization, as pure functions of its raw kernels.
+    r"""An MLP of `depth` weight layers at initialization, as pure functions of its raw kernels.
 
     Attributes:
       inputs: $n_0$.
@@ -33,7 +33,7 @@ class RandomMLP:
       depth: $L$, number of weight layers, at least 1.
       outputs: width of the last layer, which is linear and otherwise like the others.
       weight_variance: $\sigma_w^2$, the variance of a weight times the fan-in, from the second layer on.
-      centered: whether kernels from the second on are read through `centering.center`.
+      centered: whether kernels from the second on are read through `functional.kernels.center`.
       normalized: whether BatchNorm stands before every ReLU.
       last_norm: whether BatchNorm stands on the outputs.
     """
@@ -108,4 +108,4 @@ KINDS: dict[str, Callable[..., RandomMLP]] = {
     "weight mean": weight_mean,
     "BatchNorm": batch_normalized,
 }
-"""The three stacks that the theory compares, from inputs, width, depth and outputs, by their name in tables."""
+"""The three MLPs that the theory compares, from inputs, width, depth and outputs, by their name in tables."""

@@ -1,6 +1,6 @@
-"""What random stacks of finite width do: one function a quantity, one sample a random network.
+"""What random MLPs of finite width do: one function a quantity, one sample a random network.
 
-`verify` holds the samples to the theory, `illustrate` draws them.
+`verify` holds the samples to the theory, `figures` makes pictures' data of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -10,22 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK
-from mimicnorm_jax.diagnostics.spectra.conditioning import condition_number
+from mimicnorm_jax.diagnostics import EmpiricalNTK, condition_number
 from mimicnorm_jax.theory import random_mlp
 from mimicnorm_jax.theory.random_mlp import Params, RandomMLP
 
 Measure = Callable[[RandomMLP, Params], jax.Array]
 
 
-def sample(measure: Measure, stack: RandomMLP, key: jax.Array, draws: int) -> np.ndarray:
+def sample(measure: Measure, mlp: RandomMLP, key: jax.Array, draws: int) -> np.ndarray:
     """`measure` of `draws` networks with independent kernels, `(draws, *shape of one)`."""
-    compiled = jax.jit(lambda params: measure(stack, params))
-    return np.stack([np.asarray(compiled(params)) for params in _networks(stack, key, draws)])
+    compiled = jax.jit(lambda params: measure(mlp, params))
+    return np.stack([np.asarray(compiled(params)) for params in _networks(mlp, key, draws)])
 
 
-def _networks(stack: RandomMLP, key: jax.Array, draws: int) -> Iterator[Params]:
-    return (stack.init(jax.random.fold_in(key, i)) for i in range(draws))
+def _networks(mlp: RandomMLP, key: jax.Array, draws: int) -> Iterator[Params]:
+    return (mlp.init(jax.random.fold_in(key, i)) for i in range(draws))
 
 
 def inputs_of(gram: jax.Array) -> jax.Array:
@@ -38,19 +37,19 @@ def equicorrelated(count: int, rho: float) -> jax.Array:
     return (1 - rho) * jnp.eye(count) + rho
 
 
-def energy_ratio(stack: RandomMLP, params: Params) -> jax.Array:
-    """Last over first layer's mean square, the mean over as many orthogonal inputs as the stack has dimensions."""
-    layers = stack.preactivations(params, inputs_of(jnp.eye(stack.inputs)))
+def energy_ratio(mlp: RandomMLP, params: Params) -> jax.Array:
+    """Last over first layer's mean square, the mean over as many orthogonal inputs as the MLP has dimensions."""
+    layers = mlp.preactivations(params, inputs_of(jnp.eye(mlp.inputs)))
     return ((layers[-1] ** 2).mean(1) / (layers[0] ** 2).mean(1)).mean()
 
 
-def tangent_growth(stack: RandomMLP, params: Params) -> jax.Array:
+def tangent_growth(mlp: RandomMLP, params: Params) -> jax.Array:
     """Growth per layer of a tangent's sum of squares over the whole batch, `(depth - 1,)`.
 
     Inputs are orthogonal to each other and to the tangents, half of the input dimensions each.
     """
-    x, tangent = jnp.split(inputs_of(jnp.eye(stack.inputs)), 2)
-    _, tangents = jax.jvp(lambda x: stack.preactivations(params, x), (x,), (tangent,))
+    x, tangent = jnp.split(inputs_of(jnp.eye(mlp.inputs)), 2)
+    _, tangents = jax.jvp(lambda x: mlp.preactivations(params, x), (x,), (tangent,))
     energy = jnp.stack([(each**2).sum() for each in tangents])
     return energy[1:] / energy[:-1]
 
@@ -58,41 +57,41 @@ def tangent_growth(stack: RandomMLP, params: Params) -> jax.Array:
 def cosines(x: jax.Array) -> Measure:
     """Measures the cosines of all pairs of inputs `(N, n_0)` by layer, `(depth, N, N)`."""
 
-    def measure(stack: RandomMLP, params: Params) -> jax.Array:
-        layers = [z / jnp.linalg.norm(z, axis=1, keepdims=True) for z in stack.preactivations(params, x)]
+    def measure(mlp: RandomMLP, params: Params) -> jax.Array:
+        layers = [z / jnp.linalg.norm(z, axis=1, keepdims=True) for z in mlp.preactivations(params, x)]
         return jnp.stack([z @ z.T for z in layers])
 
     return measure
 
 
-def jacobian(stack: RandomMLP, params: Params) -> jax.Array:
+def jacobian(mlp: RandomMLP, params: Params) -> jax.Array:
     """Jacobian `(outputs, width)` of the outputs by the first pre-activations, at a random input."""
-    first = stack.preactivations(params, inputs_of(jnp.eye(stack.inputs)))[0][0]
-    return jax.jacrev(lambda z: stack.onwards(params, z[None])[-1][0])(first)
+    first = mlp.preactivations(params, inputs_of(jnp.eye(mlp.inputs)))[0][0]
+    return jax.jacrev(lambda z: mlp.onwards(params, z[None])[-1][0])(first)
 
 
-def tangent_kernels(stack: RandomMLP, x: jax.Array, key: jax.Array, draws: int) -> np.ndarray:
+def tangent_kernels(mlp: RandomMLP, x: jax.Array, key: jax.Array, draws: int) -> np.ndarray:
     """Empirical tangent kernels of `draws` networks on inputs `(N, n_0)`, `(draws, N, N)`: the mean over outputs.
 
     In the theory's parametrization, every layer weighted by its kernel's initial variance. With BatchNorm it is the
     whole batch's.
     """
-    compiled = _kernel(stack)
-    return np.stack([compiled(params, x) for params in _networks(stack, key, draws)]) / stack.outputs
+    compiled = _kernel(mlp)
+    return np.stack([compiled(params, x) for params in _networks(mlp, key, draws)]) / mlp.outputs
 
 
-def layer_shares(stack: RandomMLP, x: jax.Array, key: jax.Array, draws: int) -> np.ndarray:
+def layer_shares(mlp: RandomMLP, x: jax.Array, key: jax.Array, draws: int) -> np.ndarray:
     """Each layer's share of the tangent kernel's trace over inputs `(N, n_0)`, `(draws, depth)`."""
-    compiled = _kernel(stack, per_parameter=True)
-    kernels = [compiled(params, x) for params in _networks(stack, key, draws)]
-    traces = np.array([[np.trace(kernel[f"layer{i + 1}"]) for i in range(stack.depth)] for kernel in kernels])
+    compiled = _kernel(mlp, per_parameter=True)
+    kernels = [compiled(params, x) for params in _networks(mlp, key, draws)]
+    traces = np.array([[np.trace(kernel[f"layer{i + 1}"]) for i in range(mlp.depth)] for kernel in kernels])
     return traces / traces.sum(1, keepdims=True)
 
 
-def _kernel(stack: RandomMLP, *, per_parameter: bool = False) -> EmpiricalNTK:
-    coupled = stack.normalized or stack.last_norm
+def _kernel(mlp: RandomMLP, *, per_parameter: bool = False) -> EmpiricalNTK:
+    batch_coupled = mlp.normalized or mlp.last_norm
     return EmpiricalNTK(
-        stack.apply, output="trace", weights=stack.init_variance, coupled=coupled, per_parameter=per_parameter
+        mlp.apply, output="trace", weights=mlp.init_variance, batch_coupled=batch_coupled, per_parameter=per_parameter
     )
 
 
@@ -107,7 +106,7 @@ def deep_kernels(key: jax.Array) -> dict[str, np.ndarray]:
 
 
 def condition_numbers(kernels: Iterable[ArrayLike]) -> np.ndarray:
-    """`theory.condition_number` of each kernel `(N, N)`."""
+    """`condition_number` of each kernel `(N, N)`."""
     return np.array([condition_number(kernel) for kernel in kernels])
 
 

@@ -1,6 +1,6 @@
-"""The theory of `theory` held to closed forms, exact identities and simulations at finite width.
+"""The theory of `mean_field` held to closed forms, exact identities and simulations at finite width.
 
-`run` gives the rows that are asserted; what theory does not promise at finite width is in `observations`.
+`run` gives the checks that are asserted; what theory does not promise at finite width is in `observations`.
 """
 
 import math
@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax import plots
-from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK
-from mimicnorm_jax.diagnostics.spectra.conditioning import unit_diagonal
+from mimicnorm_jax.diagnostics import EmpiricalNTK, unit_diagonal
 from mimicnorm_jax.theory import figures, random_mlp
 from mimicnorm_jax.theory.checks import Check, expect_between, expect_close
 from mimicnorm_jax.theory.mean_field import PLAIN, WEIGHT_MEAN, S, batch_norm_chi
@@ -34,17 +33,17 @@ from mimicnorm_jax.theory.simulation import (
 
 STATEMENT = """\
 What holds, and what does not:
-These are statements about initialization. In infinitely wide ReLU stacks with centered weights, small correlations of
+These are statements about initialization. In infinitely wide ReLU MLPs with centered weights, small correlations of
 inputs shrink to 0.733 of themselves per layer and small perturbations grow by 1.467 per layer in mean square; the
 tangent kernel tends to a multiple of the identity, where that of He's initialization keeps a condition number of about
 1 + N/3 for N inputs. At width n the same is true of the kernel scaled to a unit diagonal; the kernel as it is comes
-close to condition number 1 only for depths far below n/4. BatchNorm over a batch of B acts alike, at a rate of its own,
-chi(B), and with one soft direction, the mean over the batch. Zero padding and pooling bring the growth down to 1.1-1.5
-per layer and leave inputs correlated. Residual networks with the published branch scalars 1.2^k/l are not chaotic, as
-the sum of 1/l^2 converges; with 1/sqrt(l) they grow polynomially. Chaos means exploding gradients: the largest stable
-learning rate of a stack without skips falls about like chi^-L, so all this speaks for centering at moderate depth. On
-16 images of CIFAR-100, centering lowered the tangent kernel's condition number about six times in VGG-16, eleven times
-in ResNet-18 and 28 times in ResNet-50 (benchmarks/results/trainability.md)."""
+close to condition number 1 only for depths far below n/4. BatchNorm over a batch of B behaves similarly, at a
+batch-dependent rate, chi(B), and with one soft direction, the mean over the batch. Zero padding and pooling bring the
+growth down to 1.1-1.5 per layer and leave inputs correlated. Residual networks with the published branch scalars
+1.2^k/l are not chaotic, as the sum of 1/l^2 converges; with 1/sqrt(l) they grow polynomially. Chaotic networks have
+exploding gradients: the largest stable learning rate of an MLP without skips falls about like chi^-L, so this favors
+moderate depth. On 16 images of CIFAR-100, centering lowered the tangent kernel's condition number about six times in
+VGG-16, eleven times in ResNet-18 and 28 times in ResNet-50 (benchmarks/results/trainability.md)."""
 
 
 def transition_map(key: jax.Array) -> list[Check]:
@@ -90,8 +89,8 @@ def growth(key: jax.Array) -> list[Check]:
     """
     width, depth, batch = 256, 24, 32
     centered_key, normalized_key = jax.random.split(key)
-    stack = random_mlp.weight_mean(inputs=16, width=width, depth=depth, outputs=width)
-    rates = sample(tangent_growth, stack, centered_key, 24).mean(1)
+    mlp = random_mlp.weight_mean(inputs=16, width=width, depth=depth, outputs=width)
+    rates = sample(tangent_growth, mlp, centered_key, 24).mean(1)
     expected = WEIGHT_MEAN.chi() * (1 - (2 - 3 / math.pi) / S / width)
     normed = random_mlp.batch_normalized(inputs=2 * batch, width=width, depth=depth, outputs=width)
     normed_rates = sample(tangent_growth, replace(normed, last_norm=True), normalized_key, 8).mean(1)
@@ -105,14 +104,14 @@ def growth(key: jax.Array) -> list[Check]:
 
 def correlations(key: jax.Array) -> list[Check]:
     """One layer's map of two inputs' correlation, and the spread that finite width leaves in deep layers."""
-    stack = random_mlp.weight_mean(inputs=3, width=512, depth=2, outputs=512)
+    mlp = random_mlp.weight_mean(inputs=3, width=512, depth=2, outputs=512)
     x = inputs_of(jnp.array([[1, 0.5, 0.9], [0.5, 1, 0.5], [0.9, 0.5, 1]]))
     map_key, spread_key = jax.random.split(key)
-    second = sample(cosines(x), stack, map_key, 60)[:, -1, 0]
+    second = sample(cosines(x), mlp, map_key, 60)[:, -1, 0]
     half, nine_tenths = WEIGHT_MEAN.correlation_map(jnp.array([0.5, 0.9])).tolist()
     width, pairs = 256, np.triu_indices(32, 1)
-    stack = random_mlp.weight_mean(inputs=32, width=width, depth=30, outputs=width)
-    deep = sample(cosines(inputs_of(jnp.eye(32))), stack, spread_key, 16)[:, 14:, *pairs]
+    mlp = random_mlp.weight_mean(inputs=32, width=width, depth=30, outputs=width)
+    deep = sample(cosines(inputs_of(jnp.eye(32))), mlp, spread_key, 16)[:, 14:, *pairs]
     samples = np.sqrt((deep**2).mean((1, 2)) * width)
     return [
         expect_close("Tbar(0.5)", "n = 512, 60 seeds", second[:, 1], half, 0.04),
@@ -130,8 +129,8 @@ def recursion(key: jax.Array) -> list[Check]:
         ("plain", PLAIN, (25.583, 21.711, 19.274, 17.417, 14.576)),
     )
     rows = []
-    for kind, stack, values in known:
-        kernels = jax.jit(lambda gram, stack=stack: [stack.kernels(gram, depth)[1] for depth in depths])(gram)
+    for kind, mlp, values in known:
+        kernels = jax.jit(lambda gram, mlp=mlp: [mlp.kernels(gram, depth)[1] for depth in depths])(gram)
         for depth, value, measured in zip(depths, values, condition_numbers(kernels), strict=True):
             name, setting = f"kappa at infinite width, {kind}", f"rho = 0.5, N = 32, L = {depth}"
             rows.append(expect_close(name, setting, float(measured), value, 1e-4 * value))
@@ -141,8 +140,8 @@ def recursion(key: jax.Array) -> list[Check]:
 def kernel_mean(key: jax.Array) -> list[Check]:
     """The empirical tangent kernel, over its infinite-width limit, is 1 on the diagonal and off it."""
     gram, depth = equicorrelated(16, 0.5), 5
-    stack = random_mlp.weight_mean(inputs=16, width=256, depth=depth, outputs=10)
-    ratios = tangent_kernels(stack, inputs_of(gram), key, 40) / np.asarray(WEIGHT_MEAN.kernels(gram, depth)[1])
+    mlp = random_mlp.weight_mean(inputs=16, width=256, depth=depth, outputs=10)
+    ratios = tangent_kernels(mlp, inputs_of(gram), key, 40) / np.asarray(WEIGHT_MEAN.kernels(gram, depth)[1])
     off = ~np.eye(16, dtype=bool)
     setting = "n = 256, L = 5, 40 seeds"
     return [
@@ -152,7 +151,7 @@ def kernel_mean(key: jax.Array) -> list[Check]:
 
 
 def kernel_condition(key: jax.Array) -> list[Check]:
-    """Condition number of the tangent kernel scaled to a unit diagonal, by kind of stack: the mean over networks."""
+    """Condition number of the tangent kernel scaled to a unit diagonal, by kind of MLP: the mean over networks."""
     bounds: dict[str, dict[str, float]] = {
         "weight mean": {"high": 1.2},
         "plain": {"low": 15},
@@ -171,13 +170,16 @@ def kernel_condition(key: jax.Array) -> list[Check]:
 
 def identities(key: jax.Array) -> list[Check]:
     """What centering and the last BN make exactly zero, relative to the largest entry or eigenvalue."""
-    stack = replace(random_mlp.weight_mean(inputs=8, width=64, depth=4, outputs=3), last_norm=True)
+    mlp = replace(random_mlp.weight_mean(inputs=8, width=64, depth=4, outputs=3), last_norm=True)
     kernel_key, input_key = jax.random.split(key)
-    params, x = stack.init(kernel_key), on_the_sphere(input_key, 12, 8)
-    gradient = jax.jit(jax.grad(lambda params: (stack.apply(params, x) ** 3).sum()))(params)
-    centered = [np.asarray(gradient[f"layer{i}"]) for i in range(2, stack.depth + 1)]
+    params, x = mlp.init(kernel_key), on_the_sphere(input_key, 12, 8)
+    gradient = jax.jit(jax.grad(lambda params: (mlp.apply(params, x) ** 3).sum()))(params)
+    centered = [np.asarray(gradient[f"layer{i}"]) for i in range(2, mlp.depth + 1)]
     sums = max(float(np.abs(each.sum(0)).max() / np.abs(each).max()) for each in centered)
-    ntk = np.asarray(EmpiricalNTK(stack.apply, weights=stack.init_variance, method="jacobian", coupled=True)(params, x))
+    kernel = EmpiricalNTK(
+        mlp.apply, weights=mlp.init_variance, implementation="jacobian_contraction", batch_coupled=True
+    )
+    ntk = np.asarray(kernel(params, x))
     largest = np.linalg.eigvalsh(ntk.transpose(0, 2, 1, 3).reshape(36, 36))[-1]
 
     def image(vectors: np.ndarray) -> float:
@@ -185,7 +187,7 @@ def identities(key: jax.Array) -> list[Check]:
         unit = vectors / np.linalg.norm(vectors, axis=0)
         return float(np.linalg.norm(np.einsum("nmop,mp->nop", ntk, unit), axis=(0, 1)).max() / largest)
 
-    logits = np.asarray(replace(stack, last_norm=False).apply(params, x))
+    logits = np.asarray(replace(mlp, last_norm=False).apply(params, x))
     return [
         expect_between("column sums of a centered kernel's gradient", "n = 64, L = 4", sums, high=1e-12),
         expect_between(

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mimicnorm_jax.diagnostics.memory import nbytes, saved_for_backward
+from mimicnorm_jax.diagnostics import nbytes, saved_for_backward
 
 X = jax.ShapeDtypeStruct((8, 4), jnp.float32)
 

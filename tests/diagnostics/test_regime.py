@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mimicnorm_jax.diagnostics.adapters import from_linen
-from mimicnorm_jax.diagnostics.regime import RegimeMeter, describe_condition
-from mimicnorm_jax.diagnostics.spectra.conditioning import condition_number, unit_diagonal
+from mimicnorm_jax.diagnostics import RegimeMeter, condition_number, describe_condition, from_linen, unit_diagonal
 from mimicnorm_jax.theory import random_mlp
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -23,15 +21,15 @@ def test_condition_numbers_say_what_their_precision_knows():
     assert describe_condition(np.inf, np.dtype("float64")) == "singular"
 
 
-def test_regime_of_stacks():
-    """kappa from Jacobians written out; weight mean amplifies a perturbation more than a plain stack."""
+def test_regime_of_mlps():
+    """kappa from Jacobians written out; weight mean amplifies a perturbation more than a plain MLP."""
     x = jax.random.normal(jax.random.key(1), (6, 32))
     chi = {}
     for kind in ("plain", "weight_mean"):
-        stack = getattr(random_mlp, kind)(inputs=32, width=64, depth=6, outputs=2)
-        params = stack.init(jax.random.key(0))
-        found = RegimeMeter(stack.apply, output=1)(params, x, jax.random.key(2))
-        leaves = jax.tree.leaves(jax.jacrev(lambda p, stack=stack: stack.apply(p, x)[:, 1])(params))
+        mlp = getattr(random_mlp, kind)(inputs=32, width=64, depth=6, outputs=2)
+        params = mlp.init(jax.random.key(0))
+        found = RegimeMeter(mlp.apply, output=1)(params, x, jax.random.key(2))
+        leaves = jax.tree.leaves(jax.jacrev(lambda p, mlp=mlp: mlp.apply(p, x)[:, 1])(params))
         rows = np.concatenate([np.asarray(leaf).reshape(6, -1) for leaf in leaves], 1)
         np.testing.assert_allclose(found.kappa, np.linalg.cond(rows) ** 2, rtol=1e-8)
         np.testing.assert_allclose(found.kappa_unit_diagonal, condition_number(unit_diagonal(rows @ rows.T)), rtol=1e-8)
@@ -42,9 +40,9 @@ def test_regime_of_stacks():
 
 
 def test_growth_of_batch_norm_starts_at_the_second_layer():
-    stack = random_mlp.batch_normalized(inputs=32, width=64, depth=4, outputs=1)
-    params, x = stack.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (8, 32))
-    meter = RegimeMeter(stack.apply, coupled=True)
+    mlp = random_mlp.batch_normalized(inputs=32, width=64, depth=4, outputs=1)
+    params, x = mlp.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (8, 32))
+    meter = RegimeMeter(mlp.apply, batch_coupled=True)
     # The theory's chi at a batch of 8 is 1.79; the first step would draw the mean down to about 1.5.
     assert meter(params, x, jax.random.key(2)).chi > 1.6
 

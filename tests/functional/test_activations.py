@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from mimicnorm_jax.diagnostics.memory import saved_for_backward
+from mimicnorm_jax.diagnostics import saved_for_backward
 from mimicnorm_jax.functional.activations import relu, relu6, relu_save_mask
 
 NHWC = ("NHWC", "HWIO", "NHWC")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mimicnorm_jax.diagnostics.memory import nbytes, saved_for_backward
+from mimicnorm_jax.diagnostics import nbytes, saved_for_backward
 from mimicnorm_jax.functional.pooling import max_pool
 
 

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from mimicnorm_jax.diagnostics.memory import saved_for_backward
+from mimicnorm_jax.diagnostics import saved_for_backward
 from mimicnorm_jax.functional import kernels
 from mimicnorm_jax.linen.layers import CenteredConv, CenteredDense, LastBatchNorm
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from mimicnorm_jax import models
-from mimicnorm_jax.diagnostics.memory import nbytes, saved_for_backward
+from mimicnorm_jax.diagnostics import nbytes, saved_for_backward
 
 BATCH = 8
 # Feature maps kept in the dtype of activations, and packed: the inputs of all convolutions (two that read one map

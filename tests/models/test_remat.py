@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mimicnorm_jax import models
-from mimicnorm_jax.diagnostics.memory import saved_for_backward
+from mimicnorm_jax.diagnostics import saved_for_backward
 from mimicnorm_jax.models.resnet import Bottleneck, ResNet
 
 

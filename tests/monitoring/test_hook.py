@@ -89,7 +89,7 @@ def test_a_subject_is_the_network_that_evaluation_sees(probed):
 
 def test_batch_norm_is_taken_over_the_batch():
     found = networks.initialized(_config(method="batchnorm", width_multiplier=0.125), "float32")
-    assert found.coupled
+    assert found.batch_coupled
     x = networks.images(_config(), 6, "random", "float32")
     hidden = found.apply_fn(found.params, x)
     # Every BatchNorm removes a common factor of its inputs, up to its epsilon.
@@ -123,7 +123,7 @@ def test_ntk_and_jacobian_commands_on_a_checkpoint(probed, tmp_path, capsys):
 
 def test_depth_command(tmp_path, capsys):
     assert main(["depth", "--depths", "4", "13", f"--out={tmp_path}"]) == 0
-    found = json.loads((tmp_path / "depth.json").read_text())["stacks"]["weight mean"]["kappa"]
+    found = json.loads((tmp_path / "depth.json").read_text())["mlps"]["weight mean"]["kappa"]
     np.testing.assert_allclose([found["4"], found["13"]], [7.9603, 1.0447], rtol=1e-4)
     assert "7.960" in capsys.readouterr().out
 

@@ -7,22 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics.spectra.conditioning import condition_number
-from mimicnorm_jax.theory import mean_field
-from mimicnorm_jax.theory.mean_field import PLAIN, WEIGHT_MEAN, InfiniteMLP
+from mimicnorm_jax.diagnostics import condition_number
+from mimicnorm_jax.theory import PLAIN, WEIGHT_MEAN, InfiniteMLP, S, batch_norm_chi, padded, quadrature_dual, relu_dual
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def _slope(stack, rho, step=1e-6):
+def _slope(mlp, rho, step=1e-6):
     """From one side at the ends of [-1, 1], where arccos has no derivative."""
     up, down = min(rho + step, 1.0), max(rho - step, -1.0)
-    return float(stack.correlation_map(up) - stack.correlation_map(down)) / (up - down)
+    return float(mlp.correlation_map(up) - mlp.correlation_map(down)) / (up - down)
 
 
 def test_transition_map_of_weight_mean():
     values = WEIGHT_MEAN.correlation_map(jnp.array([0.0, 1.0, -1.0]))
-    np.testing.assert_allclose(values, [0, 1, -1 / math.pi / mean_field.S], atol=1e-12)
+    np.testing.assert_allclose(values, [0, 1, -1 / math.pi / S], atol=1e-12)
     assert abs(jax.grad(WEIGHT_MEAN.correlation_map)(0.0) - 0.733471) < 1e-6
     assert abs(WEIGHT_MEAN.chi() - 1.466942) < 1e-6
     # The map meets 1 like (1 - rho)^(3/2): the one-sided slope is off by sqrt(step).
@@ -41,31 +40,31 @@ def test_plain_stack_is_marginal_and_creeps_to_one():
 def test_fixed_points_and_depth_scales():
     assert abs(WEIGHT_MEAN.fixed_correlation()) < 1e-11
     assert abs(WEIGHT_MEAN.depth_scale() + 1 / math.log(0.733471)) < 1e-4
-    edge = mean_field.padded(4 / 9)
+    edge = padded(4 / 9)
     assert abs(edge.chi() - 1 / (1 - 4 / 9 / math.pi)) < 1e-12
     assert abs(edge.chi() - 1.165) < 1e-3
     assert abs(edge.fixed_correlation() - 0.78) < 5e-3
     # A bias keeps inputs correlated: at the energy that 1.5 q (1 - 1/pi) / 2 + 0.1 = q keeps, rho* = T(rho*).
     biased = InfiniteMLP(weight_variance=1.5, bias_variance=0.1, centering=1.0)
-    energy = 0.1 / (1 - 0.75 * mean_field.S)
+    energy = 0.1 / (1 - 0.75 * S)
     fixed = biased.fixed_correlation(energy)
     assert 0 < fixed < 1
     assert abs(biased.correlation_map(fixed, energy) - fixed) < 1e-11
 
 
-@pytest.mark.parametrize("stack", [PLAIN, WEIGHT_MEAN, InfiniteMLP(1.7, 0.3, 0.5)])
-def test_layer_map_against_sampling(stack):
+@pytest.mark.parametrize("mlp", [PLAIN, WEIGHT_MEAN, InfiniteMLP(1.7, 0.3, 0.5)])
+def test_layer_map_against_sampling(mlp):
     """A wide layer, in plain NumPy."""
     rng = np.random.default_rng(0)
     covariance = np.array([[1.0, 0.4], [0.4, 2.0]])
     u = rng.multivariate_normal([0, 0], covariance, size=2_000_000)
     x = np.maximum(u, 0)
-    second = x.T @ x / len(x) - stack.centering * np.outer(x.mean(0), x.mean(0))
+    second = x.T @ x / len(x) - mlp.centering * np.outer(x.mean(0), x.mean(0))
     slope = ((u > 0).T.astype(float) @ (u > 0)) / len(x)
-    nngp, derivative = stack.layer(jnp.asarray(covariance))
+    nngp, derivative = mlp.layer(jnp.asarray(covariance))
     # Standard errors are about 2 / sqrt(2e6) = 0.0014 times the weight variance.
-    np.testing.assert_allclose(nngp, stack.weight_variance * second + stack.bias_variance, atol=0.015)
-    np.testing.assert_allclose(derivative, stack.weight_variance * slope, atol=0.006)
+    np.testing.assert_allclose(nngp, mlp.weight_variance * second + mlp.bias_variance, atol=0.015)
+    np.testing.assert_allclose(derivative, mlp.weight_variance * slope, atol=0.006)
 
 
 def _erf_dual(k11, k12, k22):
@@ -77,14 +76,14 @@ def _erf_dual(k11, k12, k22):
 @pytest.mark.parametrize("nodes", [129, 513])
 def test_quadrature_is_exact_for_polynomials(nodes):
     k11, k12, k22 = jnp.asarray(1.5), jnp.asarray(0.4), jnp.asarray(0.8)
-    second, slope, means = mean_field.quadrature_dual(lambda x: x + x**2, nodes=nodes)(k11, k12, k22)
+    second, slope, means = quadrature_dual(lambda x: x + x**2, nodes=nodes)(k11, k12, k22)
     # What is left out at the ends of the panels is 1e-11 of them.
     np.testing.assert_allclose(second, k12 + k11 * k22 + 2 * k12**2, rtol=1e-9)  # Isserlis
     np.testing.assert_allclose(slope, 1 + 4 * k12, rtol=1e-9)
     np.testing.assert_allclose(means, k11 * k22, rtol=1e-9)
 
 
-@pytest.mark.parametrize(("phi", "dual"), [(jax.nn.relu, mean_field.relu_dual), (jax.scipy.special.erf, _erf_dual)])
+@pytest.mark.parametrize(("phi", "dual"), [(jax.nn.relu, relu_dual), (jax.scipy.special.erf, _erf_dual)])
 @pytest.mark.parametrize("variances", [(1e-8, 1e-8), (1.0, 1.0), (2.0, 300.0), (1e4, 1e4)])
 def test_quadrature_meets_the_closed_forms_however_steep(phi, dual, variances):
     k11, k22 = (jnp.full(7, variance) for variance in variances)
@@ -92,7 +91,7 @@ def test_quadrature_meets_the_closed_forms_however_steep(phi, dual, variances):
     found, exact, first, last = (
         jnp.stack(f(*k))
         for f, k in (
-            (mean_field.quadrature_dual(phi), (k11, k12, k22)),
+            (quadrature_dual(phi), (k11, k12, k22)),
             (dual, (k11, k12, k22)),
             (dual, (k11, k11, k11)),
             (dual, (k22, k22, k22)),
@@ -102,7 +101,7 @@ def test_quadrature_meets_the_closed_forms_however_steep(phi, dual, variances):
     assert (abs(found - exact) / scale).max() < 1e-6
 
 
-@pytest.mark.parametrize("dual", [mean_field.relu_dual, mean_field.quadrature_dual(jax.nn.relu)])
+@pytest.mark.parametrize("dual", [relu_dual, quadrature_dual(jax.nn.relu)])
 def test_moments_of_an_input_that_is_zero_are_their_limit(dual):
     zero, one = jnp.zeros(()), jnp.ones(())
     for k22 in (zero, one):
@@ -114,31 +113,31 @@ def test_moments_of_an_input_that_is_zero_are_their_limit(dual):
 
 def test_quadrature_refuses_what_has_not_converged():
     k = jnp.asarray(1.0)
-    clipped = mean_field.quadrature_dual(jax.nn.hard_tanh)
+    clipped = quadrature_dual(jax.nn.hard_tanh)
     with pytest.raises(ValueError, match=r"apart, more than 0.001: name its kinks"):
         clipped(k, 0.5 * k, k)
     assert all(jnp.isnan(moment) for moment in jax.jit(clipped)(k, 0.5 * k, k))
-    second, slope, _ = mean_field.quadrature_dual(jax.nn.hard_tanh, kinks=(-1.0, 1.0))(k, k, k)
+    second, slope, _ = quadrature_dual(jax.nn.hard_tanh, kinks=(-1.0, 1.0))(k, k, k)
     inside = math.erf(math.sqrt(0.5))  # of a standard normal variable in [-1, 1]
     np.testing.assert_allclose(slope, inside, rtol=1e-8)
     np.testing.assert_allclose(second, 1 - 2 * math.exp(-0.5) / math.sqrt(2 * math.pi), rtol=1e-8)
     with pytest.raises(ValueError, match="apart"):  # its mass lies ten standard deviations out
-        mean_field.quadrature_dual(jnp.exp)(100 * k, 50 * k, 100 * k)
+        quadrature_dual(jnp.exp)(100 * k, 50 * k, 100 * k)
     with pytest.raises(ValueError, match="nodes is 64"):
-        mean_field.quadrature_dual(jnp.tanh, nodes=64)
+        quadrature_dual(jnp.tanh, nodes=64)
 
 
 @pytest.mark.parametrize(
-    ("stack", "expected"),
+    ("mlp", "expected"),
     [
         (WEIGHT_MEAN, [7.9603, 1.8581, 1.0447, 1.0005, 1.0000]),
         (PLAIN, [25.583, 21.711, 19.274, 17.417, 14.576]),
     ],
 )
-def test_condition_number_of_the_ntk_by_depth(stack, expected):
+def test_condition_number_of_the_ntk_by_depth(mlp, expected):
     """Equicorrelated inputs, rho = 0.5, N = 32, at depths 4, 8, 13, 20, 50."""
     gram = 0.5 * jnp.eye(32) + 0.5
-    measured = [condition_number(stack.kernels(gram, depth)[1]) for depth in (4, 8, 13, 20, 50)]
+    measured = [condition_number(mlp.kernels(gram, depth)[1]) for depth in (4, 8, 13, 20, 50)]
     np.testing.assert_allclose(measured, expected, rtol=1e-4)
 
 
@@ -156,10 +155,10 @@ def test_ntk_recursion_is_the_sum_over_layers_of_kernel_times_later_derivatives(
 
 
 def test_batch_norm_chi_at_the_known_batch_sizes():
-    measured = [mean_field.batch_norm_chi(batch) for batch in (8, 16, 32, 64)]
+    measured = [batch_norm_chi(batch) for batch in (8, 16, 32, 64)]
     np.testing.assert_allclose(measured, [1.788, 1.590, 1.522, 1.493], atol=5e-4)
     # An infinite batch subtracts the exact mean, as weight mean does.
-    assert abs(mean_field.batch_norm_chi(10**6) - WEIGHT_MEAN.chi()) < 1e-4
+    assert abs(batch_norm_chi(10**6) - WEIGHT_MEAN.chi()) < 1e-4
 
 
 def test_bad_arguments_are_named():
@@ -168,6 +167,6 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"\(2, 3\)"):
         PLAIN.kernels(jnp.ones((2, 3)), 1)
     with pytest.raises(ValueError, match=r"valid is 1\.5"):
-        mean_field.padded(1.5)
+        padded(1.5)
     with pytest.raises(ValueError, match="batch is 3"):
-        mean_field.batch_norm_chi(3)
+        batch_norm_chi(3)

@@ -1,4 +1,4 @@
-"""Measurements on random stacks against slower ways to the same numbers."""
+"""Measurements on random MLPs against slower ways to the same numbers."""
 
 from dataclasses import replace
 
@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics.spectra.conditioning import unit_diagonal
-from mimicnorm_jax.theory import random_mlp, simulation
-from mimicnorm_jax.theory.random_mlp import KINDS
+from mimicnorm_jax.diagnostics import unit_diagonal
+from mimicnorm_jax.theory import KINDS, random_mlp, simulation
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -25,35 +24,35 @@ def test_inputs_have_the_gram_matrix_asked_for():
 
 @pytest.mark.parametrize("kind", ["weight mean", "BatchNorm"])
 def test_tangent_growth_against_finite_differences(kind):
-    stack = replace(KINDS[kind](inputs=8, width=16, depth=3, outputs=16), last_norm=kind == "BatchNorm")
-    params, step = stack.init(jax.random.key(0)), 1e-6
+    mlp = replace(KINDS[kind](inputs=8, width=16, depth=3, outputs=16), last_norm=kind == "BatchNorm")
+    params, step = mlp.init(jax.random.key(0)), 1e-6
     x, tangent = 8**0.5 * np.eye(8)[:4], 8**0.5 * np.eye(8)[4:]
-    ahead, behind = (stack.preactivations(params, jnp.asarray(x + sign * step * tangent)) for sign in (1, -1))
+    ahead, behind = (mlp.preactivations(params, jnp.asarray(x + sign * step * tangent)) for sign in (1, -1))
     energy = np.array([((np.asarray(a) - np.asarray(b)) ** 2).sum() for a, b in zip(ahead, behind, strict=True)])
-    np.testing.assert_allclose(simulation.tangent_growth(stack, params), energy[1:] / energy[:-1], rtol=1e-6)
+    np.testing.assert_allclose(simulation.tangent_growth(mlp, params), energy[1:] / energy[:-1], rtol=1e-6)
 
 
 def test_jacobian_of_a_layer_is_its_centered_kernel_at_active_units():
-    stack = random_mlp.weight_mean(inputs=1, width=16, depth=2, outputs=16)
-    params = stack.init(jax.random.key(0))
+    mlp = random_mlp.weight_mean(inputs=1, width=16, depth=2, outputs=16)
+    params = mlp.init(jax.random.key(0))
     kernel = np.asarray(params["layer2"])
     active = np.asarray(params["layer1"])[0] > 0
     expected = (kernel - kernel.mean(0)).T * active
-    np.testing.assert_allclose(simulation.jacobian(stack, params), expected, atol=1e-14)
+    np.testing.assert_allclose(simulation.jacobian(mlp, params), expected, atol=1e-14)
 
 
 @pytest.mark.parametrize("kind", ["weight mean", "BatchNorm"])
 def test_tangent_kernel_and_shares_against_explicit_jacobians(kind):
-    stack, key = KINDS[kind](inputs=4, width=8, depth=3, outputs=2), jax.random.key(0)
+    mlp, key = KINDS[kind](inputs=4, width=8, depth=3, outputs=2), jax.random.key(0)
     x = jax.random.normal(key, (5, 4))
-    params = stack.init(jax.random.fold_in(key, 0))
-    variances = {"layer1": 1 / 4, "layer2": stack.weight_variance / 8, "layer3": stack.weight_variance / 8}
-    jacobian = jax.jacrev(stack.apply)(params, x)
+    params = mlp.init(jax.random.fold_in(key, 0))
+    variances = {"layer1": 1 / 4, "layer2": mlp.weight_variance / 8, "layer3": mlp.weight_variance / 8}
+    jacobian = jax.jacrev(mlp.apply)(params, x)
     by_layer = np.array([v * np.einsum("noij,moij->nm", jacobian[k], jacobian[k]) / 2 for k, v in variances.items()])
-    measured = simulation.tangent_kernels(stack, x, key, 1)[0]
+    measured = simulation.tangent_kernels(mlp, x, key, 1)[0]
     np.testing.assert_allclose(measured, by_layer.sum(0), rtol=1e-9, atol=1e-12)
     traces = np.trace(by_layer, axis1=1, axis2=2)
-    np.testing.assert_allclose(simulation.layer_shares(stack, x, key, 1)[0], traces / traces.sum(), rtol=1e-9)
+    np.testing.assert_allclose(simulation.layer_shares(mlp, x, key, 1)[0], traces / traces.sum(), rtol=1e-9)
 
 
 def test_unit_diagonal_leaves_no_scale():

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from mimicnorm_jax.theory import checks, figures, mean_field, observations, random_mlp, verify
+from mimicnorm_jax.theory import S, checks, figures, observations, random_mlp, verify
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,7 @@ def test_rows_are_reproducible_and_survive_json(report):
 
 def test_forgetting_the_exact_fan_in_fails_the_energy_row(report, monkeypatch):
     exact = random_mlp.weight_mean
-    monkeypatch.setattr(
-        random_mlp, "weight_mean", lambda **sizes: replace(exact(**sizes), weight_variance=2 / mean_field.S)
-    )
+    monkeypatch.setattr(random_mlp, "weight_mean", lambda **sizes: replace(exact(**sizes), weight_variance=2 / S))
     (row,), (right,) = _again(verify.energy), [row for row in report if row.name.startswith("energy")]
     # On the same draws: n / (n - 1) is missing from each of eight layers.
     np.testing.assert_allclose(row.measured / right.measured, (63 / 64) ** 8, rtol=1e-9)
@@ -88,7 +86,7 @@ def test_table_shows_failures_bounds_and_errors():
 
 def test_observed_edge_is_marchenko_pastur_s():
     with jax.enable_x64(True):
-        edge = observations._edge(jax.random.key(0))
+        edge = observations.marchenko_pastur_edge(jax.random.key(0))
     # At width 256 the largest eigenvalue lies below the edge by about 256^(-2/3) of it.
     assert 0.94 < edge.measured / (1 + 2**0.5) ** 2 < 1.02
     x = np.linspace(1e-4, 7, 200_001)

@@ -51,8 +51,8 @@ class FactoredJacobian:
 Feature = Jacobian | FactoredJacobian
 
 
-def inner(left: Feature, right: Feature, output: Output, symmetric: bool = False) -> jax.Array:
-    """Inner products of the derivatives of two sets of examples.
+def contract(left: Feature, right: Feature, output: Output, symmetric: bool = False) -> jax.Array:
+    """Inner products of the derivatives of two sets of examples (Jacobian contraction, in the order that is cheapest).
 
     Args:
       left: features of `a = n q` examples.
@@ -64,7 +64,7 @@ def inner(left: Feature, right: Feature, output: Output, symmetric: bool = False
       A block as in `Output`.
     """
     if isinstance(left, Jacobian) and isinstance(right, Jacobian):
-        return _matrix(left.rows, right.rows, output, symmetric)
+        return _dense(left.rows, right.rows, output, symmetric)
     assert isinstance(left, FactoredJacobian)
     assert isinstance(right, FactoredJacobian)
     if not left.factored:
@@ -78,7 +78,7 @@ def _rows(rows: jax.Array) -> jax.Array:
     return rows.reshape(-1, *rows.shape[2:])
 
 
-def _matrix(left: jax.Array, right: jax.Array, output: Output, symmetric: bool) -> jax.Array:
+def _dense(left: jax.Array, right: jax.Array, output: Output, symmetric: bool) -> jax.Array:
     left, right = _rows(left), _rows(right)
     (a, o, k), (b, p, _) = left.shape, right.shape
     if output == "full":
@@ -94,13 +94,13 @@ def _written(left: FactoredJacobian, right: FactoredJacobian, output: Output, sy
     rows_each = q * (o if output == "full" else 1)
     parts = next(parts for parts in (4, 3, 2, 1) if n % parts == 0 and (parts == 1 or n // parts * rows_each >= 64))
     if not symmetric or output == "diagonal" or parts == 1:
-        return _matrix(left.rows().rows, right.rows().rows, output, symmetric)
+        return _dense(left.rows().rows, right.rows().rows, output, symmetric)
     size = n // parts
     rows = [
         FactoredJacobian(left.patches[i : i + size], left.cotangents[i : i + size], left.bias, False).rows().rows
         for i in range(0, n, size)
     ]
-    upper = {(i, j): _matrix(a, b, output, False) for i, a in enumerate(rows) for j, b in enumerate(rows) if i <= j}
+    upper = {(i, j): _dense(a, b, output, False) for i, a in enumerate(rows) for j, b in enumerate(rows) if i <= j}
     whole = [[upper[i, j] if i <= j else transposed(upper[j, i], output) for j in range(parts)] for i in range(parts)]
     axis = 2 if output == "full" else 1
     return jnp.concatenate([jnp.concatenate(row, axis) for row in whole])
@@ -175,7 +175,7 @@ def _chain(left: FactoredJacobian, right: FactoredJacobian, output: Output, symm
 def costs(
     sizes: Sequence[int], groups: tuple[int, int], examples: int, outputs: int, output: Output, symmetric: bool
 ) -> dict[str, float]:
-    """Multiplications that a layer's contribution takes with its derivatives written out, or left in pairs.
+    """Multiply-accumulates that a layer's contribution takes with its derivatives written out, or left as factors.
 
     Args:
       sizes: positions S, groups of channels G, fan-in F, output channels C.
@@ -186,7 +186,7 @@ def costs(
       symmetric: whether both sides are the same examples.
 
     Returns:
-      By kind of feature, `matrix` and `pair`.
+      MACs with the derivatives `written` out and `factored`.
     """
     s, g, f, c = sizes
     n, m = groups
@@ -194,10 +194,10 @@ def costs(
     pairs = examples**2 * outputs * (outputs if output == "full" else 1)
     half = 0.5 if symmetric else 1.0
     written = (n if symmetric else n + m) * rows * s * g * f * c
-    matrix = written + half * n * m * pairs * g * f * c
+    dense = written + half * n * m * pairs * g * f * c
     if s == 1:
-        return {"matrix": matrix, "pair": n * m * g * (f + half * pairs * c)}
-    return {"matrix": matrix, "pair": half * n * m * g * (s * s * f + s * s * rows * c + pairs * s * c)}
+        return {"written": dense, "factored": n * m * g * (f + half * pairs * c)}
+    return {"written": dense, "factored": half * n * m * g * (s * s * f + s * s * rows * c + pairs * s * c)}
 
 
 def transposed(block: Any, output: Output) -> Any:

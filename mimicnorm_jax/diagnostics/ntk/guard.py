@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mimicnorm_jax.diagnostics.ntk.implementations import Request
+from mimicnorm_jax.diagnostics.ntk.implementation import Request
 from mimicnorm_jax.diagnostics.tracing.independence import AMPLIFIED, nudged, tolerance
 from mimicnorm_jax.diagnostics.tracing.jaxprs import coarsest
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
@@ -24,12 +24,12 @@ class Guard:
       apply_fn: the network.
       tree: structure of its parameters.
       request: what is computed.
-      coupled: whether the examples of a batch influence one another.
-      name: of the method that computes it.
+      batch_coupled: see `diagnostics`.
+      name: of the implementation that computes it.
     """
 
-    def __init__(self, apply_fn: ApplyFn, tree: Any, request: Request, coupled: bool, name: str) -> None:
-        self.request, self.coupled, self.name = request, coupled, name
+    def __init__(self, apply_fn: ApplyFn, tree: Any, request: Request, batch_coupled: bool, name: str) -> None:
+        self.request, self.batch_coupled, self.name = request, batch_coupled, name
         self.chosen = [i for i, weight in enumerate(request.weights) if weight]
         self.rng = np.random.default_rng(0)
         self._contributions = jax.jit(self._of(apply_fn, tree))
@@ -66,7 +66,7 @@ class Guard:
 
     def _side(self, x: Any, place: int) -> tuple[jax.Array, int]:
         """Examples that are evaluated together, and the place of the one that is meant."""
-        if self.coupled:
+        if self.batch_coupled:
             return jnp.asarray(x), place
         beside = (place + 1) % len(x)
         return (jnp.asarray(x[place : place + 1]), 0) if beside == place else (jnp.stack([x[place], x[beside]]), 0)
@@ -75,21 +75,20 @@ class Guard:
         with jax.default_matmul_precision("highest"):
             return self._contributions(*arguments)
 
-    def __call__(self, leaves: Any, x1: Any, x2: Any, row: slice, column: slice, values: Any) -> None:
+    def __call__(self, leaves: Any, x1: Any, x2: Any, block: tuple[slice, slice], values: Any) -> None:
         """Checks a block.
 
         Args:
           leaves: arrays of the parameters.
           x1: all examples of the first side.
           x2: of the second.
-          row: the examples on the block's first side.
-          column: on its second.
-          values: the block in its documented form, or one by parameter.
+          block: its examples on each side.
+          values: of the block, in its documented form, or one by parameter.
 
         Raises:
           ValueError: if the two numbers differ by more than rounding explains.
         """
-        request, count = self.request, self.request.network.outputs.shape[1]
+        (row, column), request, count = block, self.request, self.request.network.outputs.shape[1]
         n, m = int(self.rng.integers(row.start, row.stop)), int(self.rng.integers(column.start, column.stop))
         first, second = (int(i) for i in self.rng.integers(0, count, 2))
         where: tuple[int, ...] = (n - row.start, m - column.start)
@@ -119,8 +118,8 @@ class Guard:
             if not differences[title] <= limit:
                 of = f" of {title}" if title else ""
                 raise ValueError(
-                    f"the tangent kernel{of} of examples {n} and {m} is {found:.9g} by method {self.name}, but "
+                    f"the tangent kernel{of} of examples {n} and {m} is {found:.9g} by {self.name}, but "
                     f"{wanted:.9g} by a direct product of gradients, further apart than rounding explains "
-                    f"({limit:.2g}). Use method='jacobian', and report this network: it is an "
+                    f"({limit:.2g}). Use implementation='jacobian_contraction', and report this network: it is an "
                     "error of this library, unless the network's outputs depend on something else than params and x"
                 )

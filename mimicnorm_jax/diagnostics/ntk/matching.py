@@ -1,6 +1,6 @@
 """Which kernels are a parameter, scaled or centered, and which biases are added as they are, by their forms.
 
-What is not recognized is differentiated without assuming anything.
+What does not match is differentiated without assuming anything.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwo
 
 @dataclass(frozen=True)
 class Kernel:
-    """A site whose kernel is one parameter, perhaps centered, times a factor of other parameters.
+    """A layer whose kernel is one parameter, perhaps centered, times a factor of other parameters.
 
     Attributes:
-      site: the product.
+      layer: the product.
       leaf: the parameter.
       centered: whether the fan-in's mean is subtracted.
       scaled: whether there is a factor other than 1; its value may depend on the parameters.
@@ -22,7 +22,7 @@ class Kernel:
       bias: a parameter that is added to the product's channels and used nowhere else, or None.
     """
 
-    site: LayerCall
+    layer: LayerCall
     leaf: int
     centered: bool
     scaled: bool
@@ -31,31 +31,31 @@ class Kernel:
 
 
 def match_kernels(network: TracedNetwork) -> dict[int, Kernel]:
-    """The kernels of known form, by site."""
-    uses = [leaf for site in network.sites for leaf in site.leaves]
+    """The kernels of known form, by layer."""
+    uses = [leaf for layer in network.layers for leaf in layer.leaves]
     found: dict[int, Kernel] = {}
-    for site in network.sites:
-        form, shape = site.form, site.product.kernel_shape
+    for layer in network.layers:
+        form, shape = layer.form, layer.product.kernel_shape
         if not isinstance(form, Entries) or form.single or form.repeated:
             continue
         if uses.count(form.leaf) != 1 or form.leaf in network.direct:
             continue
         # Of a larger one the form allows no derivative: it comes through stop_gradient.
-        scalars = tuple(leaf for leaf in site.leaves if leaf != form.leaf and network.sizes[leaf] == 1)
-        fan_in = {axis for axis in site.product.fan_in_axes if shape[axis] > 1}
+        scalars = tuple(leaf for leaf in layer.leaves if leaf != form.leaf and network.sizes[leaf] == 1)
+        fan_in = {axis for axis in layer.product.fan_in_axes if shape[axis] > 1}
         if form.centered not in (frozenset(), fan_in):
             continue
         scaled = bool(form.scales) or form.factor != 1
-        bias = site.added if _adds_entries(site) else None
-        found[site.index] = Kernel(site, form.leaf, bool(form.centered), scaled, scalars, bias)
+        bias = layer.bias if _adds_entries(layer) else None
+        found[layer.index] = Kernel(layer, form.leaf, bool(form.centered), scaled, scalars, bias)
     return found
 
 
-def _adds_entries(site: LayerCall) -> bool:
+def _adds_entries(layer: LayerCall) -> bool:
     """Whether each channel of the product is given its own entry of the bias, at every position."""
-    form, shape = site.added_form or (None, ())
+    form, shape = layer.bias_form or (None, ())
     if not isinstance(form, Entries) or form.centered or form.scales or form.factor != 1:
         return False
     varying = {axis for axis, side in enumerate(shape) if side > 1 and axis not in form.repeated}
-    channels = {axis for axis in site.product.channel_axes if site.shape[axis] > 1}
-    return len(shape) == len(site.shape) and varying == channels
+    channels = {axis for axis in layer.product.channel_axes if layer.shape[axis] > 1}
+    return len(shape) == len(layer.shape) and varying == channels

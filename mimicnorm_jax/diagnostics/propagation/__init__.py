@@ -1,1 +1,6 @@
 """How moments and perturbations travel through the layers."""
+
+from mimicnorm_jax.diagnostics.propagation import nngp
+from mimicnorm_jax.diagnostics.propagation.growth import Growth, perturbation_growth
+
+__all__ = ["Growth", "nngp", "perturbation_growth"]

@@ -1,10 +1,10 @@
 r"""Growth of a perturbation from layer to layer: the empirical $\chi_1$.
 
 A random tangent at the inputs is carried through the network. At each layer's product z its mean square is compared
-with the signal's, $r_l = |dz_l|^2 / |z_l|^2$; $\chi_1 = r_{l+1} / r_l$ in the infinitely wide stack, where it is
-$\bar T'(1)$ (see `theory.Stack.chi`). At width n the mean of $\log r_{l+1}/r_l$ is lower: by about 1.8/n for weight
-mean, not at all for a plain stack. (1.53/n is by how much the arithmetic mean of the tangent's own growth is lower, see
-`verify`.)
+with the signal's, $r_l = |dz_l|^2 / |z_l|^2$; $\chi_1 = r_{l+1} / r_l$ in the infinitely wide MLP, where it is
+$\bar T'(1)$ (see `theory.InfiniteMLP.chi`). At width n the mean of $\log r_{l+1}/r_l$ is lower: by about 1.8/n for
+weight mean, not at all for a plain MLP. (1.53/n is by how much the arithmetic mean of the tangent's own growth is
+lower, see `theory.verify`.)
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ import numpy as np
 
 from mimicnorm_jax.diagnostics.tracing.layers import (
     ByLayer,
-    as_names,
-    check_finite,
+    View,
     check_floating,
-    check_probes,
+    check_num_samples,
+    coupled_groups,
     forward_mode,
-    groups,
     prepared,
     select,
     trace,
 )
+from mimicnorm_jax.diagnostics.tracing.outputs import check_finite
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 from mimicnorm_jax.errors import unknown
 
@@ -48,7 +48,7 @@ class Growth:
     names: tuple[str, ...]
     log_ratios: np.ndarray
 
-    def steps(self) -> tuple[np.ndarray, np.ndarray]:
+    def factors(self) -> tuple[np.ndarray, np.ndarray]:
         """Growth factor from each layer to the next (geometric mean over samples) and its standard error, `(L - 1,)`.
 
         NaN beside a layer on which the signal or the tangent vanishes.
@@ -91,25 +91,19 @@ def _log_mean_square(values: jax.Array) -> jax.Array:
     return jnp.log(jnp.mean((values / largest) ** 2)) + 2 * jnp.log(largest)
 
 
-@partial(jax.jit, static_argnames=("apply_fn", "probes", "layers", "coupled"))
+@partial(jax.jit, static_argnames=("apply_fn", "num_samples", "view"))
 def _log_ratios(
-    apply_fn: ApplyFn,
-    params: Any,
-    x: jax.Array,
-    key: jax.Array,
-    probes: int,
-    layers: tuple[str, ...] | None,
-    coupled: bool,
+    apply_fn: ApplyFn, params: Any, x: jax.Array, key: jax.Array, num_samples: int, view: View
 ) -> tuple[ByLayer, jax.Array, jax.Array]:
-    """By layer, `(groups, probes)`; the outputs; by layer, whether all tangents are finite."""
-    network = trace(apply_fn, params, x, coupled)
-    chosen = select(network, layers)
+    """By layer, `(groups, num_samples)`; the outputs; by layer, whether all tangents are finite."""
+    network = trace(apply_fn, params, x, view.batch_coupled)
+    chosen = select(network, view.layers)
     if len(chosen) < 2:
-        raise ValueError(f"the layers are {', '.join(site.name for site in chosen)}: growth is from one to another")
+        raise ValueError(f"the layers are {', '.join(layer.name for layer in chosen)}: growth is from one to another")
 
     def products(group: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-        outputs, record = network.run(params, group)
-        return [record.products[site.index] for site in chosen], outputs
+        outputs, evaluation = network.run(params, group)
+        return [evaluation.products[layer.index] for layer in chosen], outputs
 
     def one(group: jax.Array, tangent: jax.Array) -> Any:
         signals, tangents, outputs = jax.jvp(products, (group,), (tangent,), has_aux=True)
@@ -117,22 +111,22 @@ def _log_ratios(
         logs = jnp.stack([_log_mean_square(t) - _log_mean_square(s) for s, t in pairs])
         return logs, jnp.stack([jnp.isfinite(t).all() for t in tangents]), outputs
 
-    xs = groups(x, coupled)
-    tangents = jax.random.normal(key, (probes, *xs.shape), xs.dtype)
+    xs = coupled_groups(x, view.batch_coupled)
+    tangents = jax.random.normal(key, (num_samples, *xs.shape), xs.dtype)
     logs, finite, outputs = jax.vmap(jax.vmap(one), (None, 0), (1, 1, None))(xs, tangents)
-    by_layer = ByLayer(tuple(site.name for site in chosen), tuple(jnp.moveaxis(logs, -1, 0)))
+    by_layer = ByLayer(tuple(layer.name for layer in chosen), tuple(jnp.moveaxis(logs, -1, 0)))
     return by_layer, outputs.reshape(len(x), -1), finite.all((0, 1))
 
 
-def growth(
+def perturbation_growth(
     apply_fn: ApplyFn,
     params: Any,
     x: jax.Array,
     *,
     key: jax.Array,
-    probes: int = 4,
+    num_samples: int = 4,
     layers: str | Sequence[str] | None = None,
-    coupled: bool = False,
+    batch_coupled: bool = False,
 ) -> Growth:
     r"""Growth of a random tangent's mean square relative to the signal's, layer by layer.
 
@@ -147,10 +141,9 @@ def growth(
       params: its parameters.
       x: inputs, `(N, ...)`, floating-point; the tangents are standard normal in their space.
       key: for the tangents.
-      probes: tangents of each example.
+      num_samples: tangents of each example.
       layers: names of at least two layers; None for all.
-      coupled: whether the examples of a batch influence one another (BatchNorm in training); the perturbation is
-        then one of all of `x` together.
+      batch_coupled: see `diagnostics`; the perturbation is then one of all of `x` together.
 
     Returns:
       The growth, over all N examples.
@@ -158,14 +151,14 @@ def growth(
     Raises:
       ValueError: for an unknown layer, fewer than two layers or samples, or values that are not finite.
     """
-    apply_fn, params, x = prepared(apply_fn, params, x, coupled)
+    apply_fn, params, x = prepared(apply_fn, params, x, batch_coupled)
     check_floating(x)
-    if coupled or len(x) == 1:
-        check_probes(probes)
-    elif probes < 1:
-        raise ValueError(f"probes is {probes}: each example needs at least one tangent")
+    if batch_coupled or len(x) == 1:
+        check_num_samples(num_samples)
+    elif num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}: each example needs at least one tangent")
     with forward_mode("growth"):
-        found, outputs, finite = _log_ratios(apply_fn, params, x, key, probes, as_names(layers), coupled)
+        found, outputs, finite = _log_ratios(apply_fn, params, x, key, num_samples, View.of(layers, batch_coupled))
     check_finite(outputs)
     if not finite.all():
         raise ValueError(

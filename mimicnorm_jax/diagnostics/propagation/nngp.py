@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall
-from mimicnorm_jax.diagnostics.tracing.layers import ByLayer, as_names, check_finite, groups, prepared, select, trace
+from mimicnorm_jax.diagnostics.tracing.layers import ByLayer, View, coupled_groups, prepared, select, trace
+from mimicnorm_jax.diagnostics.tracing.outputs import check_finite
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 from mimicnorm_jax.errors import unknown
 
@@ -34,7 +35,7 @@ class Moments:
       mean_square: $K_{ii}$, mean over the examples: the variance q of the theory.
       spread: standard deviation of $K_{ii}$ over the examples.
       correlation: mean of the correlations of pairs of examples.
-      correlation_rms: their root mean square; about $1.8 / \\sqrt{d}$ where a dense stack has decorrelated all pairs.
+      correlation_rms: their root mean square; about $1.8 / \\sqrt{d}$ where an MLP has decorrelated all pairs.
       pairs: how many pairs that is.
     """
 
@@ -57,34 +58,33 @@ def names(apply_fn: ApplyFn, params: Any, x: jax.Array) -> tuple[str, ...]:
       ...       {"first": jnp.ones((2, 3)), "last": jnp.ones((3, 1))}, jnp.ones((4, 2)))
       ('first', 'last')
     """
-    return tuple(site.name for site in select(trace(*prepared(apply_fn, params, x)), None))
+    return tuple(layer.name for layer in select(trace(*prepared(apply_fn, params, x)), None))
 
 
-def _units(value: jax.Array, site: LayerCall, examples: int, coupled: bool) -> jax.Array:
+def _units(value: jax.Array, layer: LayerCall, examples: int, batch_coupled: bool) -> jax.Array:
     """A layer's value for groups of examples as `(N, d)`."""
-    if coupled and value.shape[1] != examples:
+    if batch_coupled and value.shape[1] != examples:
         raise ValueError(
-            f"layer {site.name!r} has no leading axis of {examples} examples (its value has shape {value.shape[1:]}), "
+            f"layer {layer.name!r} has no leading axis of {examples} examples (its value has shape {value.shape[1:]}), "
             "so a coupled batch cannot be told apart there: leave it out by naming the layers"
         )
     return value.reshape(examples, -1).astype(jnp.promote_types(value.dtype, jnp.float32))
 
 
-def _run(
-    apply_fn: ApplyFn, params: Any, x: jax.Array, layers: tuple[str, ...] | None, part: Part, coupled: bool
-) -> tuple[ByLayer, jax.Array]:
+def _run(apply_fn: ApplyFn, params: Any, x: jax.Array, view: View, part: Part) -> tuple[ByLayer, jax.Array]:
     """Units `(N, d)` by layer and the outputs `(N, O)`."""
-    network = trace(apply_fn, params, x, coupled)
-    chosen = select(network, layers)
+    batch_coupled = view.batch_coupled
+    network = trace(apply_fn, params, x, batch_coupled)
+    chosen = select(network, view.layers)
 
     def one(group: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-        outputs, record = network.run(params, group)
-        seen = record.products if part == "product" else record.operands
-        return [seen[site.index] for site in chosen], outputs
+        outputs, evaluation = network.run(params, group)
+        seen = evaluation.products if part == "product" else evaluation.operands
+        return [seen[layer.index] for layer in chosen], outputs
 
-    values, outputs = jax.vmap(one)(groups(x, coupled))
-    units = tuple(_units(value, site, len(x), coupled) for value, site in zip(values, chosen, strict=True))
-    return ByLayer(tuple(site.name for site in chosen), units), outputs.reshape(len(x), -1)
+    values, outputs = jax.vmap(one)(coupled_groups(x, batch_coupled))
+    units = tuple(_units(value, layer, len(x), batch_coupled) for value, layer in zip(values, chosen, strict=True))
+    return ByLayer(tuple(layer.name for layer in chosen), units), outputs.reshape(len(x), -1)
 
 
 def _gram(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -96,34 +96,26 @@ def _cosines(left: jax.Array, right: jax.Array) -> jax.Array:
     return _gram(left, right) / (norms[0][:, None] * norms[1][None, :])
 
 
-@partial(jax.jit, static_argnames=("apply_fn", "layers", "part", "coupled", "cosine"))
+@partial(jax.jit, static_argnames=("apply_fn", "view", "part", "cosine"))
 def _pairs(
-    apply_fn: ApplyFn,
-    params: Any,
-    x: jax.Array,
-    x2: jax.Array | None,
-    layers: tuple[str, ...] | None,
-    part: Part,
-    coupled: bool,
-    cosine: bool,
+    apply_fn: ApplyFn, params: Any, sides: tuple[jax.Array, jax.Array | None], view: View, part: Part, cosine: bool
 ) -> tuple[ByLayer, list[jax.Array]]:
-    left, outputs = _run(apply_fn, params, x, layers, part, coupled)
-    right, others = (left, outputs) if x2 is None else _run(apply_fn, params, x2, layers, part, coupled)
+    left, outputs = _run(apply_fn, params, sides[0], view, part)
+    right, others = (left, outputs) if sides[1] is None else _run(apply_fn, params, sides[1], view, part)
     compare = _cosines if cosine else _gram
     return ByLayer(left.names, tuple(map(compare, left.values, right.values))), [outputs, others]
 
 
 def _compared(
-    apply_fn: ApplyFn, params: Any, x: jax.Array, x2: jax.Array | None, *, cosine: bool, **options: Any
+    apply_fn: ApplyFn, params: Any, sides: tuple[Any, Any], view: View, part: Part, cosine: bool
 ) -> dict[str, jax.Array]:
+    x, x2 = sides
     if x2 is not None and x2.shape[1:] != x.shape[1:]:
         raise ValueError(f"x2 has shape {x2.shape}, x {x.shape}: they may differ in the number of examples only")
-    _check_part(options["part"])
-    options["layers"] = as_names(options["layers"])
-    coupled = options["coupled"]
-    x2 = None if x2 is None else prepared(apply_fn, params, x2, coupled)[2]
-    apply_fn, params, x = prepared(apply_fn, params, x, coupled)
-    found, outputs = _pairs(apply_fn, params, x, x2, cosine=cosine, **options)
+    _check_part(part)
+    x2 = None if x2 is None else prepared(apply_fn, params, x2, view.batch_coupled)[2]
+    apply_fn, params, x = prepared(apply_fn, params, x, view.batch_coupled)
+    found, outputs = _pairs(apply_fn, params, (x, x2), view, part, cosine)
     for values in outputs:
         check_finite(values)
     return dict(zip(found.names, found.values, strict=True))
@@ -142,7 +134,7 @@ def kernels(
     *,
     x2: jax.Array | None = None,
     part: Part = "product",
-    coupled: bool = False,
+    batch_coupled: bool = False,
 ) -> dict[str, jax.Array]:
     r"""Empirical NNGP kernels $K_{ij} = \langle h_i, h_j \rangle / d$.
 
@@ -155,8 +147,7 @@ def kernels(
       layers: names of layers, or one; None for all. See `names`.
       x2: other inputs, `(M, ...)`; None for `x` itself.
       part: of the layers.
-      coupled: whether the examples of a batch influence one another (BatchNorm in training). `x` is then one batch
-        and `x2` another. If False, that they do not is made sure of, once for each function and shapes.
+      batch_coupled: see `diagnostics`. `x` is then one batch and `x2` another.
 
     Returns:
       By layer, in the order of evaluation, `(N, M)` in the network's precision, at least float32.
@@ -170,7 +161,7 @@ def kernels(
       >>> kernels(apply_fn, {"head": jnp.eye(2)}, jnp.array([[1.0, 0.0], [1.0, 1.0]]))["head"].tolist()
       [[0.5, 0.5], [0.5, 1.0]]
     """
-    return _compared(apply_fn, params, x, x2, cosine=False, layers=layers, part=part, coupled=coupled)
+    return _compared(apply_fn, params, (x, x2), View.of(layers, batch_coupled), part, cosine=False)
 
 
 def correlations(
@@ -181,22 +172,20 @@ def correlations(
     *,
     x2: jax.Array | None = None,
     part: Part = "product",
-    coupled: bool = False,
+    batch_coupled: bool = False,
 ) -> dict[str, jax.Array]:
     r"""Pair correlations $\rho_{ij} = K_{ij} / \sqrt{K_{ii} K_{jj}}$; arguments and errors as in `kernels`.
 
     Returns:
       By layer, in the order of evaluation, `(N, M)`; NaN for an example on which a layer vanishes.
     """
-    return _compared(apply_fn, params, x, x2, cosine=True, layers=layers, part=part, coupled=coupled)
+    return _compared(apply_fn, params, (x, x2), View.of(layers, batch_coupled), part, cosine=True)
 
 
-@partial(jax.jit, static_argnames=("apply_fn", "layers", "part", "coupled"))
-def _sums(
-    apply_fn: ApplyFn, params: Any, x: jax.Array, layers: tuple[str, ...] | None, part: Part, coupled: bool
-) -> tuple[ByLayer, jax.Array]:
+@partial(jax.jit, static_argnames=("apply_fn", "view", "part"))
+def _sums(apply_fn: ApplyFn, params: Any, x: jax.Array, view: View, part: Part) -> tuple[ByLayer, jax.Array]:
     """By layer, the mean squares `(N,)` and the sum and the sum of squares over pairs of correlations."""
-    found, outputs = _run(apply_fn, params, x, layers, part, coupled)
+    found, outputs = _run(apply_fn, params, x, view, part)
     above = jnp.triu(jnp.ones((len(x), len(x)), bool), 1)
     sums = []
     for units in found.values:
@@ -212,7 +201,7 @@ def moments(
     layers: str | Sequence[str] | None = None,
     *,
     part: Part = "product",
-    coupled: bool = False,
+    batch_coupled: bool = False,
     batch: int = 256,
 ) -> dict[str, Moments]:
     """Second moments and pair correlations of all layers in one pass over the examples.
@@ -223,7 +212,7 @@ def moments(
       x: inputs, `(N, ...)`, at least two.
       layers: names of layers, or one; None for all.
       part: of the layers.
-      coupled: whether the examples of a batch influence one another (BatchNorm in training); `x` is then one batch.
+      batch_coupled: see `diagnostics`; `x` is then one batch.
       batch: examples that are evaluated, and compared with one another, at a time.
 
     Returns:
@@ -234,14 +223,14 @@ def moments(
     """
     _check_part(part)
     apply_fn, params, x = prepared(apply_fn, params, x)
-    if not coupled:
-        prepared(apply_fn, params, x[:batch], coupled)
+    if not batch_coupled:
+        prepared(apply_fn, params, x[:batch], batch_coupled)
     if min(len(x), batch) < 2:
         raise ValueError(f"{len(x)} examples, batch {batch}: spread and correlations need at least 2 of both")
     found: list[ByLayer] = []
-    size = len(x) if coupled else batch
+    size = len(x) if batch_coupled else batch
     for start in range(0, len(x), size):
-        sums, outputs = _sums(apply_fn, params, x[start : start + size], as_names(layers), part, coupled)
+        sums, outputs = _sums(apply_fn, params, x[start : start + size], View.of(layers, batch_coupled), part)
         check_finite(outputs)
         found.append(jax.device_get(sums))
     return {name: _moments([sums.values[i] for sums in found]) for i, name in enumerate(found[0].names)}

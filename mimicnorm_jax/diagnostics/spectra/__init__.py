@@ -1,1 +1,16 @@
-"""Eigenvalues, singular values and densities from matrix-vector products."""
+"""Spectra of tangent kernels, Jacobians and curvature: dense, or from products with vectors."""
+
+from mimicnorm_jax.diagnostics.spectra import curvature, jacobian, lanczos
+from mimicnorm_jax.diagnostics.spectra.conditioning import condition_number, unit_diagonal
+from mimicnorm_jax.diagnostics.spectra.lanczos import Eigenvalues
+from mimicnorm_jax.diagnostics.spectra.operators import LinearOperator
+
+__all__ = [
+    "Eigenvalues",
+    "LinearOperator",
+    "condition_number",
+    "curvature",
+    "jacobian",
+    "lanczos",
+    "unit_diagonal",
+]

@@ -1,4 +1,4 @@
-r"""Largest eigenvalues of a network's tangent kernel and of its Gauss-Newton matrix, by products alone.
+r"""Largest eigenvalues of a network's tangent kernel and of its Gauss-Newton matrix, from products with vectors alone.
 
 With J the Jacobian of all N O outputs by all parameters, the tangent kernel is $\Theta = J J^\top$. The Gauss-Newton
 matrix of a loss that is a mean over examples is $G = J^\top H J / N$, H the loss's second derivative by the outputs. It
@@ -16,10 +16,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from mimicnorm_jax.diagnostics.spectra import lanczos
-from mimicnorm_jax.diagnostics.spectra.lanczos import Eigenvalues
-from mimicnorm_jax.diagnostics.tracing.layers import check_finite, forward_mode, prepared
-from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, Split, check_outputs
+from mimicnorm_jax.diagnostics.spectra.lanczos import Eigenvalues, Search, largest
+from mimicnorm_jax.diagnostics.tracing.layers import forward_mode, prepared
+from mimicnorm_jax.diagnostics.tracing.outputs import check_finite, check_outputs
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, Split
 from mimicnorm_jax.errors import unknown
 
 Loss = Literal["softmax", "squared"]
@@ -45,16 +45,9 @@ def _softmax(outputs: jax.Array, u: jax.Array) -> jax.Array:
 _ROOTS: dict[str, _Root] = {"softmax": _softmax, "squared": _squared}
 
 
-@partial(jax.jit, static_argnames=("apply_fn", "root", "count", "steps", "tolerance"))
+@partial(jax.jit, static_argnames=("apply_fn", "root", "search"))
 def _largest(
-    apply_fn: ApplyFn,
-    params: Any,
-    x: jax.Array,
-    key: jax.Array,
-    root: _Root,
-    count: int,
-    steps: int,
-    tolerance: float,
+    apply_fn: ApplyFn, params: Any, x: jax.Array, key: jax.Array, root: _Root, search: Search
 ) -> tuple[Eigenvalues, jax.Array]:
     split = Split.of(params)
     outputs, linear = jax.linearize(lambda arrays: apply_fn(split.join(arrays), x), split.arrays)
@@ -65,12 +58,12 @@ def _largest(
     into = partial(root, wide)
     out_of = jax.linear_transpose(into, wide)
 
-    def product(v: jax.Array) -> jax.Array:
+    def matvec(v: jax.Array) -> jax.Array:
         cotangent = into(v.reshape(outputs.shape)).astype(outputs.dtype)
         return out_of(linear(*backward(cotangent)).astype(dtype))[0].ravel()
 
-    options = {"count": count, "steps": steps, "tolerance": tolerance}
-    return lanczos.largest(product, outputs.size, dtype, key, **options), outputs
+    search.check(outputs.size)
+    return largest(matvec, jax.random.normal(key, (outputs.size,), dtype), search), outputs
 
 
 def ntk_eigenvalues(
@@ -80,7 +73,7 @@ def ntk_eigenvalues(
     *,
     key: jax.Array,
     count: int = 1,
-    steps: int = 100,
+    num_matvecs: int = 100,
     tolerance: float = 1e-3,
 ) -> Eigenvalues:
     r"""Largest eigenvalues of the empirical tangent kernel $\Theta = J J^\top$, `(N O, N O)`, of all outputs.
@@ -94,19 +87,19 @@ def ntk_eigenvalues(
       x: inputs, `(N, ...)`.
       key: for the start vector.
       count: number of eigenvalues.
-      steps: at most this many products with the kernel, each a forward and a backward pass.
+      num_matvecs: at most this many products with the kernel, each a forward and a backward pass.
       tolerance: of the residuals, relative to the largest eigenvalue.
 
     Raises:
-      ValueError: unless `1 <= count <= N O` and `steps >= count`, or if outputs are not finite.
+      ValueError: unless `1 <= count <= N O` and `num_matvecs >= count`, or if outputs are not finite.
     """
-    return _checked(apply_fn, params, x, key, _plain, count, steps, tolerance)
+    return _checked(apply_fn, params, x, key, _plain, Search(count, num_matvecs, tolerance))
 
 
-def _checked(apply_fn: ApplyFn, params: Any, x: jax.Array, *options: Any) -> Eigenvalues:
+def _checked(apply_fn: ApplyFn, params: Any, x: jax.Array, key: jax.Array, root: _Root, search: Search) -> Eigenvalues:
     apply_fn, params, x = prepared(apply_fn, params, x)
     with forward_mode("an eigenvalue of curvature"):
-        found, outputs = _largest(apply_fn, params, x, *options)
+        found, outputs = _largest(apply_fn, params, x, key, root, search)
     check_finite(outputs)
     return found
 
@@ -119,7 +112,7 @@ def gauss_newton_eigenvalues(
     key: jax.Array,
     loss: Loss = "softmax",
     count: int = 1,
-    steps: int = 100,
+    num_matvecs: int = 100,
     tolerance: float = 1e-3,
 ) -> Eigenvalues:
     r"""Largest eigenvalues of the Gauss-Newton matrix $G = J^\top H J / N$ of the mean loss over the N examples.
@@ -135,11 +128,12 @@ def gauss_newton_eigenvalues(
       key: for the start vector.
       loss: of the outputs.
       count: number of eigenvalues.
-      steps: at most this many products with the matrix, each a forward and a backward pass.
+      num_matvecs: at most this many products with the matrix, each a forward and a backward pass.
       tolerance: of the residuals, relative to the largest eigenvalue.
 
     Raises:
-      ValueError: for an unknown loss, unless `1 <= count <= N O` and `steps >= count`, or if outputs are not finite.
+      ValueError: for an unknown loss, unless `1 <= count <= N O` and `num_matvecs >= count`, or if outputs are not
+        finite.
 
     Example:
       >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0]])
@@ -152,4 +146,4 @@ def gauss_newton_eigenvalues(
     """
     if loss not in _ROOTS:
         raise ValueError(unknown("loss", loss, _ROOTS))
-    return _checked(apply_fn, params, x, key, _ROOTS[loss], count, steps, tolerance)
+    return _checked(apply_fn, params, x, key, _ROOTS[loss], Search(count, num_matvecs, tolerance))

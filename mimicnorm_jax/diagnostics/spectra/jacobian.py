@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax.diagnostics.spectra import lanczos
-from mimicnorm_jax.diagnostics.spectra.operators import LinearOperator, per_example
-from mimicnorm_jax.diagnostics.tracing.layers import check_probes
+from mimicnorm_jax.diagnostics.spectra.operators import Ends, LinearOperator, per_example
+from mimicnorm_jax.diagnostics.tracing.layers import check_num_samples
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 
 MAX_ENTRIES = 2**22
@@ -28,7 +28,7 @@ _AT_A_TIME = 256  # Products with unit vectors that are evaluated together.
 
 @dataclass(frozen=True)
 class Estimate:
-    """Means over random probes and their standard errors, both `(N,)`."""
+    """Means over random samples and their standard errors, both `(N,)`."""
 
     mean: jax.Array
     standard_error: jax.Array
@@ -56,6 +56,7 @@ class _Form:
     """Writes a Jacobian out, or only its singular values."""
 
     values_only: bool
+    one_by_one: bool = True
 
     def __call__(self, jacobian: LinearOperator, _: jax.Array) -> jax.Array:
         rows, columns = jacobian.outputs, jacobian.inputs
@@ -67,53 +68,53 @@ class _Form:
             )
         wide = rows <= columns
         units = jnp.eye(jacobian.side, dtype=jacobian.dtype)
-        product = jacobian.backward if wide else jacobian.forward
-        matrix = jax.lax.map(product, units, batch_size=min(_AT_A_TIME, jacobian.side))
+        matvec = jacobian.rmatvec if wide else jacobian.matvec
+        matrix = jax.lax.map(matvec, units, batch_size=min(_AT_A_TIME, jacobian.side))
         matrix = matrix if wide else matrix.T
         return jnp.linalg.svd(matrix, compute_uv=False) if self.values_only else matrix
 
 
 @dataclass(frozen=True)
 class _MeanSquares:
-    """The mean square of each random probe's image, `(P,)`."""
+    """The mean square of each random vector's image, `(S,)`."""
 
-    probes: int
+    num_samples: int
+    one_by_one: bool = False
 
     def __call__(self, jacobian: LinearOperator, key: jax.Array) -> jax.Array:
-        probes = jax.random.rademacher(key, (self.probes, jacobian.inputs), jacobian.dtype)
-        return mean_squares(jacobian.forward, probes)
+        samples = jax.random.rademacher(key, (self.num_samples, jacobian.inputs), jacobian.dtype)
+        return mean_squares(jacobian.matvec, samples)
 
 
 @dataclass(frozen=True)
 class _Largest:
-    steps: int
-    tolerance: float
+    search: lanczos.Search
+    one_by_one: bool = False
 
     def __call__(self, jacobian: LinearOperator, key: jax.Array) -> lanczos.Eigenvalues:
-        options = {"count": 1, "steps": self.steps, "tolerance": self.tolerance}
-        return lanczos.largest(jacobian.square, jacobian.side, jacobian.dtype, key, **options)
+        start = jax.random.normal(key, (jacobian.side,), jacobian.dtype)
+        return lanczos.largest(jacobian.gram_matvec, start, self.search)
 
 
 @dataclass(frozen=True)
 class _Quadrature:
-    probes: int
-    steps: int
+    num_samples: int
+    num_matvecs: int
+    one_by_one: bool = False
 
     def __call__(self, jacobian: LinearOperator, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        starts = jax.random.rademacher(key, (self.probes, jacobian.side), jacobian.dtype)
-        return jax.lax.map(lambda v: lanczos.quadrature(jacobian.square, v, self.steps), starts)
+        starts = jax.random.rademacher(key, (self.num_samples, jacobian.side), jacobian.dtype)
+        return jax.lax.map(lambda v: lanczos.quadrature(jacobian.gram_matvec, v, self.num_matvecs), starts)
 
 
-def mean_squares(forward: Callable[[jax.Array], jax.Array], probes: jax.Array) -> jax.Array:
-    """Mean square of the image of each probe `(P, inputs)` under a linear map, `(P,)`."""
-    return jax.lax.map(lambda v: jnp.mean(forward(v) ** 2), probes)
+def mean_squares(matvec: Callable[[jax.Array], jax.Array], samples: jax.Array) -> jax.Array:
+    """Mean square of the image of each vector `(S, inputs)` under a linear operator, `(S,)`."""
+    return jax.lax.map(lambda v: jnp.mean(matvec(v) ** 2), samples)
 
 
-def _formed(
-    values_only: bool, apply_fn: ApplyFn, params: Any, x: jax.Array, source: str | None, target: str | None
-) -> jax.Array:
+def _formed(values_only: bool, apply_fn: ApplyFn, params: Any, x: jax.Array, ends: Ends) -> jax.Array:
     key = jax.random.key(0)  # No use is made of it.
-    return per_example(_Form(values_only), apply_fn, params, x, key, source, target, one_by_one=True)
+    return per_example(_Form(values_only), apply_fn, params, x, key, ends)
 
 
 def jacobians(
@@ -142,7 +143,7 @@ def jacobians(
       >>> jacobians(apply_fn, params, jnp.array([[1.0, -1.0]])).tolist()
       [[[2.0, 0.0]]]
     """
-    return _formed(False, apply_fn, params, x, source, target)
+    return _formed(False, apply_fn, params, x, Ends(source, target))
 
 
 def singular_values(
@@ -153,7 +154,7 @@ def singular_values(
     Returns:
       `(N, min(outputs, inputs))`, descending.
     """
-    return _formed(True, apply_fn, params, x, source, target)
+    return _formed(True, apply_fn, params, x, Ends(source, target))
 
 
 def mean_square(
@@ -162,7 +163,7 @@ def mean_square(
     x: jax.Array,
     *,
     key: jax.Array,
-    probes: int = 64,
+    num_samples: int = 64,
     source: str | None = None,
     target: str | None = None,
 ) -> Estimate:
@@ -175,8 +176,8 @@ def mean_square(
       apply_fn: the network; its examples are independent.
       params: its parameters.
       x: inputs, `(N, ...)`.
-      key: for the probes, random signs.
-      probes: at least 2; one product with the Jacobian each.
+      key: for the samples, vectors of random signs.
+      num_samples: at least 2; one product with the Jacobian each.
       source: as in `jacobians`.
       target: as in `jacobians`.
 
@@ -184,11 +185,11 @@ def mean_square(
       Per example.
 
     Raises:
-      ValueError: as `jacobians`, whatever the size of the matrix, and if `probes < 2`.
+      ValueError: as `jacobians`, whatever the size of the matrix, and if `num_samples < 2`.
     """
-    check_probes(probes)
-    squares = per_example(_MeanSquares(probes), apply_fn, params, x, key, source, target)
-    return Estimate(squares.mean(1), squares.std(1, ddof=1) / np.sqrt(probes))
+    check_num_samples(num_samples)
+    squares = per_example(_MeanSquares(num_samples), apply_fn, params, x, key, Ends(source, target))
+    return Estimate(squares.mean(1), squares.std(1, ddof=1) / np.sqrt(num_samples))
 
 
 def largest(
@@ -199,7 +200,7 @@ def largest(
     key: jax.Array,
     source: str | None = None,
     target: str | None = None,
-    steps: int = 100,
+    num_matvecs: int = 100,
     tolerance: float = 1e-3,
 ) -> lanczos.Eigenvalues:
     """The largest **squared** singular value of each example's Jacobian, by Lanczos' method.
@@ -211,16 +212,18 @@ def largest(
       key: for the start vector.
       source: as in `jacobians`.
       target: as in `jacobians`.
-      steps: at most this many products with the Jacobian and its transpose.
+      num_matvecs: at most this many products with the Jacobian and its transpose.
       tolerance: of the residual, relative.
 
     Returns:
       `(N, 1)` values and residuals; see `converged`.
 
     Raises:
-      ValueError: as `jacobians`, whatever the size of the matrix, and if `steps < 1`.
+      ValueError: as `jacobians`, whatever the size of the matrix, and if `num_matvecs < 1`.
     """
-    return per_example(_Largest(steps, tolerance), apply_fn, params, x, key, source, target)
+    return per_example(
+        _Largest(lanczos.Search(1, num_matvecs, tolerance)), apply_fn, params, x, key, Ends(source, target)
+    )
 
 
 def density(
@@ -229,33 +232,33 @@ def density(
     x: jax.Array,
     *,
     key: jax.Array,
-    probes: int = 4,
-    steps: int = 40,
+    num_samples: int = 4,
+    num_matvecs: int = 40,
     source: str | None = None,
     target: str | None = None,
 ) -> Density:
     """Spectral density of the log squared singular values by stochastic Lanczos quadrature.
 
-    Ubaru, Chen & Saad (2017). Resolves about `steps` points of the spectrum per example and probe.
+    Ubaru, Chen & Saad (2017). Resolves about `num_matvecs` points of the spectrum per example and sample.
 
     Args:
       apply_fn: the network; its examples are independent.
       params: its parameters.
       x: inputs, `(N, ...)`.
-      key: for the probes, random signs.
-      probes: start vectors per example, at least 1.
-      steps: products with the Jacobian and its transpose per probe, at least 1.
+      key: for the samples, vectors of random signs.
+      num_samples: start vectors per example, at least 1.
+      num_matvecs: products with the Jacobian and its transpose per sample, at least 1.
       source: as in `jacobians`.
       target: as in `jacobians`.
 
     Raises:
-      ValueError: as `jacobians`, whatever the size of the matrix, and if `probes < 1` or `steps < 1`.
+      ValueError: as `jacobians`, whatever the size of the matrix, and if `num_samples < 1` or `num_matvecs < 1`.
     """
-    for name, value in (("probes", probes), ("steps", steps)):
+    for name, value in (("num_samples", num_samples), ("num_matvecs", num_matvecs)):
         if value < 1:
             raise ValueError(f"{name} is {value}: it must be at least 1")
-    nodes, weights = per_example(_Quadrature(probes, steps), apply_fn, params, x, key, source, target)
-    weights = weights / (len(x) * probes)
+    nodes, weights = per_example(_Quadrature(num_samples, num_matvecs), apply_fn, params, x, key, Ends(source, target))
+    weights = weights / (len(x) * num_samples)
     floor = nodes.shape[-1] * jnp.finfo(nodes.dtype).eps * nodes.max((1, 2), keepdims=True)
     above = np.asarray(nodes > floor)
     squares, shares = np.asarray(nodes)[above], np.asarray(weights)

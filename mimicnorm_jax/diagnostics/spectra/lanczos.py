@@ -1,4 +1,4 @@
-r"""Eigenvalues and spectral densities of positive semidefinite matrices that are known by their products only.
+r"""Eigenvalues and spectral densities of positive semidefinite matrices, from products with vectors alone.
 
 Lanczos' method with full reorthogonalization: after m products, $A \approx Q T Q^\top$ with a tridiagonal $T$ on an
 orthonormal basis of the Krylov space of the start vector (Golub & Van Loan, Matrix Computations, ch. 10).
@@ -6,12 +6,12 @@ orthonormal basis of the Krylov space of the start vector (Golub & Van Loan, Mat
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-Product = Callable[[jax.Array], jax.Array]
+MatVec = Callable[[jax.Array], jax.Array]
 """The product of a symmetric matrix with a vector `(d,)`."""
 
 
@@ -26,13 +26,13 @@ class Eigenvalues:
       values: descending, `(..., count)`.
       residuals: of the eigenpairs, `(..., count)`; an eigenvalue lies this close to the value, as a rule much closer
         (residual squared over the gap).
-      products: with the matrix that it took, `(...)`.
+      num_matvecs: products with the matrix that it took, `(...)`.
       tolerance: asked for, relative to the largest.
     """
 
     values: jax.Array
     residuals: jax.Array
-    products: jax.Array
+    num_matvecs: jax.Array
     tolerance: float = field(metadata={"static": True})
 
     @property
@@ -42,16 +42,16 @@ class Eigenvalues:
 
 
 class _Krylov(NamedTuple):
-    """Row j of `basis` was multiplied for all j below `products`; rows above that one are zero."""
+    """Row j of `basis` was multiplied for all j below `num_matvecs`; rows above that one are zero."""
 
-    products: jax.Array
+    num_matvecs: jax.Array
     basis: jax.Array
     diagonal: jax.Array
-    beside: jax.Array
+    off_diagonal: jax.Array
 
     def eigh(self) -> tuple[jax.Array, jax.Array]:
-        beside = jnp.where(jnp.arange(self.beside.size) < self.products - 1, self.beside, 0)[:-1]
-        return jnp.linalg.eigh(jnp.diag(self.diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1))
+        off_diagonal = jnp.where(jnp.arange(self.off_diagonal.size) < self.num_matvecs - 1, self.off_diagonal, 0)[:-1]
+        return jnp.linalg.eigh(jnp.diag(self.diagonal) + jnp.diag(off_diagonal, 1) + jnp.diag(off_diagonal, -1))
 
 
 def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -62,84 +62,97 @@ def _orthogonal(basis: jax.Array, vector: jax.Array) -> jax.Array:
     return vector - _dot(_dot(basis, vector), basis)
 
 
-def _begin(start: jax.Array, steps: int) -> _Krylov:
-    basis = jnp.zeros((steps, start.size), start.dtype).at[0].set(start / jnp.linalg.norm(start))
-    return _Krylov(jnp.zeros((), int), basis, jnp.zeros(steps, start.dtype), jnp.zeros(steps, start.dtype))
+def _begin(start: jax.Array, num_matvecs: int) -> _Krylov:
+    basis = jnp.zeros((num_matvecs, start.size), start.dtype).at[0].set(start / jnp.linalg.norm(start))
+    return _Krylov(jnp.zeros((), int), basis, jnp.zeros(num_matvecs, start.dtype), jnp.zeros(num_matvecs, start.dtype))
 
 
-def _advance(product: Product, krylov: _Krylov) -> _Krylov:
+def _advance(matvec: MatVec, krylov: _Krylov) -> _Krylov:
     """One more product. An exhausted space is left by the unit vector farthest from it, decoupled in T."""
-    j, basis, diagonal, beside = krylov
-    image = product(basis[j])
+    j, basis, diagonal, off_diagonal = krylov
+    image = matvec(basis[j])
     diagonal = diagonal.at[j].set(_dot(basis[j], image))
     rest = _orthogonal(basis, image)
     length = jnp.linalg.norm(rest)
-    exhausted = length <= 10 * jnp.finfo(rest.dtype).eps * (abs(diagonal).max() + beside.max())
-    beside = beside.at[j].set(jnp.where(exhausted, 0, length))
+    exhausted = length <= 10 * jnp.finfo(rest.dtype).eps * (abs(diagonal).max() + off_diagonal.max())
+    off_diagonal = off_diagonal.at[j].set(jnp.where(exhausted, 0, length))
     farthest = jax.nn.one_hot(jnp.argmin((basis**2).sum(0)), rest.size, dtype=rest.dtype)
     rest = jnp.where(exhausted, farthest, rest)
     # Each pass leaves a rounding error relative to what it was given; after two more there is none to speak of.
     rest = jax.lax.fori_loop(0, 2, lambda _, rest: _orthogonal(basis, rest), rest)
     basis = basis.at[j + 1].set(rest / jnp.linalg.norm(rest), mode="drop")
-    return _Krylov(j + 1, basis, diagonal, beside)
+    return _Krylov(j + 1, basis, diagonal, off_diagonal)
 
 
-def check(size: int, count: int, steps: int) -> None:
-    """Raises ValueError unless `count` eigenvalues of a matrix of that size can be found in that many products."""
-    if not 1 <= count <= size:
-        raise ValueError(f"count is {count}: the matrix has {size} eigenvalues")
-    if steps < count:
-        raise ValueError(f"steps is {steps}: {count} eigenvalues take at least {count} products, and mostly more")
+@dataclass(frozen=True)
+class Search:
+    """Which eigenvalues are looked for, and how far.
+
+    Attributes:
+      count: number of eigenvalues, the largest.
+      num_matvecs: at most this many products with the matrix.
+      tolerance: of the residuals, relative to the largest eigenvalue; it stops when all are within it.
+    """
+
+    count: int = 1
+    num_matvecs: int = 100
+    tolerance: float = 1e-3
+
+    def check(self, size: int) -> None:
+        """Raises ValueError unless that can be found of a matrix of that size."""
+        if not 1 <= self.count <= size:
+            raise ValueError(f"count is {self.count}: the matrix has {size} eigenvalues")
+        if self.num_matvecs < self.count:
+            raise ValueError(
+                f"num_matvecs is {self.num_matvecs}: {self.count} eigenvalues take at least {self.count} products, "
+                "and mostly more"
+            )
 
 
-def largest(
-    product: Product, size: int, dtype: Any, key: jax.Array, *, count: int, steps: int, tolerance: float
-) -> Eigenvalues:
+def largest(matvec: MatVec, start: jax.Array, search: Search) -> Eigenvalues:
     """The largest eigenvalues of a positive semidefinite matrix.
 
     Args:
-      product: with the matrix.
-      size: of the matrix.
-      dtype: of the vectors.
-      key: for the start vector.
-      count: number of eigenvalues.
-      steps: at most this many products.
-      tolerance: of the residuals, relative to the largest eigenvalue; stops when all are within it.
+      matvec: the product with the matrix.
+      start: the vector to start from, `(d,)`; standard normal, say.
+      search: how many, and when to stop.
 
     Raises:
-      ValueError: unless `1 <= count <= size` and `steps >= count`.
+      ValueError: unless `1 <= count <= d` and `num_matvecs >= count`.
     """
-    check(size, count, steps)
+    search.check(start.size)
+    count, tolerance = search.count, search.tolerance
 
     def ritz(krylov: _Krylov) -> tuple[jax.Array, jax.Array]:
         values, vectors = krylov.eigh()
-        last = krylov.products - 1
-        residuals = krylov.beside[last] * abs(vectors[last])
+        last = krylov.num_matvecs - 1
+        residuals = krylov.off_diagonal[last] * abs(vectors[last])
         return values[::-1][:count], residuals[::-1][:count]
 
     def unsettled(krylov: _Krylov) -> jax.Array:
         values, residuals = ritz(krylov)
-        few = krylov.products < count
-        return (krylov.products < krylov.diagonal.size) & (few | ~(residuals <= tolerance * values[0]).all())
+        few = krylov.num_matvecs < count
+        return (krylov.num_matvecs < krylov.diagonal.size) & (few | ~(residuals <= tolerance * values[0]).all())
 
-    krylov = _begin(jax.random.normal(key, (size,), dtype), min(steps, size))
-    krylov = jax.lax.while_loop(unsettled, lambda krylov: _advance(product, krylov), krylov)
-    return Eigenvalues(*ritz(krylov), krylov.products, tolerance)
+    krylov = _begin(start, min(search.num_matvecs, start.size))
+    krylov = jax.lax.while_loop(unsettled, lambda krylov: _advance(matvec, krylov), krylov)
+    return Eigenvalues(*ritz(krylov), krylov.num_matvecs, tolerance)
 
 
-def quadrature(product: Product, start: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
+def quadrature(matvec: MatVec, start: jax.Array, num_matvecs: int) -> tuple[jax.Array, jax.Array]:
     r"""Gauss quadrature of the spectrum as a start vector $v$ sees it.
 
-    $\sum_k w_k f(\theta_k) = v^\top f(A) v / v^\top v$, exactly for polynomials $f$ of degree below `2 steps`. With
-    random signs for $v$ the expectation is the trace of $f(A)$ over the size (Ubaru, Chen & Saad 2017).
+    $\sum_k w_k f(\theta_k) = v^\top f(A) v / v^\top v$, exactly for polynomials $f$ of degree below
+    `2 num_matvecs`. With random signs for $v$ the expectation is the trace of $f(A)$ over the size (Ubaru, Chen & Saad
+    2017).
 
     Args:
-      product: with the matrix A.
+      matvec: the product with the matrix A.
       start: the vector, `(d,)`.
-      steps: number of products; more than `d` make no difference.
+      num_matvecs: number of products; more than `d` make no difference.
 
     Returns:
-      Nodes and weights, both `(min(steps, d),)`; the weights sum to 1.
+      Nodes and weights, both `(min(num_matvecs, d),)`; the weights sum to 1.
 
     Example:
       >>> matrix = jnp.diag(jnp.array([1.0, 2.0, 4.0]))
@@ -147,7 +160,7 @@ def quadrature(product: Product, start: jax.Array, steps: int) -> tuple[jax.Arra
       >>> round(float((weights * nodes**3).sum()), 4)  # (1 + 8 + 64) / 3
       24.3333
     """
-    krylov = _begin(start, min(steps, start.size))
-    krylov = jax.lax.fori_loop(0, krylov.diagonal.size, lambda _, krylov: _advance(product, krylov), krylov)
+    krylov = _begin(start, min(num_matvecs, start.size))
+    krylov = jax.lax.fori_loop(0, krylov.diagonal.size, lambda _, krylov: _advance(matvec, krylov), krylov)
     nodes, vectors = krylov.eigh()
     return nodes, vectors[0] ** 2

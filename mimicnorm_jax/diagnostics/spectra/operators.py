@@ -1,23 +1,23 @@
-"""The derivative of a network between two places, example by example, as a linear map known by its products."""
+"""The derivative of a network between two places, example by example, as a linear operator."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from mimicnorm_jax.diagnostics.tracing.interpreter import ApplyFn, LayerCall, TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.layers import (
-    check_finite,
     check_floating,
+    coupled_groups,
     find,
     forward_mode,
-    groups,
     prepared,
     trace,
 )
+from mimicnorm_jax.diagnostics.tracing.outputs import check_finite
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,15 @@ class LinearOperator:
     """A matrix J, `(outputs, inputs)`, by its products with flat vectors of `dtype`.
 
     Attributes:
-      forward: the product with J.
-      backward: the product with its transpose.
+      matvec: the product with J.
+      rmatvec: the product with its transpose.
       inputs: number of columns.
       outputs: number of rows.
       dtype: of the vectors, at least float32.
     """
 
-    forward: Callable[[jax.Array], jax.Array]
-    backward: Callable[[jax.Array], jax.Array]
+    matvec: Callable[[jax.Array], jax.Array]
+    rmatvec: Callable[[jax.Array], jax.Array]
     inputs: int
     outputs: int
     dtype: Any
@@ -58,39 +58,56 @@ class LinearOperator:
         """Number of singular values."""
         return min(self.inputs, self.outputs)
 
-    def square(self, v: jax.Array) -> jax.Array:
+    def gram_matvec(self, v: jax.Array) -> jax.Array:
         """The product with J J^T or J^T J, whichever is smaller; their eigenvalues are the squared singular values."""
-        return self.forward(self.backward(v)) if self.outputs < self.inputs else self.backward(self.forward(v))
+        return self.matvec(self.rmatvec(v)) if self.outputs < self.inputs else self.rmatvec(self.matvec(v))
 
 
-Work = Callable[[LinearOperator, jax.Array], Any]
-"""What is to be found of an example's derivative, with a random key; to be compared by value, so as to compile once."""
+class Work(Protocol):
+    """What is to be found of an example's derivative; to be compared by value, so as to compile once."""
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether examples follow one another, for the sake of memory."""
+        ...
+
+    def __call__(self, derivative: LinearOperator, key: jax.Array, /) -> Any: ...
 
 
-def _ends(network: TracedNetwork, source: str | None, target: str | None) -> tuple[LayerCall | None, LayerCall | None]:
-    start = None if source is None else find(network, source)
-    stop = None if target is None else find(network, target)
-    if start is not None and stop is not None and start.index >= stop.index:
-        raise ValueError(
-            f"source is layer {source!r}, target is layer {target!r}: a Jacobian is from a layer to a later one; the "
-            f"order is {', '.join(site.name for site in network.sites)}"
-        )
-    return start, stop
+@dataclass(frozen=True)
+class Ends:
+    """What is differentiated, and by what.
+
+    Attributes:
+      source: name of the layer whose product it is differentiated by; None for the inputs.
+      target: name of the layer whose product is differentiated; None for the outputs.
+    """
+
+    source: str | None = None
+    target: str | None = None
+
+    def find(self, network: TracedNetwork) -> tuple[LayerCall | None, LayerCall | None]:
+        """The two layers.
+
+        Raises:
+          ValueError: for an unknown layer, or if the source is not before the target.
+        """
+        start = None if self.source is None else find(network, self.source)
+        stop = None if self.target is None else find(network, self.target)
+        if start is not None and stop is not None and start.index >= stop.index:
+            raise ValueError(
+                f"source is layer {self.source!r}, target is layer {self.target!r}: a Jacobian is from a layer to a "
+                f"later one; the order is {', '.join(layer.name for layer in network.layers)}"
+            )
+        return start, stop
 
 
-@partial(jax.jit, static_argnames=("work", "apply_fn", "source", "target", "one_by_one"))
+@partial(jax.jit, static_argnames=("work", "apply_fn", "ends"))
 def _per_example(
-    work: Work,
-    apply_fn: ApplyFn,
-    params: Any,
-    x: jax.Array,
-    key: jax.Array,
-    source: str | None,
-    target: str | None,
-    one_by_one: bool,
+    work: Work, apply_fn: ApplyFn, params: Any, x: jax.Array, key: jax.Array, ends: Ends
 ) -> tuple[Any, jax.Array]:
     network = trace(apply_fn, params, x)
-    start, stop = _ends(network, source, target)
+    start, stop = ends.find(network)
     if start is None:
         check_floating(x)
 
@@ -98,29 +115,19 @@ def _per_example(
         group, key = example
 
         def function(at: jax.Array) -> tuple[jax.Array, jax.Array]:
-            inputs, shifts = (at, {}) if start is None else (group, {start.index: at})
-            outputs, record = network.run(params, inputs, shifts=shifts)
-            return outputs if stop is None else record.products[stop.index], outputs[0]
+            inputs, perturbations = (at, {}) if start is None else (group, {start.index: at})
+            outputs, evaluation = network.run(params, inputs, perturbations=perturbations)
+            return outputs if stop is None else evaluation.products[stop.index], outputs[0]
 
         at = group if start is None else jnp.zeros(start.shape, start.dtype)
         derivative, outputs = LinearOperator.of(function, at)
         return work(derivative, key), outputs
 
-    examples = groups(x), jax.random.split(key, len(x))
-    return jax.lax.map(one, examples) if one_by_one else jax.vmap(one)(examples)
+    examples = coupled_groups(x), jax.random.split(key, len(x))
+    return jax.lax.map(one, examples) if work.one_by_one else jax.vmap(one)(examples)
 
 
-def per_example(
-    work: Work,
-    apply_fn: ApplyFn,
-    params: Any,
-    x: jax.Array,
-    key: jax.Array,
-    source: str | None,
-    target: str | None,
-    *,
-    one_by_one: bool = False,
-) -> Any:
+def per_example(work: Work, apply_fn: ApplyFn, params: Any, x: jax.Array, key: jax.Array, ends: Ends) -> Any:
     """What `work` finds of each example's derivative.
 
     Args:
@@ -129,9 +136,7 @@ def per_example(
       params: its parameters.
       x: inputs, `(N, ...)`.
       key: split over the examples.
-      source: name of the layer whose product it is differentiated by; None for the inputs.
-      target: name of the layer whose product is differentiated; None for the outputs.
-      one_by_one: whether examples follow one another, for the sake of memory.
+      ends: what is differentiated, and by what.
 
     Returns:
       The results, with a leading axis of N.
@@ -140,8 +145,8 @@ def per_example(
       ValueError: for an unknown layer, a source that is not before the target, outputs that are not finite, or examples
         that influence one another.
     """
-    apply_fn, params, x = prepared(apply_fn, params, x, coupled=False)
+    apply_fn, params, x = prepared(apply_fn, params, x, batch_coupled=False)
     with forward_mode("a Jacobian"):
-        found, outputs = _per_example(work, apply_fn, params, x, key, source, target, one_by_one)
+        found, outputs = _per_example(work, apply_fn, params, x, key, ends)
     check_finite(outputs)
     return found

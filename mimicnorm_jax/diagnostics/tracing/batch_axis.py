@@ -87,7 +87,7 @@ class Step:
 Rule = Callable[[Step], State | list[State]]
 
 
-class Walk:
+class BatchAxisInterpreter:
     """One pass over a jaxpr.
 
     Args:

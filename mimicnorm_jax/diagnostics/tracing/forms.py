@@ -19,7 +19,7 @@ from mimicnorm_jax.diagnostics.tracing.jaxprs import CUSTOM, ELEMENTWISE, groupe
 
 
 @dataclass(frozen=True)
-class Still:
+class Constant:
     """A value that no parameter of more than one entry moves."""
 
 
@@ -68,8 +68,8 @@ class Sums:
     counts: tuple[int | None, ...]
 
 
-Form = Still | Uniform | Other | Entries | Sums
-STILL, OTHER = Still(), Other()
+Form = Constant | Uniform | Other | Entries | Sums
+CONSTANT, OTHER = Constant(), Other()
 _NAMES = "convert_element_type copy copy_p reduce_precision sharding_constraint reshard name row_major"
 _KEEP = frozenset(_NAMES.split())
 _SHAPES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "rev")
@@ -83,40 +83,40 @@ def of_parameter(leaf: int, size: int) -> Entries:
 def of_constant(value: Any) -> Form:
     """The form of a value that depends on no parameter."""
     if np.size(value) != 1:
-        return STILL
+        return CONSTANT
     kind = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
     if isinstance(value, Tracer) or not jnp.issubdtype(kind, np.number) or kind.kind == "c":
         return Uniform(object())
     return Uniform(float(np.asarray(value).reshape(())))
 
 
-def transfer(equation: Any, forms: Sequence[Form], touched: bool) -> list[Form]:
+def transfer(equation: Any, forms: Sequence[Form], depends_on_params: bool) -> list[Form]:
     """Forms of an operation's results.
 
     Args:
       equation: of a jaxpr, without the inputs of the network.
       forms: of its operands.
-      touched: whether any of them depends on a parameter.
+      depends_on_params: whether any of them depends on a parameter.
     """
     name, outputs = equation.primitive.name, equation.outvars
     if name == "optimization_barrier":
         return list(forms)
     moved = [form for form in forms if isinstance(form, Entries | Sums | Other)]
     differentiable = [jnp.issubdtype(v.aval.dtype, jnp.floating) for v in outputs]
-    if "custom_vjp" in name and touched:
+    if "custom_vjp" in name and depends_on_params:
         return [OTHER] * len(outputs)  # its derivative is any function
     if name in (*_KEEP, *_SHAPES, "neg", "mul", "div", "add", "add_any", "sub", "reduce_sum") and differentiable[0]:
         found = _linear(equation, forms) if moved else None
         if found is not None:
             return [found]
     large = any(not (isinstance(form, Entries) and form.single) for form in moved)
-    still = _still(equation, forms)
+    constant = _constant(equation, forms)
     if not large or name == "stop_gradient":
-        return [still] * len(outputs)
-    return [OTHER if moves else still for moves in differentiable]
+        return [constant] * len(outputs)
+    return [OTHER if moves else constant for moves in differentiable]
 
 
-def _still(equation: Any, forms: Sequence[Form]) -> Form:
+def _constant(equation: Any, forms: Sequence[Form]) -> Form:
     """Of an operation on values that no large parameter moves."""
     name, aval = equation.primitive.name, equation.outvars[0].aval
     if len(forms) == 1 and (name in _KEEP or name in _SHAPES) and isinstance(forms[0], Uniform):
@@ -127,7 +127,7 @@ def _still(equation: Any, forms: Sequence[Form]) -> Form:
     known = name in ELEMENTWISE and name not in CUSTOM
     if math.prod(aval.shape) == 1 or (known and all(_uniform(form) is not None for form in forms)):
         return Uniform(object())
-    return STILL
+    return CONSTANT
 
 
 def _uniform(form: Form) -> Uniform | None:
@@ -194,13 +194,13 @@ def _sum(equation: Any, forms: Sequence[Form]) -> Form | None:
     if isinstance(first, Sums) and isinstance(second, Entries) and sign > 0:
         return _centered(second, first, sign, shapes[1], out, equation.outvars[0].aval.dtype)
     for form, other, shape, factor in ((first, second, shapes[0], 1.0), (second, first, shapes[1], sign)):
-        if isinstance(form, Entries) and not form.single and _is_still(other):
+        if isinstance(form, Entries) and not form.single and _is_constant(other):
             return _scaled(_widened(form, shape, out), Uniform(factor), 1)
     return None
 
 
-def _is_still(form: Form) -> bool:
-    return isinstance(form, Still) or _uniform(form) is not None
+def _is_constant(form: Form) -> bool:
+    return isinstance(form, Constant) or _uniform(form) is not None
 
 
 def _summed(equation: Any, form: Form) -> Form | None:

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.diagnostics.tracing.batch_axis import Along, Free, Lost, State, Walk
+from mimicnorm_jax.diagnostics.tracing.batch_axis import Along, BatchAxisInterpreter, Free, Lost, State
 from mimicnorm_jax.diagnostics.tracing.batch_rules import RULES, free
 from mimicnorm_jax.diagnostics.tracing.jaxprs import coarsest, operations
-from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, evaluable, is_differentiated
+from mimicnorm_jax.diagnostics.tracing.outputs import evaluable, nonfinite_rows
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, is_differentiated
 
 _WAY_OUT = (
     "Either make each example's outputs a function of that example alone (BatchNorm: apply it with running averages, "
-    "train=False; dropout: leave it out), or ask for the whole batch with coupled=True: every derivative then includes "
-    "that through the other examples, and x is the batch"
+    "train=False; dropout: leave it out), or ask for the whole batch with batch_coupled=True: every derivative then "
+    "includes that through the other examples, and x is the batch"
 )
 
 
@@ -56,7 +57,7 @@ def follow(program: Any, arguments: int, size: int) -> State:
     """What becomes of the batch's axis in a program of so many parameters, then inputs, whose first axis it is."""
     shapes = [np.shape(aval) for aval in program.in_avals[:arguments]]
     states: list[State] = [Free(frozenset(i for i, side in enumerate(shape) if side > 1)) for shape in shapes]
-    return Walk(RULES, free, size).run(program, [*states, Along(0)])[0]
+    return BatchAxisInterpreter(RULES, free, size).run(program, [*states, Along(0)])[0]
 
 
 def prove(program: Any, arguments: int, size: int) -> str:
@@ -152,14 +153,15 @@ def _alone(apply_fn: ApplyFn, params: Any, x: jax.Array, eps: float) -> int | No
 
     with jax.default_matmul_precision("highest"):
         together, alone = (np.asarray(outputs, np.float64) for outputs in both(params, x))
-        finite = np.isfinite(together).all(1)
+        wrong = nonfinite_rows(together)
+        finite = np.delete(np.arange(len(together)), wrong)
         difference, scale = _difference(together[finite], alone[finite])
         limit = tolerance(eps) * scale
         if difference > limit:  # by rounding alone, in a chaotic network?
             other = np.asarray(both(nudged(params, eps), x)[0], np.float64)
             limit = max(limit, AMPLIFIED * _difference(other[finite], together[finite])[0])
     _within(difference, limit, scale, "in the batch and alone")
-    return None if finite.all() else int(np.flatnonzero(~finite)[0])
+    return int(wrong[0]) if wrong.size else None
 
 
 def _others_changed(apply_fn: ApplyFn, params: Any, x: jax.Array, eps: float) -> None:

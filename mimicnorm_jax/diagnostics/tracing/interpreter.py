@@ -16,10 +16,10 @@ import numpy as np
 from jax.extend import core
 
 from mimicnorm_jax.diagnostics.tracing import forms, jaxprs
+from mimicnorm_jax.diagnostics.tracing.outputs import check_outputs
 from mimicnorm_jax.diagnostics.tracing.parameters import (
     ApplyFn,
     bind,
-    check_outputs,
     is_array,
     is_differentiated,
     titles,
@@ -38,35 +38,35 @@ class LayerCall:
       name: path of the layer, joined by slashes; made unique by a number where a layer is used again.
       product: its canonical form.
       leaves: indices of the parameters that its kernel depends on.
-      added: index of the parameter that is added to the product, perhaps transformed; neither has another use. Or None.
+      bias: index of the parameter that is added to the product, perhaps transformed; neither has another use. Or None.
       dtype: of the product.
       shape: of the product.
       form: what the kernel is as a function of parameters.
-      added_form: what is added, likewise, and its shape.
+      bias_form: what is added, likewise, and its shape.
     """
 
     index: int
     name: str
     product: Conv | Dot
     leaves: tuple[int, ...]
-    added: int | None
+    bias: int | None
     dtype: Any
     shape: tuple[int, ...]
     form: forms.Form
-    added_form: tuple[forms.Form, tuple[int, ...]] | None
+    bias_form: tuple[forms.Form, tuple[int, ...]] | None
 
 
 @dataclass(frozen=True)
 class _Value:
     """A value on the way through the network: whether the inputs reach it, and which parameters do without them.
 
-    `site` is the product that it is, unchanged; `form` says what it is as a function of parameters.
+    `layer` is the product that it is, unchanged; `form` says what it is as a function of parameters.
     """
 
     value: Any
-    moving: bool = False
+    depends_on_input: bool = False
     leaves: frozenset[int] = frozenset()
-    site: int | None = None
+    layer: int | None = None
     form: forms.Form = forms.OTHER
 
 
@@ -76,15 +76,15 @@ _OnProduct = Callable[[Any, Sequence[_Value], Conv | Dot, bool], Any]
 class _JaxprInterpreter:
     """One evaluation of a jaxpr, with `on_product` in place of every product with a kernel.
 
-    A `still` one evaluates only what depends on parameters alone; everything else is None.
+    A `params_only` one evaluates only what depends on parameters alone; everything else is None.
     """
 
-    def __init__(self, on_product: _OnProduct, still: bool = False) -> None:
-        self.on_product, self.still = on_product, still
-        self.sites = 0
+    def __init__(self, on_product: _OnProduct, params_only: bool = False) -> None:
+        self.on_product, self.params_only = on_product, params_only
+        self.num_layers = 0
         self.direct: Counter[int] = Counter()
         self.uses: Counter[int | None] = Counter()
-        self.added: dict[int, _Value] = {}
+        self.biases: dict[int, _Value] = {}
 
     def run(self, closed: core.ClosedJaxpr, arguments: Sequence[_Value]) -> list[_Value]:
         jaxpr = closed.jaxpr
@@ -100,31 +100,31 @@ class _JaxprInterpreter:
         return [read(atom) for atom in jaxpr.outvars]
 
     def _equation(self, equation: Any, inputs: Sequence[_Value]) -> Sequence[_Value]:
-        name, moving = equation.primitive.name, any(value.moving for value in inputs)
+        name, depends_on_input = equation.primitive.name, any(value.depends_on_input for value in inputs)
         if (program := jaxprs.called(equation)) is not None:
             return self.run(program, inputs)
-        self.uses.update(value.site for value in inputs)
-        if moving and (found := _product(equation, inputs)) is not None:
-            self.sites += 1
-            return [_Value(self.on_product(equation, inputs, *found), moving=True, site=self.sites - 1)]
-        if moving and self.still:
+        self.uses.update(value.layer for value in inputs)
+        if depends_on_input and (found := _product(equation, inputs)) is not None:
+            self.num_layers += 1
+            return [_Value(self.on_product(equation, inputs, *found), depends_on_input=True, layer=self.num_layers - 1)]
+        if depends_on_input and self.params_only:
             results = [None] * len(equation.outvars)
         else:
             results = jaxprs.evaluate(equation, [value.value for value in inputs])
             results = results if equation.primitive.multiple_results else [results]
         leaves = frozenset().union(*(value.leaves for value in inputs))
-        if not moving:
+        if not depends_on_input:
             found = forms.transfer(equation, [value.form for value in inputs], bool(leaves))
             return [_Value(result, leaves=leaves, form=form) for result, form in zip(results, found, strict=True)]
         self.direct.update(leaves)
         if name == "add":
             self._note_bias(*inputs)
-        return [_Value(result, moving=True) for result in results]
+        return [_Value(result, depends_on_input=True) for result in results]
 
     def _note_bias(self, first: _Value, second: _Value) -> None:
         for product, bias in ((first, second), (second, first)):
-            if product.site is not None and len(bias.leaves) == 1 and not bias.moving:
-                self.added[product.site] = bias
+            if product.layer is not None and len(bias.leaves) == 1 and not bias.depends_on_input:
+                self.biases[product.layer] = bias
 
 
 def _product(equation: Any, inputs: Sequence[_Value]) -> tuple[Conv | Dot, bool] | None:
@@ -135,8 +135,8 @@ def _product(equation: Any, inputs: Sequence[_Value]) -> tuple[Conv | Dot, bool]
     shapes = [atom.aval.shape for atom in equation.invars]
     if not all(jnp.issubdtype(atom.aval.dtype, jnp.floating) for atom in (*equation.invars, *equation.outvars)):
         return None  # an integer product's kernel has no derivative, a complex one's is not what is wanted
-    kernel_first = not first.moving and bool(first.leaves)
-    if not kernel_first and (second.moving or not second.leaves):
+    kernel_first = not first.depends_on_input and bool(first.leaves)
+    if not kernel_first and (second.depends_on_input or not second.leaves):
         return None
     if equation.primitive.name == "dot_general":
         return Dot.of(equation.params, shapes, kernel_first), kernel_first
@@ -147,7 +147,7 @@ def _product(equation: Any, inputs: Sequence[_Value]) -> tuple[Conv | Dot, bool]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one evaluation saw at each site: the activations' operands, the kernels and the products."""
+    """What one evaluation saw at each layer: the activations' operands, the kernels and the products."""
 
     operands: list[Any]
     kernels: list[Any]
@@ -166,8 +166,8 @@ class TracedNetwork:
       paths: of the parameters that are arrays, in the order of the tree's leaves.
       titles: the same as text, all different.
       sizes: number of entries of each.
-      sites: every product of activations with a kernel, in the order of evaluation.
-      direct: indices of the parameters that reach the outputs in another way than through sites' kernels.
+      layers: every product of activations with a kernel, in the order of evaluation.
+      direct: indices of the parameters that reach the outputs in another way than through layers' kernels.
       outputs: shape and dtype of the outputs.
       program: the network's jaxpr, of parameters and inputs.
 
@@ -191,29 +191,33 @@ class TracedNetwork:
         def note(equation: Any, inputs: Sequence[_Value], form: Conv | Dot, kernel_first: bool) -> None:
             found.append((form, inputs[not kernel_first], equation.outvars[0].aval))
 
-        walk = _JaxprInterpreter(note, still=True)
+        interpreter = _JaxprInterpreter(note, params_only=True)
 
         def analyze(leaves: Sequence[jax.Array]) -> None:
-            for value in walk.run(self.program, self._arguments(leaves, None)):
-                walk.direct.update(value.leaves)
-                walk.uses[value.site] += 1
+            for value in interpreter.run(self.program, self._arguments(leaves, None)):
+                interpreter.direct.update(value.leaves)
+                interpreter.uses[value.layer] += 1
 
         jax.eval_shape(analyze, jax.tree.leaves(shapes[0]))
-        self.direct = frozenset(walk.direct)
+        self.direct = frozenset(interpreter.direct)
         names = unique([self._name(kernel.leaves) for _, kernel, _ in found])
         in_kernels = {leaf for _, kernel, _ in found for leaf in kernel.leaves}
         candidates = {
-            site: leaf
-            for site, value in walk.added.items()
+            layer: leaf
+            for layer, value in interpreter.biases.items()
             for leaf in value.leaves
-            if walk.direct[leaf] == walk.uses[site] == 1 and leaf not in in_kernels
+            if interpreter.direct[leaf] == interpreter.uses[layer] == 1 and leaf not in in_kernels
         }
-        added = {site: (value.form, np.shape(value.value)) for site, value in walk.added.items() if site in candidates}
-        self.sites = [
+        bias_forms = {
+            layer: (value.form, np.shape(value.value))
+            for layer, value in interpreter.biases.items()
+            if layer in candidates
+        }
+        self.layers = [
             LayerCall(
                 *(i, name, form, tuple(sorted(kernel.leaves)), candidates.get(i), aval.dtype, aval.shape),
                 kernel.form,
-                added.get(i),
+                bias_forms.get(i),
             )
             for i, (name, (form, kernel, aval)) in enumerate(zip(names, found, strict=True))
         ]
@@ -223,7 +227,7 @@ class TracedNetwork:
         for i, (leaf, differentiated) in enumerate(zip(leaves, self._differentiated, strict=True)):
             form = forms.of_parameter(i, leaf.size) if differentiated else forms.of_constant(leaf)
             arguments.append(_Value(leaf, leaves=frozenset([i] if differentiated else []), form=form))
-        return [*arguments, _Value(x, moving=True)]
+        return [*arguments, _Value(x, depends_on_input=True)]
 
     def _name(self, leaves: frozenset[int]) -> str:
         """Path of the layer that a kernel's parameters belong to: what their paths share."""
@@ -238,7 +242,7 @@ class TracedNetwork:
         params: Any,
         x: jax.Array,
         *,
-        shifts: Mapping[int, jax.Array] | None = None,
+        perturbations: Mapping[int, jax.Array] | None = None,
         frozen_kernels: bool = False,
     ) -> tuple[jax.Array, Evaluation]:
         """Evaluates the network.
@@ -246,30 +250,30 @@ class TracedNetwork:
         Args:
           params: parameters.
           x: inputs, of the shape given at construction.
-          shifts: by site, what is added to its product; the derivative by it is the product's cotangent.
-          frozen_kernels: whether derivatives stop at the kernels of all sites.
+          perturbations: by layer, what is added to its product; the derivative by it is the product's cotangent.
+          frozen_kernels: whether derivatives stop at the kernels of all layers.
 
         Returns:
-          The outputs and what the sites saw.
+          The outputs and what the layers saw.
         """
-        shifts = shifts or {}
-        record = Evaluation([], [], [])
+        perturbations = perturbations or {}
+        evaluation = Evaluation([], [], [])
 
         def on_product(equation: Any, inputs: Sequence[_Value], form: Conv | Dot, kernel_first: bool) -> jax.Array:
-            index = len(record.products)
+            index = len(evaluation.products)
             kernel, operand = inputs[not kernel_first].value, inputs[kernel_first].value
             if frozen_kernels:
                 kernel = jax.lax.stop_gradient(kernel)
             y = jaxprs.evaluate(equation, [kernel, operand] if kernel_first else [operand, kernel])
-            if index in shifts:
-                y = y + shifts[index]
-            record.operands.append(operand)
-            record.kernels.append(kernel)
-            record.products.append(y)
+            if index in perturbations:
+                y = y + perturbations[index]
+            evaluation.operands.append(operand)
+            evaluation.kernels.append(kernel)
+            evaluation.products.append(y)
             return y
 
         outputs = _JaxprInterpreter(on_product).run(self.program, self._arguments(self.arrays(params), x))
-        return outputs[0].value, record
+        return outputs[0].value, evaluation
 
     @property
     def dtype(self) -> Any:
@@ -282,13 +286,13 @@ class TracedNetwork:
         return [leaf for leaf in jax.tree.leaves(params) if is_array(leaf)]
 
     def kernels(self, params: Any) -> list[jax.Array]:
-        """The kernel of every site; evaluates no activation."""
+        """The kernel of every layer; evaluates no activation."""
         kernels: list[Any] = []
 
         def on_product(equation: Any, inputs: Sequence[_Value], form: Conv | Dot, kernel_first: bool) -> None:
             kernels.append(inputs[not kernel_first].value)
 
-        _JaxprInterpreter(on_product, still=True).run(self.program, self._arguments(self.arrays(params), None))
+        _JaxprInterpreter(on_product, params_only=True).run(self.program, self._arguments(self.arrays(params), None))
         return kernels
 
 

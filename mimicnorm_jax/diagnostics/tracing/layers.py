@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mimicnorm_jax.diagnostics.tracing import independence, validation
 from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
@@ -24,16 +23,35 @@ class ByLayer:
     values: tuple[Any, ...]
 
 
-def prepared(apply_fn: ApplyFn, params: Any, x: Any, coupled: bool = True) -> tuple[ApplyFn, Any, jax.Array]:
+@dataclass(frozen=True)
+class View:
+    """What is looked at, in a form that `jax.jit` takes for static.
+
+    Attributes:
+      layers: names of layers; None for all.
+      batch_coupled: see `diagnostics`.
+    """
+
+    layers: tuple[str, ...] | None
+    batch_coupled: bool
+
+    @staticmethod
+    def of(layers: str | Sequence[str] | None, batch_coupled: bool) -> "View":
+        """Of names, or one."""
+        return View((layers,) if isinstance(layers, str) else None if layers is None else tuple(layers), batch_coupled)
+
+
+def prepared(apply_fn: ApplyFn, params: Any, x: Any, batch_coupled: bool = True) -> tuple[ApplyFn, Any, jax.Array]:
     """A network, its parameters and inputs in the form that `jax.jit` takes.
 
     Raises:
-      ValueError: if these cannot be a network's, or if examples influence one another although `coupled` is False.
+      ValueError: if these cannot be a network's, or if examples influence one another although `batch_coupled`
+        is False.
     """
     validation.arguments(apply_fn, params, x)
     params, x = off_mesh((params, jnp.asarray(x)))
     apply_fn, params = bind(apply_fn, params)
-    if not coupled and x.ndim and len(x) > 1:
+    if not batch_coupled and x.ndim and len(x) > 1:
         independence.require(apply_fn, params, x)
     return apply_fn, params, x
 
@@ -52,69 +70,55 @@ def forward_mode(what: str) -> Iterator[None]:
         ) from error
 
 
-def trace(apply_fn: ApplyFn, params: Any, x: jax.Array, coupled: bool = False) -> TracedNetwork:
-    """The network traced for one group of examples: one example or, `coupled`, all of `x`.
+def trace(apply_fn: ApplyFn, params: Any, x: jax.Array, batch_coupled: bool = False) -> TracedNetwork:
+    """The network traced for one group of examples: one example or, if `batch_coupled`, all of `x`.
 
     Raises:
       ValueError: if `x` holds no example.
     """
     if jnp.ndim(x) == 0 or len(x) == 0:
         raise ValueError(f"x has shape {jnp.shape(x)}: give at least one example, (N, ...)")
-    return TracedNetwork(apply_fn, params, x if coupled else x[:1])
+    return TracedNetwork(apply_fn, params, x if batch_coupled else x[:1])
 
 
-def groups(x: jax.Array, coupled: bool = False) -> jax.Array:
-    """Examples `(N, ...)` as groups `(n, q, ...)` that influence one another: `q = 1` or, `coupled`, `n = 1`."""
-    return x[None] if coupled else x[:, None]
+def coupled_groups(x: jax.Array, batch_coupled: bool = False) -> jax.Array:
+    """Examples `(N, ...)` as groups `(n, q, ...)` that influence one another: `q = 1` or, if `batch_coupled`,
+    `n = 1`."""
+    return x[None] if batch_coupled else x[:, None]
 
 
-def _sites(network: TracedNetwork) -> list[LayerCall]:
-    if not network.sites:
+def _layers(network: TracedNetwork) -> list[LayerCall]:
+    if not network.layers:
         raise ValueError(
             "apply_fn has no layers to name: it multiplies activations with no kernel that depends on params (inside "
             "lax.scan, while_loop, cond or a custom derivative none is seen). Take the kernels from params, and unroll "
             "such a loop"
         )
-    return network.sites
+    return network.layers
 
 
 def find(network: TracedNetwork, name: str) -> LayerCall:
-    """The site of that name.
+    """The layer of that name.
 
     Raises:
       ValueError: if there is none, with the near misses.
     """
-    for site in _sites(network):
-        if site.name == name:
-            return site
-    raise ValueError(unknown("layer", name, [site.name for site in network.sites]))
+    for layer in _layers(network):
+        if layer.name == name:
+            return layer
+    raise ValueError(unknown("layer", name, [layer.name for layer in network.layers]))
 
 
 def select(network: TracedNetwork, names: Sequence[str] | None) -> list[LayerCall]:
-    """The sites of those names, None for all, in the order of evaluation.
+    """The layers of those names, None for all, in the order of evaluation.
 
     Raises:
-      ValueError: for a name that no site has, or if the network has no site.
+      ValueError: for a name that no layer has, or if the network has no layer.
     """
     if names is None:
-        return list(_sites(network))
+        return list(_layers(network))
     wanted = {find(network, name).index for name in names}
-    return [site for site in network.sites if site.index in wanted]
-
-
-def as_names(names: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    """Names in a form that `jax.jit` takes for static."""
-    return (names,) if isinstance(names, str) else None if names is None else tuple(names)
-
-
-def check_finite(outputs: jax.Array) -> None:
-    """Raises ValueError if any of the outputs `(N, O)` is infinite or not a number."""
-    wrong = np.flatnonzero(~np.isfinite(np.asarray(outputs, np.float64)).all(-1))
-    if wrong.size:
-        raise ValueError(
-            f"apply_fn returns infinite outputs or NaN for {wrong.size} of {len(outputs)} examples (x[{wrong[0]}] is "
-            "the first): look for such values in params and x; a deep network may need float64 (jax.enable_x64)"
-        )
+    return [layer for layer in network.layers if layer.index in wanted]
 
 
 def check_floating(x: jax.Array) -> None:
@@ -123,7 +127,7 @@ def check_floating(x: jax.Array) -> None:
         raise ValueError(f"x is {jnp.result_type(x)}: a derivative by it needs floating-point inputs; cast it")
 
 
-def check_probes(probes: int) -> None:
-    """Raises ValueError if `probes` are too few for a standard error."""
-    if probes < 2:
-        raise ValueError(f"probes is {probes}: a standard error needs at least 2")
+def check_num_samples(num_samples: int) -> None:
+    """Raises ValueError if `num_samples` are too few for a standard error."""
+    if num_samples < 2:
+        raise ValueError(f"num_samples is {num_samples}: a standard error needs at least 2")

@@ -1,4 +1,4 @@
-"""The layerwise kernel against the explicit product of Jacobians, and what must be refused."""
+"""Structured derivatives against the explicit product of Jacobians, and what must be refused."""
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,18 @@ import pytest
 from flax import linen as nn
 
 from mimicnorm_jax import CenteredConv, CenteredDense, LastBatchNorm, models
-from mimicnorm_jax.diagnostics.adapters import from_linen
-from mimicnorm_jax.diagnostics.ntk import blocks
-from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK, empirical_ntk, initial_variance, kernel_vector_product
+from mimicnorm_jax.diagnostics import (
+    IMPLEMENTATIONS,
+    EmpiricalNTK,
+    empirical_ntk,
+    from_linen,
+    initial_variance,
+    ntk_vector_product,
+)
+from mimicnorm_jax.diagnostics.ntk.blocks import BlockedKernel
+from mimicnorm_jax.diagnostics.ntk.implementation import Request
+from mimicnorm_jax.diagnostics.ntk.structured_derivatives import StructuredDerivatives
+from mimicnorm_jax.diagnostics.tracing import TracedNetwork
 
 pytestmark = pytest.mark.usefixtures("x64")
 DOUBLE = {"dtype": "float64", "param_dtype": "float64"}
@@ -67,14 +76,14 @@ def _close(measured, expected, rtol=1e-10):
         ("mobilenetv2", "mimicnorm", 0.25, 8),
     ],
 )
-def test_layerwise_equals_the_product_of_jacobians(name, method, width, side):
+def test_structured_derivatives_equal_the_product_of_jacobians(name, method, width, side):
     """Centered and not, with biases and folded scalars, grouped and depthwise convolutions, running averages."""
     model = models.create(name, method=method, num_classes=3, width=width, **DOUBLE)
     x = _images(2, side)
     apply_fn, params = from_linen(model, _params(model, x))
-    kernel = EmpiricalNTK(apply_fn, method="layerwise")
-    assert not kernel._prepare(params, x, None)[0].layers.general  # every layer was recognized
-    _close(kernel(params, x), EmpiricalNTK(apply_fn, method="jacobian")(params, x))
+    kernel = EmpiricalNTK(apply_fn, implementation="structured_derivatives")
+    assert ", 0 through their kernel's derivative" in kernel.plan(params, x).detail  # every layer is of known form
+    _close(kernel(params, x), EmpiricalNTK(apply_fn, implementation="jacobian_contraction")(params, x))
 
 
 class Outside(nn.Module):
@@ -106,14 +115,14 @@ class Outside(nn.Module):
 def test_a_model_from_outside():
     module, x = Outside(), _images(3, 6)
     apply_fn, params = from_linen(module, _params(module, x))
-    kernel = EmpiricalNTK(apply_fn, method="layerwise")
+    kernel = EmpiricalNTK(apply_fn, implementation="structured_derivatives")
     _close(kernel(params, x), _reference(apply_fn, params, x))
     detail = kernel.plan(params, x).detail
     assert "0 through" not in detail  # the shared and the normalized kernel are
 
 
 def _dense(params, x):
-    """A stack written by hand, with a kernel on the left, a kernel centered by hand and a scaled one."""
+    """A MLP written by hand, with a kernel on the left, a kernel centered by hand and a scaled one."""
     x = jnp.tanh(x @ params["first"] + params["bias"][None])
     x = jnp.tanh((params["left"] @ x.T).T)
     kernel = params["centered"] - params["centered"].mean(0, keepdims=True)
@@ -137,20 +146,20 @@ def dense():
     return params, jnp.asarray(rng.standard_normal((6, 5))), jnp.asarray(rng.standard_normal((4, 5)))
 
 
-@pytest.mark.parametrize("method", ["layerwise", "jacobian", "products"])
-def test_every_method_and_output_against_the_reference(dense, method):
+@pytest.mark.parametrize("implementation", ["structured_derivatives", "jacobian_contraction", "ntk_vector_products"])
+def test_every_implementation_and_output_against_the_reference(dense, implementation):
     params, x1, x2 = dense
     expected = _reference(_dense, params, x1, x2)
-    _close(empirical_ntk(_dense, params, x1, x2, method=method), expected)
+    _close(empirical_ntk(_dense, params, x1, x2, implementation=implementation), expected)
     diagonal = np.einsum("nmoo->nmo", expected)
-    _close(empirical_ntk(_dense, params, x1, x2, method=method, output="diagonal"), diagonal)
-    _close(empirical_ntk(_dense, params, x1, x2, method=method, output="trace"), diagonal.sum(-1))
-    _close(empirical_ntk(_dense, params, x1, x2, method=method, output=2), diagonal[..., 2])
-    _close(empirical_ntk(_dense, params, x1, method=method), _reference(_dense, params, x1))
+    _close(empirical_ntk(_dense, params, x1, x2, implementation=implementation, output="diagonal"), diagonal)
+    _close(empirical_ntk(_dense, params, x1, x2, implementation=implementation, output="trace"), diagonal.sum(-1))
+    _close(empirical_ntk(_dense, params, x1, x2, implementation=implementation, output=2), diagonal[..., 2])
+    _close(empirical_ntk(_dense, params, x1, implementation=implementation), _reference(_dense, params, x1))
 
 
-@pytest.mark.parametrize("method", ["layerwise", "jacobian"])
-def test_weights_filter_and_scale_parameters(dense, method):
+@pytest.mark.parametrize("implementation", ["structured_derivatives", "jacobian_contraction"])
+def test_weights_filter_and_scale_parameters(dense, implementation):
     params, x1, _ = dense
     for weights in ({"bias": 1.0}, {"centered": 2.0, "scale": 0.5}, {"last": 3.0, "bias2": 1.0}, {"scale": 1.0}):
 
@@ -158,7 +167,7 @@ def test_weights_filter_and_scale_parameters(dense, method):
             return weights.get(path[-1], 0.0)
 
         _close(
-            empirical_ntk(_dense, params, x1, weights=weigh, method=method),
+            empirical_ntk(_dense, params, x1, weights=weigh, implementation=implementation),
             _reference(_dense, params, x1, weights=weigh),
         )
 
@@ -174,7 +183,7 @@ def test_initial_variance_weights_kernels_by_their_mean_square(dense):
 
 def test_contributions_of_parameters_add_up(dense):
     params, x1, x2 = dense
-    parts = EmpiricalNTK(_dense, per_parameter=True, method="layerwise")(params, x1, x2)
+    parts = EmpiricalNTK(_dense, per_parameter=True, implementation="structured_derivatives")(params, x1, x2)
     assert set(parts) == set(params)
     for name, part in parts.items():
         _close(part, _reference(_dense, params, x1, x2, weights=lambda path, leaf, name=name: float(path[-1] == name)))
@@ -182,14 +191,14 @@ def test_contributions_of_parameters_add_up(dense):
 
 @pytest.mark.parametrize("output", ["full", "diagonal", "trace"])
 @pytest.mark.parametrize("second", [False, True])
-@pytest.mark.parametrize("method", ["layerwise", "products"])
-def test_blocks_on_several_devices_and_on_disk_give_the_whole_kernel(dense, tmp_path, output, second, method):
+@pytest.mark.parametrize("implementation", ["structured_derivatives", "ntk_vector_products"])
+def test_blocks_on_several_devices_and_on_disk_give_the_whole_kernel(dense, tmp_path, output, second, implementation):
     """Seven and four examples in blocks of at most three, the last ones short, on four devices."""
     params, x1, x2 = dense
     x1, x2 = jnp.concatenate([x1, x1[:1] + 1]), x2 if second else None
-    whole = EmpiricalNTK(_dense, output=output, method=method)
-    enough = whole._prepare(params, x1, x2)[0].bytes(3, 3)
-    blocked = EmpiricalNTK(_dense, output=output, method=method, memory=enough)
+    whole = EmpiricalNTK(_dense, output=output, implementation=implementation)
+    enough = whole.plan(params, x1[:3], x1[3:6]).bytes
+    blocked = EmpiricalNTK(_dense, output=output, implementation=implementation, memory=enough)
     assert blocked.plan(params, x1, x2).block[0] < 4
     _close(blocked(params, x1, x2), whole(params, x1, x2))
     file = tmp_path / "kernel.npy"
@@ -214,43 +223,46 @@ def test_coupled_batches_and_the_null_vectors_of_a_last_batch_norm():
     variables = _params(module, x, train=False)
     apply_fn, params = from_linen(module, variables, train=True, mutable=["batch_stats"])
     expected = _reference(apply_fn, params, x)
-    for method in ("layerwise", "jacobian", "products"):
-        kernel = empirical_ntk(apply_fn, params, x, method=method, coupled=True)
+    for implementation in IMPLEMENTATIONS:
+        kernel = empirical_ntk(apply_fn, params, x, implementation=implementation, batch_coupled=True)
         _close(kernel, expected)
-        _close(empirical_ntk(apply_fn, params, x, method=method, coupled=True, output=1), expected[:, :, 1, 1])
         _close(
-            empirical_ntk(apply_fn, params, x, method=method, coupled=True, output="trace"),
+            empirical_ntk(apply_fn, params, x, implementation=implementation, batch_coupled=True, output=1),
+            expected[:, :, 1, 1],
+        )
+        _close(
+            empirical_ntk(apply_fn, params, x, implementation=implementation, batch_coupled=True, output="trace"),
             np.einsum("nmoo->nm", expected),
         )
     # The batch's normalized outputs keep mean 0 and variance 1, whatever the parameters: 1 and z are null vectors.
-    kernel, z = np.asarray(empirical_ntk(apply_fn, params, x, coupled=True)), np.asarray(apply_fn(params, x))
+    kernel, z = np.asarray(empirical_ntk(apply_fn, params, x, batch_coupled=True)), np.asarray(apply_fn(params, x))
     largest = np.linalg.eigvalsh(kernel.transpose(0, 2, 1, 3).reshape(10, 10))[-1]
     assert np.abs(kernel.sum(0)).max() < 1e-10 * largest
     assert np.abs(np.einsum("no,nmop->mop", z, kernel)).max() < 1e-10 * largest
-    with pytest.raises(ValueError, match=r"coupled=True"):
+    with pytest.raises(ValueError, match=r"batch_coupled=True"):
         empirical_ntk(apply_fn, params, x)
 
 
-def test_kernel_vector_products(dense):
+def test_ntk_vector_products(dense):
     params, x1, x2 = dense
     v = jnp.asarray(np.random.default_rng(3).standard_normal((4, 3)))
     expected = np.einsum("nmop,mp->no", _reference(_dense, params, x1, x2), v)
-    _close(kernel_vector_product(_dense, params, x1, x2)(v), expected)
+    _close(ntk_vector_product(_dense, params, x1, x2)(v), expected)
     weigh = initial_variance(params)
     expected = np.einsum("nmop,mp->no", _reference(_dense, params, x1, x2, weights=weigh), v)
-    _close(kernel_vector_product(_dense, params, x1, x2, weigh)(v), expected)
+    _close(ntk_vector_product(_dense, params, x1, x2, weigh)(v), expected)
 
 
 def test_a_scalar_at_zero_still_counts(dense):
     """SkipInit's start: the kernel's own contribution vanishes, the scalar's does not."""
     params, x1, _ = dense
     params = {**params, "scale": jnp.zeros(())}
-    _close(empirical_ntk(_dense, params, x1, method="layerwise"), _reference(_dense, params, x1))
+    _close(empirical_ntk(_dense, params, x1, implementation="structured_derivatives"), _reference(_dense, params, x1))
 
 
 def test_float32_agrees_to_its_precision(dense):
     params, x1, x2 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), dense)
-    kernel = empirical_ntk(_dense, params, x1, x2, method="layerwise")
+    kernel = empirical_ntk(_dense, params, x1, x2, implementation="structured_derivatives")
     assert kernel.dtype == jnp.float32
     _close(kernel, _reference(_dense, *dense), rtol=1e-5)
 
@@ -258,8 +270,10 @@ def test_float32_agrees_to_its_precision(dense):
 def test_products_are_in_full_precision(dense):
     """On accelerators whose default is coarser than float32, small eigenvalues would be lost."""
     params, x1, _ = dense
-    method = EmpiricalNTK(_dense, method="layerwise")._prepare(params, x1, None)[0]
-    text = blocks._whole(method, False).lower(params, x1, None).as_text()
+    leaves = jax.tree.leaves(params)
+    request = Request(TracedNetwork(_dense, params, x1[:1]), leaves, x1[:1], [1.0] * len(leaves), "full", None, False)
+    kernel = BlockedKernel(StructuredDerivatives(request, (len(x1), None)), (len(x1), len(x1)))
+    text = kernel.whole.lower(params, x1, None).as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
     assert products
     assert all("HIGHEST" in line for line in products)
@@ -283,11 +297,13 @@ def test_a_second_call_compiles_nothing(dense):
 
 def test_the_cost_model_prefers_what_is_cheaper_and_what_fits(dense):
     params, x1, _ = dense
-    assert EmpiricalNTK(_dense).plan(params, x1).method == "layerwise"
+    assert EmpiricalNTK(_dense).plan(params, x1).implementation == "structured_derivatives"
     wide = {"kernel": jnp.ones((4096, 2))}
     x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 4096)))
     linear = EmpiricalNTK(lambda params, x: x @ params["kernel"], memory=3 * 2**18)
-    assert linear.plan(wide, x).method != "jacobian"  # its rows alone take 2 x 8192 numbers of 8 bytes, twice
+    assert (
+        linear.plan(wide, x).implementation != "jacobian_contraction"
+    )  # its rows alone take 2 x 8192 numbers of 8 bytes, twice
 
 
 @pytest.mark.parametrize(
@@ -295,7 +311,7 @@ def test_the_cost_model_prefers_what_is_cheaper_and_what_fits(dense):
     [
         ({"output": "ful"}, "did you mean full"),
         ({"output": 3}, "the network has 3 outputs"),
-        ({"method": "layer"}, "did you mean layerwise"),
+        ({"implementation": "structured"}, "did you mean structured_derivatives"),
         ({"weights": lambda path, leaf: -1.0}, "weights give -1.0 for bias"),
         ({"weights": lambda path, leaf: 0.0}, "leave out every parameter"),
         ({"memory": 1000}, "memory is 1,000 bytes.*raise memory"),
@@ -317,9 +333,8 @@ def test_bad_input_is_named(dense, change, message):
 def test_a_kernel_that_is_not_finite_leaves_no_file(dense, tmp_path):
     params, x1, _ = dense
     x1 = x1.at[5].set(jnp.nan)  # beyond the examples that are tried first
-    kernel = EmpiricalNTK(
-        _dense, memory=EmpiricalNTK(_dense, method="layerwise")._prepare(params, x1, None)[0].bytes(2, 2)
-    )
+    enough = EmpiricalNTK(_dense, implementation="structured_derivatives").plan(params, x1[:2], x1[2:4]).bytes
+    kernel = EmpiricalNTK(_dense, memory=enough)
     with pytest.raises(ValueError, match=r"examples 4 to 5 .* is not finite|examples 0 to 1 with 4 to 5 is not finite"):
         kernel(params, x1, out=tmp_path / "kernel.npy")
     with pytest.raises(ValueError, match=r"examples 0 to 5 .* not finite"):

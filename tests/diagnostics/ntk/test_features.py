@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics.ntk.features import FactoredJacobian, Jacobian, gram, inner
+from mimicnorm_jax.diagnostics.ntk.features import FactoredJacobian, Jacobian, contract, gram
 
 pytestmark = pytest.mark.usefixtures("x64")
 # Groups of examples, examples in a group, outputs, positions, groups of channels, fan-in, channels.
@@ -45,10 +45,10 @@ def test_inner_products(sizes, output):
         left = _pair(sizes, factored, bias)
         right = _pair((max(1, sizes[0] - 2), *sizes[1:]), factored, bias, seed=1)
         for other, symmetric in ((right, False), (left, True)):
-            measured = inner(left, other, output, symmetric)
+            measured = contract(left, other, output, symmetric)
             np.testing.assert_allclose(measured, _expected(left, other, output), rtol=1e-12, atol=1e-11)
             if not factored:
-                rows = inner(left.rows(), other.rows(), output, symmetric)
+                rows = contract(left.rows(), other.rows(), output, symmetric)
                 np.testing.assert_allclose(rows, _expected(left, other, output), rtol=1e-12, atol=1e-11)
 
 

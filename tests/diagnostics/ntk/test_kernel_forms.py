@@ -2,16 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax import lax
 
 from mimicnorm_jax import models
-from mimicnorm_jax.diagnostics.adapters import from_linen
-from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK, empirical_ntk, initial_variance
+from mimicnorm_jax.diagnostics import EmpiricalNTK, empirical_ntk, from_linen, initial_variance
 from mimicnorm_jax.diagnostics.ntk.matching import match_kernels
-from mimicnorm_jax.diagnostics.tracing.interpreter import TracedNetwork
-from tests.diagnostics.networks import draw
+from mimicnorm_jax.diagnostics.tracing import TracedNetwork
+from tests.diagnostics.networks import close, draw, reference
 from tests.diagnostics.ntk.random_programs import as_matrix, centered, rounded, straight_through
 
 ROUNDINGS = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
@@ -31,20 +29,6 @@ def _network(kernel=lambda w, params: w, bias=lambda b: b, dtype="float64"):
     return apply_fn
 
 
-def _reference(apply_fn, params, x):
-    """Written out: no line of the library in it."""
-    total = 0.0
-    for leaf in jax.tree.leaves(jax.jit(jax.jacrev(apply_fn))(params, x)):
-        rows = np.asarray(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), np.float64)
-        rows = rows.reshape(*leaf.shape[:2], -1)
-        total = total + np.einsum("nok,mpk->nmop", rows, rows)
-    return total
-
-
-def _close(measured, expected, rtol=1e-12):
-    np.testing.assert_allclose(measured, expected, rtol=0, atol=rtol * np.abs(expected).max())
-
-
 @pytest.mark.parametrize(
     "kernel",
     [
@@ -62,14 +46,14 @@ def _close(measured, expected, rtol=1e-12):
 def test_piecewise_linear_kernels_are_differentiated_where_they_are(kernel):
     params, x = _params(gate=jnp.asarray(1.5)), draw(9, 4, 5)
     apply_fn = _network(kernel)
-    _close(empirical_ntk(apply_fn, params, x), _reference(apply_fn, params, x))
+    close(empirical_ntk(apply_fn, params, x), reference(apply_fn, params, x))
 
 
 @pytest.mark.usefixtures("x64")
 def test_piecewise_linear_biases():
     params, x = _params(), draw(9, 4, 5)
     apply_fn = _network(bias=jax.nn.relu)
-    _close(empirical_ntk(apply_fn, params, x), _reference(apply_fn, params, x))
+    close(empirical_ntk(apply_fn, params, x), reference(apply_fn, params, x))
 
 
 def _form(kernel, shape=(4, 4), dtype="float32"):
@@ -144,16 +128,16 @@ def test_half_precision(dtype, kernel):
     """To a rounding of each derivative; the kernel is in float32."""
     params, x = _params("float32"), draw(9, 4, 5)
     apply_fn = _network(kernel, dtype=dtype)
-    found = EmpiricalNTK(apply_fn, method="layerwise")(params, x)
+    found = EmpiricalNTK(apply_fn, implementation="structured_derivatives")(params, x)
     assert found.dtype == jnp.float32
-    _close(found, _reference(apply_fn, params, x), ROUNDINGS[dtype])
+    close(found, reference(apply_fn, params, x), ROUNDINGS[dtype])
 
 
 def test_mimicnorm_in_bfloat16():
     model, x = models.create("resnet8", width=0.5, num_classes=3, dtype="bfloat16"), draw(9, 3, 8, 8, 3)
     apply_fn, params = from_linen(model, model.init(jax.random.key(0), x))
-    expected = _reference(apply_fn, params, x)
-    _close(empirical_ntk(apply_fn, params, x, method="layerwise"), expected, ROUNDINGS["bfloat16"])
+    expected = reference(apply_fn, params, x)
+    close(empirical_ntk(apply_fn, params, x, implementation="structured_derivatives"), expected, ROUNDINGS["bfloat16"])
 
 
 @pytest.mark.parametrize(
@@ -165,9 +149,9 @@ def test_mimicnorm_in_bfloat16():
         ("float64", "float32", "float32", "float32", 2.0**-20),
     ],
 )
-@pytest.mark.parametrize("method", ["layerwise", "jacobian", "products"])
+@pytest.mark.parametrize("implementation", ["structured_derivatives", "jacobian_contraction", "ntk_vector_products"])
 @pytest.mark.usefixtures("x64")
-def test_mixed_precision(method, leaves, inside, outputs, kernel, rtol):
+def test_mixed_precision(implementation, leaves, inside, outputs, kernel, rtol):
     """Kernels that are transformed, so that their derivative is asked for; in the outputs' type, at least float32."""
     params, x = _params(leaves), draw(9, 4, 5)
 
@@ -175,21 +159,21 @@ def test_mixed_precision(method, leaves, inside, outputs, kernel, rtol):
         h = jnp.tanh(x.astype(inside) @ (params["kernel"] / jnp.linalg.norm(params["kernel"])).astype(inside))
         return (h @ (3 * params["head"]).astype(inside)).astype(outputs)
 
-    found = EmpiricalNTK(apply_fn, method=method)(params, x)
+    found = EmpiricalNTK(apply_fn, implementation=implementation)(params, x)
     assert found.dtype == kernel
-    # bfloat16 tangents and outputs are rounded at every layer by method products.
-    _close(found, _reference(apply_fn, params, x), rtol)
+    # bfloat16 tangents and outputs are rounded at every layer by ntk_vector_products.
+    close(found, reference(apply_fn, params, x), rtol)
 
 
-@pytest.mark.parametrize("method", ["layerwise", "jacobian", "products"])
-def test_preferred_element_type(method):
+@pytest.mark.parametrize("implementation", ["structured_derivatives", "jacobian_contraction", "ntk_vector_products"])
+def test_preferred_element_type(implementation):
     params, x = _params("bfloat16"), draw(9, 4, 5).astype(jnp.bfloat16)
 
     def apply_fn(params, x):
         h = jnp.matmul(x, 2 * jnp.abs(params["kernel"]), preferred_element_type=jnp.float32)
         return jnp.tanh(h) @ params["head"].astype(jnp.float32)
 
-    _close(empirical_ntk(apply_fn, params, x, method=method), _reference(apply_fn, params, x), 2.0**-7)
+    close(empirical_ntk(apply_fn, params, x, implementation=implementation), reference(apply_fn, params, x), 2.0**-7)
 
 
 @pytest.mark.usefixtures("x64")
@@ -199,10 +183,10 @@ def test_paths_that_read_alike_are_kept_apart():
     def apply_fn(params, x):
         return jnp.tanh(x @ params["a"]["b"]) @ params["a/b"]
 
-    parts = EmpiricalNTK(apply_fn, per_parameter=True, method="layerwise")(params, x)
+    parts = EmpiricalNTK(apply_fn, per_parameter=True, implementation="structured_derivatives")(params, x)
     assert set(parts) == {"a/b", "a\\/b"}
-    _close(sum(parts.values()), _reference(apply_fn, params, x))
-    _close(empirical_ntk(apply_fn, params, x, method="layerwise"), _reference(apply_fn, params, x))
+    close(sum(parts.values()), reference(apply_fn, params, x))
+    close(empirical_ntk(apply_fn, params, x, implementation="structured_derivatives"), reference(apply_fn, params, x))
 
 
 def test_biases_have_no_initial_variance():

@@ -1,4 +1,4 @@
-"""Whatever the network, its tangent kernel by every method is the product of its Jacobians, or refused."""
+"""Whatever the network, its tangent kernel by every implementation is the product of its Jacobians, or refused."""
 
 from collections import Counter
 
@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK
+from mimicnorm_jax.diagnostics import EmpiricalNTK
 from mimicnorm_jax.diagnostics.tracing import independence, jaxprs
 from tests.diagnostics.ntk.random_programs import Program
 
 pytestmark = pytest.mark.usefixtures("x64")
-REFUSALS = ("influence one another", "outputs differ by", "products' needs forward-mode", "not finite")
+REFUSALS = ("influence one another", "outputs differ by", "ntk_vector_products' needs forward-mode", "not finite")
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def _tolerance(program):
 
 
 def outcome(seed):
-    """By method, `agreed`, `refused` or how far off; and whether there is anything to compare."""
+    """By implementation, `agreed`, `refused` or how far off; and whether there is anything to compare."""
     program = Program(seed)
     with np.errstate(all="ignore"):
         expected = _reference(program)
@@ -47,26 +47,26 @@ def outcome(seed):
     if not np.isfinite(expected).all() or not 1e-6 < scale < 1e6:
         return program, {}
     found, planned = {}, ""
-    for method in ("layerwise", "products", "auto"):
+    for implementation in ("structured_derivatives", "ntk_vector_products", "auto"):
         try:
-            kernel = EmpiricalNTK(program, method=method, check=False)
-            if method == "auto" and kernel.plan(program.params, program.x).method == planned:
-                found[method] = found[planned]
+            kernel = EmpiricalNTK(program, implementation=implementation, check=False)
+            if implementation == "auto" and kernel.plan(program.params, program.x).implementation == planned:
+                found[implementation] = found[planned]
                 continue
             error = np.abs(np.asarray(kernel(program.params, program.x)) - expected).max() / scale
-            planned = method if method == "layerwise" else planned
-            found[method] = "agreed" if error <= _tolerance(program) else f"off by {error:.2g}"
+            planned = implementation if implementation == "structured_derivatives" else planned
+            found[implementation] = "agreed" if error <= _tolerance(program) else f"off by {error:.2g}"
         except ValueError as error:
             if not any(reason in str(error) for reason in REFUSALS):
                 raise
-            found[method] = "refused"
+            found[implementation] = "refused"
     return program, found
 
 
 @pytest.mark.parametrize("seed", range(50))
 def test_random_programs(seed):
     program, found = outcome(seed)
-    wrong = {method: what for method, what in found.items() if what not in ("agreed", "refused")}
+    wrong = {name: what for name, what in found.items() if what not in ("agreed", "refused")}
     assert not wrong, program.steps
 
 
@@ -76,7 +76,7 @@ def test_a_thousand_random_programs():
     wrong = []
     for seed in range(1000, 2000):
         program, found = outcome(seed)
-        counts.update(f"{method} {what.split()[0]}" for method, what in found.items())
+        counts.update(f"{name} {what.split()[0]}" for name, what in found.items())
         counts["nothing to compare"] += not found
         wrong += [(seed, found, program.steps) for what in found.values() if what not in ("agreed", "refused")]
         if seed % 20 == 19:

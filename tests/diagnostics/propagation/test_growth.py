@@ -7,16 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics.adapters import from_linen
-from mimicnorm_jax.diagnostics.propagation.growth import Growth, growth
+from mimicnorm_jax.diagnostics import Growth, from_linen, perturbation_growth
 from mimicnorm_jax.theory import mean_field
 from tests.diagnostics.networks import draw, filled, resnet
 
 KEY = jax.random.key(0)
 
 
-def _stack(kind):
-    """A ReLU stack at its initialization: its parameters are the kernels before centering, `(L, n, n)`."""
+def _mlp(kind):
+    """A ReLU MLP at its initialization: its parameters are the kernels before centering, `(L, n, n)`."""
 
     def apply_fn(params, x):
         for i in range(len(params)):
@@ -49,12 +48,14 @@ def _kernels(seed, depth, width):
         ("batch norm", mean_field.batch_norm_chi(32), 0.016),
     ],
 )
-def test_stacks_grow_by_the_theorys_chi(kind, chi, tolerance):
+def test_mlps_grow_by_the_theorys_chi(kind, chi, tolerance):
     """Mean of 16 networks of width 128."""
-    apply_fn, coupled, rates = _stack(kind), kind == "batch norm", []
+    apply_fn, coupled, rates = _mlp(kind), kind == "batch norm", []
     for seed in range(16):
         x = jnp.asarray(draw(seed, 32 if coupled else 4, 128), jnp.float32)
-        found = growth(apply_fn, _kernels(seed, 16, 128), x, key=jax.random.key(seed), probes=2, coupled=coupled)
+        found = perturbation_growth(
+            apply_fn, _kernels(seed, 16, 128), x, key=jax.random.key(seed), num_samples=2, batch_coupled=coupled
+        )
         rates.append(found.rate(first="layer1")[0])
     assert abs(np.mean(rates) - chi) < tolerance
 
@@ -64,7 +65,7 @@ def test_residual_network_against_tangents_of_what_flax_captures():
     x, module = draw(0, 3, 8, 8, 3), resnet()
     variables = filled(module, x, train=False)
     apply_fn, params = from_linen(module, variables, train=False)
-    found = growth(apply_fn, params, x, key=KEY, probes=2)
+    found = perturbation_growth(apply_fn, params, x, key=KEY, num_samples=2)
 
     def captured(x):
         return module.apply(variables, x, train=False, capture_intermediates=True, mutable=["intermediates"])[1]
@@ -83,9 +84,9 @@ def test_residual_network_against_tangents_of_what_flax_captures():
     expected = np.mean(logs, 0).T
     assert found.log_ratios.shape == (3, 10)
     np.testing.assert_allclose(found.log_ratios, expected, atol=1e-4)  # Both in float32.
-    steps, errors = found.steps()
-    np.testing.assert_allclose(np.log(steps), np.diff(expected, axis=1).mean(0), atol=2e-4)
-    np.testing.assert_allclose(errors / steps, np.diff(expected, axis=1).std(0, ddof=1) / np.sqrt(3), atol=2e-4)
+    factors, errors = found.factors()
+    np.testing.assert_allclose(np.log(factors), np.diff(expected, axis=1).mean(0), atol=2e-4)
+    np.testing.assert_allclose(errors / factors, np.diff(expected, axis=1).std(0, ddof=1) / np.sqrt(3), atol=2e-4)
 
 
 def _explosive(depth):
@@ -103,12 +104,12 @@ def _explosive(depth):
 def test_squares_beyond_float32_are_counted_in_logarithms():
     """10^72 in mean square after 6 layers; after 7 the tangent itself overflows, and that is an error."""
     x = jnp.asarray(draw(0, 3, 2), jnp.float32)
-    found = growth(*_explosive(6), x, key=KEY)
+    found = perturbation_growth(*_explosive(6), x, key=KEY)
     assert (found.log_ratios[:, -1] > math.log(1e70)).all()
     np.testing.assert_allclose(found.rate(), [1e12, 0], rtol=1e-4, atol=1e7)
-    np.testing.assert_allclose(found.steps()[0], np.full(5, 1e12), rtol=1e-4)
+    np.testing.assert_allclose(found.factors()[0], np.full(5, 1e12), rtol=1e-4)
     with pytest.raises(ValueError, match="overflows float32 at layer 'layer6', the signal does not"):
-        growth(*_explosive(7), x, key=KEY)
+        perturbation_growth(*_explosive(7), x, key=KEY)
 
 
 def test_vanishing_layer_has_no_growth_and_hides_no_other():
@@ -120,15 +121,15 @@ def test_vanishing_layer_has_no_growth_and_hides_no_other():
         z = z + z @ params["zero"]
         return (z + (z - jax.lax.stop_gradient(z))) @ params["last"]
 
-    found = growth(apply_fn, params, draw(0, 3, 2), key=KEY)
-    assert np.isnan(found.steps()[0]).all()
-    factor, error = growth(apply_fn, params, draw(0, 3, 2), key=KEY, layers=["last", "first"]).rate()
+    found = perturbation_growth(apply_fn, params, draw(0, 3, 2), key=KEY)
+    assert np.isnan(found.factors()[0]).all()
+    factor, error = perturbation_growth(apply_fn, params, draw(0, 3, 2), key=KEY, layers=["last", "first"]).rate()
     np.testing.assert_allclose([factor, error], [4, 0], atol=1e-5)
     np.testing.assert_allclose(found.rate()[0], 2, rtol=1e-6)  # Per step, over two.
 
 
 def test_standard_error_of_one_example_is_over_tangents():
-    found = growth(_stack("plain"), _kernels(0, 4, 16), draw(0, 1, 16), key=KEY, probes=5)
+    found = perturbation_growth(_mlp("plain"), _kernels(0, 4, 16), draw(0, 1, 16), key=KEY, num_samples=5)
     assert found.log_ratios.shape == (5, 4)
     logs = (found.log_ratios[:, -1] - found.log_ratios[:, 1]) / 2
     factor = np.exp(logs.mean())
@@ -137,21 +138,21 @@ def test_standard_error_of_one_example_is_over_tangents():
 
 
 def test_bad_input_is_named():
-    apply_fn, params, x = _stack("plain"), _kernels(0, 3, 4), draw(0, 2, 4)
+    apply_fn, params, x = _mlp("plain"), _kernels(0, 3, 4), draw(0, 2, 4)
     with pytest.raises(ValueError, match="unknown layer 'layer7'"):
-        growth(apply_fn, params, x, key=KEY, layers=["layer7"])
+        perturbation_growth(apply_fn, params, x, key=KEY, layers=["layer7"])
     with pytest.raises(ValueError, match="the layers are layer1: growth"):
-        growth(apply_fn, params, x, key=KEY, layers=["layer1"])
-    with pytest.raises(ValueError, match="probes is 1: a standard error"):
-        growth(apply_fn, params, x[:1], key=KEY, probes=1)
-    with pytest.raises(ValueError, match="probes is 1: a standard error"):
-        growth(apply_fn, params, x, key=KEY, probes=1, coupled=True)
-    with pytest.raises(ValueError, match="probes is 0"):
-        growth(apply_fn, params, x, key=KEY, probes=0)
+        perturbation_growth(apply_fn, params, x, key=KEY, layers=["layer1"])
+    with pytest.raises(ValueError, match="num_samples is 1: a standard error"):
+        perturbation_growth(apply_fn, params, x[:1], key=KEY, num_samples=1)
+    with pytest.raises(ValueError, match="num_samples is 1: a standard error"):
+        perturbation_growth(apply_fn, params, x, key=KEY, num_samples=1, batch_coupled=True)
+    with pytest.raises(ValueError, match="num_samples is 0"):
+        perturbation_growth(apply_fn, params, x, key=KEY, num_samples=0)
     with pytest.raises(ValueError, match="x is int32"):
-        growth(apply_fn, params, jnp.ones((2, 4), jnp.int32), key=KEY)
+        perturbation_growth(apply_fn, params, jnp.ones((2, 4), jnp.int32), key=KEY)
     with pytest.raises(ValueError, match="infinite outputs or NaN for 1 of 2"):
-        growth(apply_fn, params, x.at[0, 0].set(jnp.nan), key=KEY)
+        perturbation_growth(apply_fn, params, x.at[0, 0].set(jnp.nan), key=KEY)
     found = Growth(("a", "b"), np.zeros((2, 2)))
     with pytest.raises(ValueError, match="first is layer 'b', last is layer 'a'"):
         found.rate("b", "a")

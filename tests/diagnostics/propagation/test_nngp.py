@@ -1,4 +1,4 @@
-"""Kernels and moments against plain NumPy, Flax's own capture and the infinitely wide stack."""
+"""Kernels and moments against plain NumPy, Flax's own capture and the infinitely wide MLP."""
 
 from functools import partial
 
@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics.adapters import from_linen
-from mimicnorm_jax.diagnostics.propagation import nngp
-from mimicnorm_jax.theory.mean_field import WEIGHT_MEAN, S
+from mimicnorm_jax.diagnostics import from_linen, nngp
+from mimicnorm_jax.theory import WEIGHT_MEAN, S
 from tests.diagnostics.networks import Convolutional, Normalized, draw, filled, resnet
 
 
@@ -117,9 +116,9 @@ def test_coupled_batch_is_normalized_as_one(x64):
     apply_fn, params = from_linen(module, filled(module, x), mutable=["batch_stats"])
     first = np.asarray(x @ params["first"]["kernel"])
     normal = np.maximum((first - first.mean(0)) / np.sqrt(first.var(0) + 1e-5), 0)
-    found = nngp.kernels(apply_fn, params, x, "head", part="input", coupled=True)["head"]
+    found = nngp.kernels(apply_fn, params, x, "head", part="input", batch_coupled=True)["head"]
     np.testing.assert_allclose(found, normal @ normal.T / 7, rtol=1e-10)
-    moments = nngp.moments(apply_fn, params, x, "head", part="input", coupled=True, batch=2)["head"]
+    moments = nngp.moments(apply_fn, params, x, "head", part="input", batch_coupled=True, batch=2)["head"]
     squares = (normal**2).mean(1)
     np.testing.assert_allclose([moments.mean_square, moments.spread], [squares.mean(), squares.std(ddof=1)], rtol=1e-10)
     assert moments.pairs == 15
@@ -148,7 +147,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="has no layers to name"):
         nngp.names(lambda params, x: x * params["first"].sum(), params, x)
     with pytest.raises(ValueError, match="layer 'last' has no leading axis of 4 examples"):
-        nngp.kernels(lambda params, x: (params["last"].T @ x.T).T, {"last": jnp.ones((2, 1))}, x, coupled=True)
+        nngp.kernels(lambda params, x: (params["last"].T @ x.T).T, {"last": jnp.ones((2, 1))}, x, batch_coupled=True)
 
 
 def test_vanishing_layer_has_no_correlation():

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics.adapters import from_linen
-from mimicnorm_jax.diagnostics.spectra import curvature
+from mimicnorm_jax.diagnostics import curvature, from_linen
 from tests.diagnostics.networks import Convolutional, Normalized, draw, filled
 
 KEY = jax.random.key(0)

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics.adapters import from_linen
-from mimicnorm_jax.diagnostics.spectra import jacobian
+from mimicnorm_jax.diagnostics import from_linen, jacobian
 from tests.diagnostics.networks import Convolutional, draw, filled
 
 KEY = jax.random.key(0)
@@ -87,7 +86,7 @@ def test_convolutional_network_against_jax_jacobian(x64):
     np.testing.assert_allclose(jacobian.jacobians(apply_fn, params, x, source="first"), rest, rtol=1e-11)
 
 
-def test_probes_that_are_an_orthogonal_basis_give_the_frobenius_norm(x64):
+def test_samples_that_are_an_orthogonal_basis_give_the_frobenius_norm(x64):
     """Hutchinson's estimator has no error on all columns of a Hadamard matrix."""
     matrix, two = draw(0, 5, 8), np.array([[1.0, 1.0], [1.0, -1.0]])
     signs = jnp.asarray(np.kron(two, np.kron(two, two)))
@@ -101,7 +100,7 @@ def test_mean_square_and_its_standard_error(x64):
     """Over 200 examples the error in units of the standard error has mean 0 and variance (n - 1)/(n - 3) = 1.07."""
     params, x = _params(*SIDES), draw(9, 200, SIDES[0])
     exact = (jacobian.singular_values(_net, params, x) ** 2).sum(1) / SIDES[-1]
-    found = jacobian.mean_square(_net, params, x, key=KEY, probes=32)
+    found = jacobian.mean_square(_net, params, x, key=KEY, num_samples=32)
     deviations = np.asarray((found.mean - exact) / found.standard_error)
     assert abs(deviations.mean()) < 4 / np.sqrt(200)
     assert 0.75 < deviations.std() < 1.4  # Five standard deviations of a variance from 200.
@@ -116,9 +115,9 @@ def test_largest_singular_value(x64):
 
 
 def test_density_of_a_diagonal_jacobian_is_exact(x64):
-    """Every probe of random signs sees each axis with the same weight; two of six singular values vanish."""
+    """Every vector of random signs sees each axis with the same weight; two of six singular values vanish."""
     params = {"head": jnp.diag(jnp.array([0.0, 0.0, 0.1, 1.0, 3.0, 7.0]))}
-    found = jacobian.density(_linear, params, draw(9, 2, 6), key=KEY, probes=2)
+    found = jacobian.density(_linear, params, draw(9, 2, 6), key=KEY, num_samples=2)
     np.testing.assert_allclose(found.vanishing, 2 / 6, rtol=1e-10)
     np.testing.assert_allclose(found.log_squares, np.repeat(2 * np.log([0.1, 1.0, 3.0, 7.0]), 4), atol=1e-10)
     np.testing.assert_allclose(found.weights, 1 / 24, rtol=1e-10)
@@ -132,14 +131,14 @@ def test_random_layer_has_the_marchenko_pastur_spectrum():
     assert edge.converged.all()
     # Tracy-Widom: mean 4 - 1.2 (16 / n^2)^(1/3) = 3.92, standard deviation 0.08.
     assert abs(edge.values[0, 0] - 3.92) < 0.32
-    found = jacobian.density(_linear, params, x, key=KEY, probes=2, steps=30)
+    found = jacobian.density(_linear, params, x, key=KEY, num_samples=2, num_matvecs=30)
     squares = np.exp(found.log_squares)
     for bound in (0.5, 1.0, 2.0):
         # s = 4 sin^2 t: the share below is (2 t + sin 2 t) / pi. A node carries up to 2 / 30, and n singular values
         # scatter by less.
         t = np.arcsin(np.sqrt(bound) / 2)
         assert abs(found.weights[squares < bound].sum() - (2 * t + np.sin(2 * t)) / np.pi) < 0.06
-    # Two probes' mean of v^T J J^T v / n: standard deviation 1 / sqrt(n).
+    # Two samples' mean of v^T J J^T v / n: standard deviation 1 / sqrt(n).
     assert abs((found.weights * squares).sum() - 1) < 4 / np.sqrt(n)
 
 
@@ -164,16 +163,16 @@ def test_bad_input_is_named(monkeypatch):
     for source in ("layer1", "layer2"):
         with pytest.raises(ValueError, match=f"source is layer '{source}', target is layer 'layer1'.*layer0, layer1"):
             jacobian.largest(_net, params, x, key=KEY, source=source, target="layer1")
-    with pytest.raises(ValueError, match="probes is 1: a standard error"):
-        jacobian.mean_square(_net, params, x, key=KEY, probes=1)
-    with pytest.raises(ValueError, match="steps is 0"):
-        jacobian.density(_net, params, x, key=KEY, steps=0)
-    with pytest.raises(ValueError, match="steps is 0"):
-        jacobian.largest(_net, params, x, key=KEY, steps=0)
+    with pytest.raises(ValueError, match="num_samples is 1: a standard error"):
+        jacobian.mean_square(_net, params, x, key=KEY, num_samples=1)
+    with pytest.raises(ValueError, match="num_matvecs is 0"):
+        jacobian.density(_net, params, x, key=KEY, num_matvecs=0)
+    with pytest.raises(ValueError, match="num_matvecs is 0"):
+        jacobian.largest(_net, params, x, key=KEY, num_matvecs=0)
     with pytest.raises(ValueError, match="x is int32"):
         jacobian.jacobians(_net, params, jnp.ones((2, 6), jnp.int32))
     with pytest.raises(ValueError, match=r"1 of 3 examples \(x\[2\]"):
-        jacobian.mean_square(_net, params, x.at[2, 0].set(jnp.nan), key=KEY, probes=2)
+        jacobian.mean_square(_net, params, x.at[2, 0].set(jnp.nan), key=KEY, num_samples=2)
     monkeypatch.setattr(jacobian, "MAX_ENTRIES", 29)
     with pytest.raises(ValueError, match=r"5 by 6, more than the 29 entries .* use mean_square"):
         jacobian.singular_values(_net, params, x[:2])

@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mimicnorm_jax.diagnostics.adapters import from_linen
-from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK, empirical_ntk
-from mimicnorm_jax.diagnostics.propagation import growth, nngp
-from mimicnorm_jax.diagnostics.spectra import jacobian
+from mimicnorm_jax.diagnostics import EmpiricalNTK, empirical_ntk, from_linen, jacobian, nngp, perturbation_growth
 from mimicnorm_jax.diagnostics.tracing import independence
 from tests.diagnostics.networks import Normalized, draw, filled
 from tests.diagnostics.ntk.random_programs import BATCH_OPS, centered
@@ -60,7 +57,7 @@ OPERATIONS = {
 @pytest.mark.parametrize("name", list(BATCH_OPS)[FIRST_COUPLED:])
 def test_what_brings_them_together_is_refused_by_name_and_line(name):
     file = "" if name in SIZE else r".*at .*\.py:\d+ "
-    with pytest.raises(ValueError, match=f"{OPERATIONS[name]}{file}.*coupled=True"):
+    with pytest.raises(ValueError, match=f"{OPERATIONS[name]}{file}.*batch_coupled=True"):
         empirical_ntk(_around(BATCH_OPS[name]), _params(), draw(2, 5, 5))
 
 
@@ -96,7 +93,7 @@ def test_batch_norm_in_half_precision(dtype):
     [
         lambda f, p, x: nngp.kernels(f, p, x),
         lambda f, p, x: nngp.moments(f, p, x),
-        lambda f, p, x: growth.growth(f, p, x, key=jax.random.key(0)),
+        lambda f, p, x: perturbation_growth(f, p, x, key=jax.random.key(0)),
         lambda f, p, x: jacobian.jacobians(f, p, x),
         lambda f, p, x: jacobian.mean_square(f, p, x, key=jax.random.key(0)),
     ],
@@ -105,7 +102,7 @@ def test_batch_norm_in_half_precision(dtype):
 def test_the_other_diagnostics_refuse_an_uncoupled_batch_norm(measure):
     module, x = Normalized(), draw(3, 6, 5)
     apply_fn, params = from_linen(module, filled(module, x), mutable=["batch_stats"])
-    with pytest.raises(ValueError, match=r"reduce_sum at .*coupled=True"):
+    with pytest.raises(ValueError, match=r"reduce_sum at .*batch_coupled=True"):
         measure(apply_fn, params, x)
 
 

@@ -1,4 +1,4 @@
-"""What the walk through a jaxpr sees, and what it leaves alone."""
+"""What the interpreter of a jaxpr sees, and what it leaves alone."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mimicnorm_jax import relu
-from mimicnorm_jax.diagnostics.ntk.empirical import empirical_ntk
+from mimicnorm_jax.diagnostics import empirical_ntk
 from mimicnorm_jax.diagnostics.ntk.matching import match_kernels
-from mimicnorm_jax.diagnostics.tracing.interpreter import TracedNetwork
+from mimicnorm_jax.diagnostics.tracing import TracedNetwork
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -32,17 +32,17 @@ def nested(params, x):
 def test_products_are_found_through_jit_and_remat_but_not_in_loops():
     params, x = _params(a=(3, 4), b=(4, 2), loop=(2, 2)), jnp.ones((5, 3))
     network = TracedNetwork(nested, params, x)
-    assert [site.name for site in network.sites] == ["a", "b"]
+    assert [layer.name for layer in network.layers] == ["a", "b"]
     assert [network.paths[leaf] for leaf in network.direct] == [("loop",)]
     np.testing.assert_array_equal(network.run(params, x)[0], nested(params, x))
 
 
-def test_shifts_are_added_to_products_and_frozen_kernels_have_no_derivative():
+def test_perturbations_are_added_to_products_and_frozen_kernels_have_no_derivative():
     params, x = _params(a=(3, 4), b=(4, 2), loop=(2, 2)), jnp.ones((5, 3))
     network = TracedNetwork(nested, params, x)
 
     def outputs(params, shift):
-        return network.run(params, x, shifts={0: shift}, frozen_kernels=True)[0].sum()
+        return network.run(params, x, perturbations={0: shift}, frozen_kernels=True)[0].sum()
 
     gradient, shifted = jax.grad(outputs, argnums=(0, 1))(params, jnp.zeros((5, 4)))
     assert not np.any(gradient["a"])
@@ -63,13 +63,13 @@ def test_a_network_does_not_see_the_products_of_activations_or_of_parameters():
 
     params = _params(a=(3, 4), b=(4, 2))
     network = TracedNetwork(apply_fn, params, jnp.ones((5, 3)))
-    (site,) = network.sites
-    assert len(site.leaves) == 2
+    (layer,) = network.layers
+    assert len(layer.leaves) == 2
     assert not network.direct
     assert not match_kernels(network)
 
 
-def test_recognition():
+def test_matching_kernels():
     """What may be treated as a kernel or a bias, and look-alikes that may not."""
 
     def apply_fn(params, x):
@@ -106,7 +106,8 @@ def test_recognition():
     assert names[known["plain"].bias] == "bias"
     assert known["centered"].bias is None
     # And all of it gives the right kernel, the output's own bias included.
-    layerwise, jacobian = (
-        empirical_ntk(apply_fn, params, jnp.ones((2, 3)), method=m) for m in ("layerwise", "jacobian")
+    structured, contracted = (
+        empirical_ntk(apply_fn, params, jnp.ones((2, 3)), implementation=name)
+        for name in ("structured_derivatives", "jacobian_contraction")
     )
-    np.testing.assert_allclose(layerwise, jacobian, rtol=1e-10)
+    np.testing.assert_allclose(structured, contracted, rtol=1e-10)

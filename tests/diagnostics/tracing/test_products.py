@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from mimicnorm_jax.diagnostics.tracing.interpreter import TracedNetwork
+from mimicnorm_jax.diagnostics.tracing import TracedNetwork
 
 pytestmark = pytest.mark.usefixtures("x64")
 DRAW = np.random.default_rng(0)
@@ -19,14 +19,14 @@ def _check(function, x_shape, kernel_shape, positions):
         return function(x, params["kernel"]).reshape(x.shape[0], -1)
 
     network = TracedNetwork(apply_fn, {"kernel": kernel}, x)
-    _, record = network.run({"kernel": kernel}, x)
-    (site,) = network.sites
-    form = site.product
-    patches, canonical = form.patches(record.operands[0]), form.kernel(record.kernels[0])
+    _, evaluation = network.run({"kernel": kernel}, x)
+    (layer,) = network.layers
+    form = layer.product
+    patches, canonical = form.patches(evaluation.operands[0]), form.kernel(evaluation.kernels[0])
     assert form.sizes == (positions, *canonical.shape)
     product = np.einsum("sgf,gfc->sgc", patches, canonical)
-    np.testing.assert_allclose(product, form.outputs(record.products[0]), rtol=1e-12, atol=1e-12)
-    np.testing.assert_array_equal(form.unkernel(canonical), record.kernels[0])
+    np.testing.assert_allclose(product, form.outputs(evaluation.products[0]), rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(form.unkernel(canonical), evaluation.kernels[0])
     np.testing.assert_array_equal(network.kernels({"kernel": kernel})[0], kernel)
 
 

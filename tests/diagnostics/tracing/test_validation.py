@@ -6,17 +6,21 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mimicnorm_jax.cli import diagnose as main_module
-from mimicnorm_jax.diagnostics.adapters import from_linen
-from mimicnorm_jax.diagnostics.ntk import layerwise
-from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK, empirical_ntk, kernel_vector_product
-from mimicnorm_jax.diagnostics.propagation import growth, nngp
-from mimicnorm_jax.diagnostics.spectra import curvature, jacobian
-from tests.diagnostics.networks import draw
+from mimicnorm_jax.cli import diagnose
+from mimicnorm_jax.diagnostics import (
+    IMPLEMENTATIONS,
+    EmpiricalNTK,
+    curvature,
+    empirical_ntk,
+    from_linen,
+    jacobian,
+    nngp,
+    ntk_vector_product,
+    perturbation_growth,
+)
+from mimicnorm_jax.diagnostics.ntk import implementation as implementation_module
+from tests.diagnostics.networks import close, draw, reference
 from tests.diagnostics.ntk.random_programs import straight_through
-from tests.diagnostics.ntk.test_kernel_forms import _close, _reference
-
-METHODS = ("layerwise", "jacobian", "products")
 
 
 def _apply(params, x):
@@ -39,8 +43,8 @@ LEAVES = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_leaves_that_are_no_weights_are_left_out_and_named(method):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_leaves_that_are_no_weights_are_left_out_and_named(implementation):
     params, x = _params(**LEAVES), draw(2, 4, 5)
 
     def apply_fn(params, x):
@@ -49,17 +53,17 @@ def test_leaves_that_are_no_weights_are_left_out_and_named(method):
         h = params["function"](x + noise) * params["number"] * params["integers"][1]
         return _apply(params, h)
 
-    kernel = EmpiricalNTK(apply_fn, method=method)
+    kernel = EmpiricalNTK(apply_fn, implementation=implementation)
     weights = _params()
-    expected = _reference(lambda weights, x: apply_fn({**LEAVES, **weights}, x), weights, x)
-    _close(kernel(params, x), expected, 1e-5)
+    expected = reference(lambda weights, x: apply_fn({**LEAVES, **weights}, x), weights, x)
+    close(kernel(params, x), expected, 1e-5)
     left_out = kernel.plan(params, x).left_out
     assert [text.split(" ")[0] for text in left_out] == sorted(LEAVES)
     assert "key (key<fry>)" in str(kernel.plan(params, x))
     for other in ({"number": 0.25}, {"key": jax.random.key(1)}):  # fixed values are not what was compiled before
         changed = {**params, **other}
-        expected = _reference(lambda w, x, c=changed: apply_fn({**c, **w}, x), weights, x)
-        _close(kernel(changed, x), expected, 1e-5)
+        expected = reference(lambda w, x, c=changed: apply_fn({**c, **w}, x), weights, x)
+        close(kernel(changed, x), expected, 1e-5)
 
 
 def test_leaves_that_cannot_be_held_fixed_are_refused():
@@ -80,8 +84,8 @@ def test_the_other_diagnostics_hold_them_fixed_too():
     found = curvature.ntk_eigenvalues(_apply, params, x, key=key).values
     np.testing.assert_allclose(found, curvature.ntk_eigenvalues(_apply, weights, x, key=key).values, rtol=1e-6)
     v = jnp.ones((4, 3))
-    product = kernel_vector_product(_apply, params, x)(v)
-    np.testing.assert_allclose(product, kernel_vector_product(_apply, weights, x)(v), rtol=1e-6)
+    product = ntk_vector_product(_apply, params, x)(v)
+    np.testing.assert_allclose(product, ntk_vector_product(_apply, weights, x)(v), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -90,19 +94,19 @@ def test_the_other_diagnostics_hold_them_fixed_too():
         ({"x": {"image": jnp.ones((4, 5))}}, "x is a dict, not one array"),
         ({"x": jnp.ones((4, 6))}, r"fails for x of shape \(4, 6\) .*Are these the inputs"),
         ({"params": jnp.ones((4, 5)), "x": _params}, "are params and x swapped"),
-        ({"apply_fn": nn.Dense(3)}, r"a Dense, a module: network\.from_linen"),
+        ({"apply_fn": nn.Dense(3)}, r"a Dense, a module: from_linen"),
         ({"apply_fn": "network"}, r"apply_fn is a str: give a function"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
     given = {"apply_fn": _apply, "params": _params(), "x": draw(2, 4, 5)} | change
     x = given["x"]() if callable(given["x"]) else given["x"]
-    for measure in (empirical_ntk, nngp.kernels, kernel_vector_product):
+    for measure in (empirical_ntk, nngp.kernels, ntk_vector_product):
         with pytest.raises(ValueError, match=message):
             measure(given["apply_fn"], given["params"], x)
 
 
-def test_as_function_takes_a_module_and_its_variables():
+def test_from_linen_takes_a_module_and_its_variables():
     variables = nn.Dense(3).init(jax.random.key(0), jnp.ones((1, 5)))
     with pytest.raises(ValueError, match="from_linen takes a linen module and its variables, not a dict and a Dense"):
         from_linen(variables, nn.Dense(3))
@@ -123,11 +127,11 @@ def test_inputs_on_an_explicit_mesh(as_context):
     assert mesh.axis_types[0] == jax.sharding.AxisType.Explicit
     measures = {
         "ntk": lambda p, x: EmpiricalNTK(_apply, check=True)(p, x),
-        "coupled": lambda p, x: EmpiricalNTK(_apply, coupled=True)(p, x),
+        "coupled": lambda p, x: EmpiricalNTK(_apply, batch_coupled=True)(p, x),
         "nngp": lambda p, x: nngp.kernels(_apply, p, x)["head"],
         "curvature": lambda p, x: curvature.gauss_newton_eigenvalues(_apply, p, x, key=key).values,
-        "growth": lambda p, x: growth.growth(_apply, p, x, key=key).log_ratios,
-        "product": lambda p, x: kernel_vector_product(_apply, p, x)(jnp.ones((8, 3))),
+        "growth": lambda p, x: perturbation_growth(_apply, p, x, key=key).log_ratios,
+        "product": lambda p, x: ntk_vector_product(_apply, p, x)(jnp.ones((8, 3))),
     }
     expected = {name: np.asarray(measure(params, x)) for name, measure in measures.items()}
     spread = jax.device_put(x, jax.NamedSharding(mesh, jax.P("batch")))
@@ -138,7 +142,7 @@ def test_inputs_on_an_explicit_mesh(as_context):
 
 
 def test_the_command_line_checks_unless_told_not_to():
-    parser = main_module._parser()
+    parser = diagnose.make_parser()
     assert parser.parse_args(["ntk"]).check
     assert not parser.parse_args(["ntk", "--no-check"]).check
 
@@ -147,37 +151,39 @@ def _binary(params, x):
     return straight_through(x @ straight_through(params["kernel"])) @ (params["gain"] * params["head"])
 
 
-@pytest.mark.parametrize("method", ["auto", "layerwise", "jacobian"])
+@pytest.mark.parametrize("implementation", ["auto", "structured_derivatives", "jacobian_contraction"])
 @pytest.mark.usefixtures("x64")
-def test_hand_written_derivatives(method):
+def test_hand_written_derivatives(implementation):
     params, x = _params(gain=jnp.asarray(1.5)), draw(2, 4, 5)
-    _close(empirical_ntk(_binary, params, x, method=method), _reference(_binary, params, x))
+    close(empirical_ntk(_binary, params, x, implementation=implementation), reference(_binary, params, x))
 
 
-def test_methods_that_cannot_take_them_say_why():
+def test_implementations_that_cannot_take_them_say_why():
     params, x, key = _params(gain=jnp.asarray(1.5)), draw(2, 4, 5), jax.random.key(0)
     with pytest.raises(
-        ValueError, match=r"products' needs forward-mode derivatives, which custom_vjp_call .*at test_arg"
+        ValueError, match=r"ntk_vector_products' needs forward-mode derivatives, which custom_vjp_call .*at test_arg"
     ):
-        empirical_ntk(_binary, params, x, method="products")
+        empirical_ntk(_binary, params, x, implementation="ntk_vector_products")
     with pytest.raises(ValueError, match="needs forward-mode derivatives"):
-        kernel_vector_product(_binary, params, x)
-    for measure in (jacobian.largest, growth.growth, curvature.ntk_eigenvalues):
+        ntk_vector_product(_binary, params, x)
+    for measure in (jacobian.largest, perturbation_growth, curvature.ntk_eigenvalues):
         with pytest.raises(ValueError, match=r"jax\.custom_vjp cannot"):
             measure(_binary, params, x, key=key)
-    assert EmpiricalNTK(_binary).plan(params, x).method != "products"
+    assert EmpiricalNTK(_binary).plan(params, x).implementation != "ntk_vector_products"
 
 
 @pytest.mark.parametrize("output", ["full", "diagonal", "trace", 1])
-@pytest.mark.parametrize("options", [{}, {"per_parameter": True}, {"coupled": True}, {"memory": 9000}])
+@pytest.mark.parametrize("options", [{}, {"per_parameter": True}, {"batch_coupled": True}, {"memory": 9000}])
 def test_a_wrong_kernel_does_not_pass_the_guard(output, options, monkeypatch):
     params, x = _params(), draw(2, 4, 5)
-    EmpiricalNTK(_apply, output=output, method="layerwise", check=True, **options)(params, x)
-    scaled = layerwise.Layerwise._like_kernel
-    monkeypatch.setattr(layerwise.Layerwise, "_like_kernel", lambda *arguments: 1.01 * scaled(*arguments))
-    with pytest.raises(ValueError, match=r"by method layerwise, but .* by a direct product of gradients"):
-        EmpiricalNTK(_apply, output=output, method="layerwise", check=True, **options)(params, x)
-    EmpiricalNTK(_apply, output=output, method="layerwise", **options)(params, x)  # it is off by default
+    EmpiricalNTK(_apply, output=output, implementation="structured_derivatives", check=True, **options)(params, x)
+    right = implementation_module.contract
+    monkeypatch.setattr(implementation_module, "contract", lambda *arguments: 1.01 * right(*arguments))
+    with pytest.raises(ValueError, match=r"by structured_derivatives, but .* by a direct product of gradients"):
+        EmpiricalNTK(_apply, output=output, implementation="structured_derivatives", check=True, **options)(params, x)
+    EmpiricalNTK(_apply, output=output, implementation="structured_derivatives", **options)(
+        params, x
+    )  # it is off by default
 
 
 def test_the_guard_sees_what_a_hand_written_derivative_does_to_a_batch():
