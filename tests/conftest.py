@@ -6,22 +6,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time of these tests is the compiler's. `XLA_FLAGS= pytest` has it work as for users.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import pytest
 
 ROOT = Path(__file__).parents[1]
+QUICKLY = "fusion_emitters" in os.environ["XLA_FLAGS"]
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def programs_forgotten() -> Iterator[None]:
-    """Frees compiled programs after each file: a CPU's take memory maps, of which Linux gives a process 65,530."""
+def compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiles quickly, but for files marked `optimized`, and frees a file's programs after it.
+
+    A program for CPUs takes memory maps, of which Linux gives a process 65,530.
+    """
+    quickly = QUICKLY and request.node.get_closest_marker("optimized") is None
+    jax.config.update("jax_disable_most_optimizations", quickly)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
     gc.collect()
 

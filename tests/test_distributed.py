@@ -128,6 +128,7 @@ def test_when_one_of_two_processes_ends_so_does_the_other_and_both_go_on_togethe
     pair[1].kill()
     output, _ = pair[0].communicate(timeout=120)
     _assert_it_said_why(pair[0], output)
+    assert pair[1].wait() == -signal.SIGKILL
 
     done, pair = len(read_metrics(folder)), _pair(folder)
     _wait_for_an_epoch(folder, done, pair)
@@ -142,6 +143,7 @@ def test_when_one_of_two_processes_ends_so_does_the_other_and_both_go_on_togethe
     pair[0].kill()
     output, _ = pair[1].communicate(timeout=120)
     _assert_it_said_why(pair[1], output)
+    assert pair[0].wait() == -signal.SIGKILL
 
     pair = _pair(folder)
     outputs = [process.communicate(timeout=200)[0] for process in pair]

@@ -2,6 +2,9 @@
 
 import json
 import math
+import signal
+import subprocess
+import time
 
 import pytest
 
@@ -106,25 +109,35 @@ def test_committed_pages_are_those_of_the_committed_lines(name, tmp_path):
 def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(tmp_path, monkeypatch, capfd):
     """With train.py itself, on the digits."""
     arm = Arm("resnet8", "none", {"model": "resnet8", "method": "none", "width": 0.125, "dataset": "digits"})
-    tiny = reproduce.replace(EXPERIMENTS["table1"], arms=(arm,), epochs=3)
+    tiny = reproduce.replace(EXPERIMENTS["table1"], arms=(arm,), epochs=8)
     monkeypatch.setattr(reproduce, "EXPERIMENTS", {"table1": tiny})
     flags = ["table1", f"--workdir={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}"]
     arguments = reproduce.make_parser().parse_args(flags)
     asked = reproduce.study(arguments)
     codes = []
 
+    class OfOneEpoch(subprocess.Popen):
+        """A process whose time is up when it has trained an epoch."""
+
+        def wait(self, timeout=None):
+            if timeout is None:
+                return super().wait()
+            while self.poll() is None and not list(tmp_path.rglob("metrics.jsonl")):
+                time.sleep(0.01)
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
     def interrupted(command, remaining, train=reproduce.train):
         del remaining
-        # The second time it is asked to stop at once: SIGTERM comes before or during the first steps.
-        codes.append(train(command, 8.0 if not codes else math.inf))
+        codes.append(train(command, 60.0 if not codes else math.inf))
         return codes[-1]
 
+    monkeypatch.setattr(reproduce.subprocess, "Popen", OfOneEpoch)
     monkeypatch.setattr(reproduce, "train", interrupted)
-    finished = reproduce.run(arguments, asked)
-    assert codes[0] in (143, -15) or finished
+    assert not reproduce.run(arguments, asked)
     assert reproduce.run(arguments, asked)
+    assert codes == [128 + signal.SIGTERM, 0]
     (line,) = comparison.read(tmp_path / "results" / "table1.jsonl")
-    assert [row["epoch"] for row in line["curve"]] == [1, 2, 3]
+    assert [row["epoch"] for row in line["curve"]] == list(range(1, 9))
     assert line["best_accuracy"] == max(row["test_accuracy"] for row in line["curve"])
     assert not any((tmp_path / "runs").glob("*/*"))
     monkeypatch.setattr(reproduce, "train", lambda *_: pytest.fail("repeated a finished run"))

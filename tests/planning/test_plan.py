@@ -10,6 +10,8 @@ from mimicnorm_jax.errors import DoesNotFitError, PlanError
 from mimicnorm_jax.planning import Cache, Plan, compile, plan, target
 from tests.planning.programs import needs_cuda, needs_tpu, net_shapes, net_step, shape
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture
 def compilations(monkeypatch):

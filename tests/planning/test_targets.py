@@ -15,6 +15,8 @@ from mimicnorm_jax.planning import facts, plan, target, targets
 from tests.conftest import ROOT
 from tests.planning.programs import needs_cuda, needs_tpu, shape
 
+pytestmark = pytest.mark.optimized
+
 
 @needs_cuda
 @pytest.mark.parametrize("name", facts.GPUS)

@@ -15,6 +15,8 @@ from mimicnorm_jax.training.plan import plan_training
 from mimicnorm_jax.training.trainer import fresh_state, make_task
 from tests.planning.programs import needs_cuda
 
+pytestmark = pytest.mark.optimized
+
 
 def _config(**fields):
     return config_lib.validate(config_lib.base(**{"model": "resnet8", "batch_size": 16, "width": 0.5} | fields))

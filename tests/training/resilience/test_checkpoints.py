@@ -13,6 +13,9 @@ from mimicnorm_jax.errors import DamagedCheckpointError, WorkdirError
 from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Checkpoints
 from mimicnorm_jax.training.state import TrainState, create_state
 
+# Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def _state(step=0, width=0.5, method="mimicnorm", tx=None, seed=0) -> TrainState:
     model = models.create("resnet8", method=method, num_classes=5, width=width)
