@@ -1,24 +1,32 @@
 """Strict switches for every test: several devices, no silent broadcasting, a cache of compiled programs."""
 
+import dataclasses
 import gc
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time of these tests is the compiler's. `XLA_FLAGS= pytest` has it work as for users.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
 import pytest
 
+from mimicnorm_jax import models
+from mimicnorm_jax.models import mobilenet, shufflenet
+
 ROOT = Path(__file__).parents[1]
-QUICKLY = "fusion_emitters" in os.environ["XLA_FLAGS"]
+# Most of the time of these tests is the compiler's. `XLA_FLAGS= pytest` has it work as for users.
+QUICKLY = "XLA_FLAGS" not in os.environ
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+if QUICKLY:
+    with pytest.MonkeyPatch.context() as patch:  # read once, at the first compilation; libtpu ends at unknown flags
+        patch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+        jax.jit(lambda x: x + 1).lower(1).compile()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -40,6 +48,19 @@ def x64() -> Iterator[None]:
     """Double precision in one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(params=["shallow", pytest.param("whole", marks=pytest.mark.slow)])
+def depth(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Networks with fewer of the blocks that are alike; in the slow tier the networks themselves."""
+    if request.param == "shallow":
+        monkeypatch.setattr(mobilenet, "STAGES", ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 1, 2)))
+        monkeypatch.setattr(shufflenet, "REPEATS", (2, 1, 1))
+        for name in ("resnet18", "resnet50", "resnet18_imagenet"):
+            known = models.ARCHITECTURES[name]
+            known = dataclasses.replace(known, build=partial(known.build, stages=(1, 2)))
+            monkeypatch.setitem(models.ARCHITECTURES, name, known)
+    return request.param
 
 
 @pytest.fixture(scope="session")

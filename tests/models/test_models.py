@@ -99,7 +99,7 @@ def _random_like(shapes, seed=0):
     ("name", "method"),
     [*((name, "mimicnorm") for name in (*FAMILIES, "resnet18_imagenet")), ("resnet18", "weightmean")],
 )
-def test_logits_loss_and_gradients_ignore_constants_added_to_centered_kernels(name, method, x64):
+def test_logits_loss_and_gradients_ignore_constants_added_to_centered_kernels(name, method, x64, depth):
     """Any constant for each output channel of each centered raw kernel."""
     # At least 52 channels in ResNets, so that the rule takes what it takes at full width.
     width = {"vgg": 0.25, "res": 0.8125, "shu": 1.0}.get(name[:3], 0.5)
@@ -139,7 +139,7 @@ def test_logits_loss_and_gradients_ignore_constants_added_to_centered_kernels(na
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_same_seed_gives_every_method_the_same_raw_kernels(name):
+def test_same_seed_gives_every_method_the_same_raw_kernels(name, depth):
     """Bit for bit, but for Fixup, where up to scale or zero."""
 
     @jax.jit  # one program, in which what is the same draw is drawn once
@@ -291,7 +291,7 @@ def test_energy_through_vgg16_at_initialization():
 
 
 @pytest.mark.parametrize(("name", "method"), [("resnet18", "skipinit"), ("resnet50", "fixup")])
-def test_residual_branches_start_at_zero(name, method, x64):
+def test_residual_branches_start_at_zero(name, method, x64, depth):
     """So changing a kernel inside a branch changes nothing behind it."""
     model = models.create(name, method=method, width=0.25, num_classes=5, dtype=float, param_dtype=float)
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3), float)

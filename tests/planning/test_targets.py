@@ -6,12 +6,13 @@ import re
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from mimicnorm_jax.errors import PlanError
-from mimicnorm_jax.planning import compile as compile_lib
-from mimicnorm_jax.planning import facts, plan, target, targets
+from mimicnorm_jax.planning import facts, plan, target
 from tests.conftest import ROOT
 from tests.planning.programs import needs_cuda, needs_tpu, shape
 
@@ -49,8 +50,9 @@ def test_float32_is_bound_by_its_own_rate():
 @needs_cuda
 def test_a_description_that_xla_wrote_makes_the_same_plan(tmp_path):
     arguments = shape(256, 256)
-    lowered = compile_lib.lower(jnp.sin, compile_lib._placed(arguments, target("h200")))
-    compile_lib._compile(lowered, target("h200"), str(tmp_path))
+    (device,) = target("h200").jax_devices()
+    placed = jax.ShapeDtypeStruct(arguments.shape, arguments.dtype, sharding=SingleDeviceSharding(device))
+    jax.jit(jnp.sin).lower(placed).compile({"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": True})
     (written,) = tmp_path.glob("*gpu_target_config.pbtxt")
     described = target("h100", written)
     h200 = target("h200")
@@ -92,10 +94,8 @@ def test_unknown_targets(name, message):
 @pytest.mark.parametrize(("name", "module"), [("h100", "jax_cuda13_plugin"), ("v5e", "libtpu")])
 def test_a_missing_plugin_names_the_command(name, module, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    targets._cuda_devices.cache_clear()
-    targets._tpu_devices.cache_clear()
     with pytest.raises(PlanError, match=rf"{module} must be installed.*pip install 'mimicnorm_jax\[plan\]'"):
-        target(name).jax_devices()
+        target(name).jax_devices(3)  # which no other test asks for: what was found once is kept
 
 
 @needs_tpu
@@ -110,9 +110,8 @@ def test_a_grid_that_the_plugin_refuses():
 
 @needs_tpu
 def test_the_environment_is_left_as_it_was():
-    targets._tpu_devices.cache_clear()
     before = dict(os.environ)
-    target("v5e").jax_devices()
+    target("v5e").jax_devices(16)  # which no other test asks for
     assert dict(os.environ) == before
 
 

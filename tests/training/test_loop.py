@@ -200,6 +200,7 @@ def test_eval_only_gives_the_logged_accuracy_and_that_of_plain_code(tmp_path):
     assert abs(accuracy - rows[-1]["test_accuracy"]) < 1.5 / 360
 
 
+@pytest.mark.slow
 def test_default_config_learns_digits(tmp_path):
     """A third of the default's epochs; 97 % is far below what any seed gave, far above what a fault leaves."""
     from configs import digits
@@ -330,6 +331,7 @@ def test_eval_only_without_a_checkpoint_is_refused(tmp_path):
         loop.evaluate_checkpoints(_config(), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.cifar100
 def test_a_run_on_real_cifar100(tmp_path, cifar100_dir):
     """Two epochs of 2,000 images lower the loss below that of guessing by frequency, log 100."""
