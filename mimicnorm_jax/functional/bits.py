@@ -32,8 +32,19 @@ def pack(values: jax.Array, bits: int) -> jax.Array:
     per_byte, packed = _share(values.shape[-1], bits)
     padding = per_byte * packed - values.shape[-1]
     values = jnp.pad(values.astype(jnp.uint8), [(0, 0)] * (values.ndim - 1) + [(0, padding)])
-    parts = [values[..., k * packed : (k + 1) * packed] << jnp.uint8(bits * k) for k in range(per_byte)]
-    return functools.reduce(jnp.bitwise_or, parts)
+
+    def of_slices(values: jax.Array) -> jax.Array:
+        parts = [values[..., k * packed : (k + 1) * packed] << jnp.uint8(bits * k) for k in range(per_byte)]
+        return functools.reduce(jnp.bitwise_or, parts)
+
+    def of_reduction(values: jax.Array) -> jax.Array:
+        parts = values.reshape(*values.shape[:-1], per_byte, packed)
+        shifts = bits * jax.lax.broadcasted_iota(jnp.uint8, parts.shape, parts.ndim - 2)
+        return jnp.bitwise_or.reduce(parts << shifts, axis=-2)
+
+    # XLA drops optimization barriers on a CPU before it fuses, and would pack anew for each number unpacked: it never
+    # does so with a reduction. On a TPU the slices need fewer copies.
+    return jax.lax.platform_dependent(values, cpu=of_reduction, default=of_slices)
 
 
 def unpack(packed: jax.Array, bits: int, channels: int) -> jax.Array:

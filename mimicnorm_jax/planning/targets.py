@@ -201,7 +201,9 @@ def _topology(name: str, platform: str, **options: Any) -> tuple[Any, ...]:
         text = str(error).splitlines()[0]
         if "lockfile" in text:
             text = f"another process holds the TPU or libtpu's lock file, and this process may use the TPU ({text})"
-        raise PlanError(f"the {platform} plugin refuses {name or options}: {text}") from error
+        if "not implemented" in text:
+            text = "JAX leaves out the plugin of a GPU that it does not find, unless it starts with JAX_PLATFORMS=cpu"
+        raise PlanError(f"the {platform} plugin refuses {name or 'the device'}: {text}") from error
 
 
 @functools.cache

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from mimicnorm_jax.diagnostics.memory import saved_for_backward
 from mimicnorm_jax.functional.activations import relu, relu6, relu_save_mask
 
+NHWC = ("NHWC", "HWIO", "NHWC")
 POINTS = jnp.array([-3.0, -0.5, 0.0, 0.5, 5.9, 6.0, 7.0])
 
 
@@ -43,3 +45,18 @@ def test_backward_pass_keeps_outputs_only():
 def test_relu_save_mask_keeps_a_bit_an_element():
     kept = saved_for_backward(lambda w, x: (relu_save_mask(x @ w) + x).sum(), jnp.ones((16, 16)), jnp.ones((8, 16)))
     assert [(a.shape, a.dtype) for a in kept] == [((8, 2), jnp.uint8)]
+
+
+def test_a_compiler_for_a_cpu_keeps_a_bit_an_element_too():
+    """It drops optimization barriers; a mask of slices was packed anew wherever it was read, and never kept."""
+    kernel, x = jnp.ones((3, 3, 16, 16)), jnp.ones((8, 16, 16, 16))
+
+    def planned(depth):
+        def network(x):
+            for _ in range(depth):
+                x = relu_save_mask(lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=NHWC))
+            return x.sum()
+
+        return jax.jit(jax.grad(network)).lower(x).compile().memory_analysis().temp_size_in_bytes
+
+    assert planned(12) - planned(4) == 8 * x.nbytes / 32

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +97,17 @@ def test_a_missing_plugin_names_the_command(name, module, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(PlanError, match=rf"{module} must be installed.*pip install 'mimicnorm_jax\[plan\]'"):
         target(name).jax_devices(3)  # which no other test asks for: what was found once is kept
+
+
+@needs_cuda
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="a GPU is attached")
+def test_a_gpu_without_jax_platforms_is_compiled_for_or_the_way_out_named():
+    code = "from mimicnorm_jax.planning import target; target('h100').jax_devices()"
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 or "JAX_PLATFORMS=cpu" in done.stderr
 
 
 @needs_tpu
