@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -27,6 +28,11 @@ if QUICKLY:
     with pytest.MonkeyPatch.context() as patch:  # read once, at the first compilation; libtpu ends at unknown flags
         patch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
         jax.jit(lambda x: x + 1).lower(1).compile()
+
+
+def also(*case: Any) -> Any:
+    """A case that is left to the slow tier."""
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -75,6 +75,7 @@ def _start(arguments, devices):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_devices_do_the_steps_of_one_process_of_four(tmp_path):
     port = _port()
     runs = [_start(["-c", STEPS, port, n, i, tmp_path / "out", *CASES], 4 // n) for n, i in ((1, 0), (2, 0), (2, 1))]
@@ -120,6 +121,7 @@ def _assert_it_said_why(process, output):
     assert "cannot go on with the others" in output or "another task died" in output
 
 
+@pytest.mark.slow
 def test_when_one_of_two_processes_ends_so_does_the_other_and_both_go_on_together(tmp_path):
     """A kill of the second, a request to stop, a kill of the first; the metrics are those of an uninterrupted run."""
     folder = tmp_path / "pair"

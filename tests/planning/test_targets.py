@@ -144,6 +144,7 @@ def test_a_file_that_describes_no_gpu(tmp_path):
 
 
 @needs_tpu
+@pytest.mark.slow
 def test_two_processes_compile_for_a_tpu_at_once():
     """libtpu's lock keeps the second one out where it is heeded; the first holds it until both are through."""
     code = "from mimicnorm_jax.planning import target; target('v5e').jax_devices(); print('done', flush=True); input()"
