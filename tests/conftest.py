@@ -22,7 +22,8 @@ QUICKLY = "XLA_FLAGS" not in os.environ
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+# A folder for each process of pytest-xdist: JAX reads what another process has half written.
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache" / os.environ.get("PYTEST_XDIST_WORKER", "")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 if QUICKLY:
     with pytest.MonkeyPatch.context() as patch:  # read once, at the first compilation; libtpu ends at unknown flags
