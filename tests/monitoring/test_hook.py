@@ -17,7 +17,7 @@ from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
 from mimicnorm_jax.training.trainer import build_trainer, init_state
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
-pytestmark = [pytest.mark.optimized, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 SMALL = {"model": "resnet8", "width": 0.25, "batch_size": 256, "epochs": 2, "warmup_epochs": 1.0}
 

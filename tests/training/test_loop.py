@@ -17,16 +17,16 @@ from mimicnorm_jax.training.resilience.preemption import InterruptedRunError
 from mimicnorm_jax.training.writers import read_metrics
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
-pytestmark = [pytest.mark.optimized, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def _config(**fields):
-    defaults = {"width": 0.5, "epochs": 3, "warmup_epochs": 1.0, "crop_padding": 1, "rotation": 10.0, "ema_decay": 0.9}
+    defaults = {"width": 0.25, "epochs": 3, "warmup_epochs": 1.0, "crop_padding": 1, "rotation": 10.0, "ema_decay": 0.9}
     return config.validate(config.base(**defaults | fields))
 
 
 def _final(folder, fields):
-    run = loop.start(fields)
+    run = loop.build_trainer(fields)
     with Checkpoints(folder / "checkpoints", 1) as checkpoints:
         assert checkpoints.latest is not None
         return checkpoints.restore(checkpoints.latest, loop.init_state(run))
@@ -81,7 +81,7 @@ def test_an_epoch_in_groups_is_the_epoch_in_single_steps_and_compiles_once(monke
     monkeypatch.setattr(step, "train_step", lambda *args: traced.append(1) or original(*args))
     found = {}
     for steps in (1, 8):
-        run = trainer.build_trainer(_config(width=0.25, rotation=0.0, steps_per_call=steps))
+        run = trainer.build_trainer(_config(rotation=0.0, steps_per_call=steps))
         state = run.spread.replicate(trainer.init_state(run))
         traced.clear()
         found[steps] = jax.device_get(loop.train_epoch(run, state, 0, Metrics.empty()))
@@ -113,7 +113,7 @@ def test_a_non_finite_loss_in_the_midst_of_a_group_names_its_step():
 
 def _signalled_at(at, monkeypatch):
     """Makes runs send themselves SIGTERM before one of their steps; what they sent."""
-    start_run, sent = loop.start, []
+    start_run, sent = loop.build_trainer, []
 
     def start(config):
         run = start_run(config)
@@ -128,14 +128,14 @@ def _signalled_at(at, monkeypatch):
 
         return dataclasses.replace(run, train_steps=train_steps)
 
-    monkeypatch.setattr(loop, "start", start)
+    monkeypatch.setattr(loop, "build_trainer", start)
     return sent
 
 
 @pytest.mark.parametrize(("at", "epochs"), [(5, 0), (22, 1)])
 def test_stopped_by_a_signal_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, at, epochs):
     """After 5 of the first epoch's 22 steps, and after the last, when the epoch is brought to its end."""
-    fields = _config(width=0.25, epochs=2)
+    fields = _config(epochs=2)
     loop.run(fields, tmp_path / "whole")
     sent = _signalled_at(at, monkeypatch)
     with pytest.raises(InterruptedRunError, match=f"stopped by SIGTERM after step {at}: the same command") as stopped:
@@ -158,7 +158,7 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted_bit_for_bit(tmp_pa
 
 
 def test_a_signal_at_the_last_step_of_all_leaves_a_finished_run(tmp_path, monkeypatch, capsys):
-    fields = _config(width=0.25, epochs=1)
+    fields = _config(epochs=1)
     sent = _signalled_at(22, monkeypatch)
     summary = loop.run(fields, tmp_path)
     assert sent == [signal.SIGTERM]
@@ -191,7 +191,7 @@ def test_eval_only_gives_the_logged_accuracy_and_that_of_plain_code(tmp_path):
     assert results["latest"]["test_accuracy"] == rows[-1]["test_accuracy"]
     assert results["best"]["test_accuracy"] == max(row["test_accuracy"] for row in rows)
     state, _ = _final(tmp_path, fields)
-    run = loop.start(fields)
+    run = loop.build_trainer(fields)
     test, mean, std = run.dataset.test, run.dataset.mean[0], run.dataset.std[0]
     images = np.float32((test.images / 255 - mean) / std)
     logits = run.task.model.apply(state.eval_variables, images, train=False)

@@ -14,7 +14,7 @@ from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
 from mimicnorm_jax.training.writers import JsonlWriter, read_metrics
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
-pytestmark = [pytest.mark.optimized, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 resource = pytest.importorskip("resource")
 
