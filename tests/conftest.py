@@ -1,27 +1,51 @@
 """Strict switches for every test: several devices, no silent broadcasting, a cache of compiled programs."""
 
+import dataclasses
 import gc
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
 
+from mimicnorm_jax import models
+from mimicnorm_jax.models import mobilenet, shufflenet
+
 ROOT = Path(__file__).parents[1]
+# Most of the time of these tests is the compiler's. `XLA_FLAGS= pytest` has it work as for users.
+QUICKLY = "XLA_FLAGS" not in os.environ
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+# A folder for each process of pytest-xdist: JAX reads what another process has half written.
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache" / os.environ.get("PYTEST_XDIST_WORKER", "")))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+if QUICKLY:
+    with pytest.MonkeyPatch.context() as patch:  # read once, at the first compilation; libtpu ends at unknown flags
+        patch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+        jax.jit(lambda x: x + 1).lower(1).compile()
+
+
+def also(*case: Any) -> Any:
+    """A case that is left to the slow tier."""
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def programs_forgotten() -> Iterator[None]:
-    """Frees compiled programs after each file: a CPU's take memory maps, of which Linux gives a process 65,530."""
+def compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiles quickly, but for files marked `optimized`, and frees a file's programs after it.
+
+    A program for CPUs takes memory maps, of which Linux gives a process 65,530.
+    """
+    quickly = QUICKLY and request.node.get_closest_marker("optimized") is None
+    jax.config.update("jax_disable_most_optimizations", quickly)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
     gc.collect()
 
@@ -31,6 +55,19 @@ def x64() -> Iterator[None]:
     """Double precision in one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(params=["shallow", pytest.param("whole", marks=pytest.mark.slow)])
+def depth(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Networks with fewer of the blocks that are alike; in the slow tier the networks themselves."""
+    if request.param == "shallow":
+        monkeypatch.setattr(mobilenet, "STAGES", ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 1, 2)))
+        monkeypatch.setattr(shufflenet, "REPEATS", (2, 1, 1))
+        for name in ("resnet18", "resnet50", "resnet18_imagenet"):
+            known = models.ARCHITECTURES[name]
+            known = dataclasses.replace(known, build=partial(known.build, stages=(1, 2)))
+            monkeypatch.setitem(models.ARCHITECTURES, name, known)
+    return request.param
 
 
 @pytest.fixture(scope="session")

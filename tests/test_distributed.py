@@ -79,6 +79,7 @@ def _start(arguments, devices):
     )
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_devices_do_the_steps_of_one_process_of_four(tmp_path):
     port = _port()
     runs = [_start(["-c", STEPS, port, n, i, tmp_path / "out", *CASES], 4 // n) for n, i in ((1, 0), (2, 0), (2, 1))]
@@ -129,6 +130,7 @@ def _assert_it_said_why(process, output):
     assert "cannot go on with the others" in output or "another task died" in output
 
 
+@pytest.mark.slow
 def test_when_one_of_two_processes_ends_so_does_the_other_and_both_go_on_together(tmp_path):
     """A kill of the second, a request to stop, a kill of the first; the metrics are those of an uninterrupted run."""
     folder = tmp_path / "pair"
@@ -137,6 +139,7 @@ def test_when_one_of_two_processes_ends_so_does_the_other_and_both_go_on_togethe
     pair[1].kill()
     output, _ = pair[0].communicate(timeout=120)
     _assert_it_said_why(pair[0], output)
+    assert pair[1].wait() == -signal.SIGKILL
 
     done, pair = len(read_metrics(folder)), _pair(folder)
     _wait_for_an_epoch(folder, done, pair)
@@ -151,6 +154,7 @@ def test_when_one_of_two_processes_ends_so_does_the_other_and_both_go_on_togethe
     pair[0].kill()
     output, _ = pair[1].communicate(timeout=120)
     _assert_it_said_why(pair[1], output)
+    assert pair[0].wait() == -signal.SIGKILL
 
     pair = _pair(folder)
     outputs = [process.communicate(timeout=200)[0] for process in pair]

@@ -1,6 +1,9 @@
 """The harness of the paper's tables: what it runs next, what it counts as done, what it writes."""
 
 import math
+import signal
+import subprocess
+import time
 
 import pytest
 
@@ -107,25 +110,35 @@ def test_a_file_of_records_tells_which_form_of_which_experiment_it_is_of(small, 
 def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(tmp_path, monkeypatch, capfd):
     """With train.py itself, on the digits."""
     arm = Arm("resnet8", "none", {"model": "resnet8", "method": "none", "width_multiplier": 0.125, "dataset": "digits"})
-    tiny = reproduce.replace(EXPERIMENTS["table1"], arms=(arm,), epochs=3)
+    tiny = reproduce.replace(EXPERIMENTS["table1"], arms=(arm,), epochs=8)
     monkeypatch.setattr(reproduce, "EXPERIMENTS", {"table1": tiny})
     flags = ["table1", f"--workdir={tmp_path / 'runs'}", f"--results={tmp_path / 'results'}"]
     arguments = reproduce.make_parser().parse_args(flags)
     asked = _asked(arguments)
     codes = []
 
+    class OfOneEpoch(subprocess.Popen):
+        """A process whose time is up when it has trained an epoch."""
+
+        def wait(self, timeout=None):
+            if timeout is None:
+                return super().wait()
+            while self.poll() is None and not list(tmp_path.rglob("metrics.jsonl")):
+                time.sleep(0.01)
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
     def interrupted(command, remaining, train=reproduce.train):
         del remaining
-        # The second time it is asked to stop at once: SIGTERM comes before or during the first steps.
-        codes.append(train(command, 8.0 if not codes else math.inf))
+        codes.append(train(command, 60.0 if not codes else math.inf))
         return codes[-1]
 
+    monkeypatch.setattr(reproduce.subprocess, "Popen", OfOneEpoch)
     monkeypatch.setattr(reproduce, "train", interrupted)
-    finished = reproduce.run(arguments, asked)
-    assert codes[0] in (143, -15) or finished
+    assert not reproduce.run(arguments, asked)
     assert reproduce.run(arguments, asked)
+    assert codes == [128 + signal.SIGTERM, 0]
     (record,) = asked.store.read(tmp_path / "results").values()
-    assert [row["epoch"] for row in record["curve"]] == [1, 2, 3]
+    assert [row["epoch"] for row in record["curve"]] == list(range(1, 9))
     assert record["best_accuracy"] == max(row["test_accuracy"] for row in record["curve"])
     assert not any((tmp_path / "runs").glob("*/*"))
     monkeypatch.setattr(reproduce, "train", lambda *_: pytest.fail("repeated a finished run"))

@@ -33,7 +33,7 @@ def _training_gradients(name):
 
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet8", "shufflenetv2_x0.5"])
-def test_gradients_of_a_batch_on_an_explicit_mesh_are_those_of_one_device(name):
+def test_gradients_of_a_batch_on_an_explicit_mesh_are_those_of_one_device(name, depth):
     """VGG's with the same dropout masks."""
     gradients, variables, images = _training_gradients(name)
     expected = gradients(variables, images)

@@ -99,7 +99,7 @@ def _random_like(shapes, seed=0):
     ("name", "method"),
     [*((name, "mimicnorm") for name in (*FAMILIES, "resnet18_imagenet")), ("resnet18", "weightmean")],
 )
-def test_logits_loss_and_gradients_ignore_constants_added_to_centered_kernels(name, method, x64):
+def test_logits_loss_and_gradients_ignore_constants_added_to_centered_kernels(name, method, x64, depth):
     """Any constant for each output channel of each centered raw kernel."""
     # At least 52 channels in ResNets, so that the rule takes what it takes at full width.
     width = {"vgg": 0.25, "res": 0.8125, "shu": 1.0}.get(name[:3], 0.5)
@@ -133,13 +133,13 @@ def test_logits_loss_and_gradients_ignore_constants_added_to_centered_kernels(na
     params = _random_like(shapes["params"])
     before, after = evaluate(params), evaluate(jax.tree_util.tree_map_with_path(shift, params))
     scale = optax.tree.norm(before[1])
-    assert moved > 5
+    assert moved >= 3
     assert scale > 1e-3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9 * scale), before, after)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_same_seed_gives_every_method_the_same_raw_kernels(name):
+def test_same_seed_gives_every_method_the_same_raw_kernels(name, depth):
     """Bit for bit, but for Fixup, where up to scale or zero."""
 
     @jax.jit  # one program, in which what is the same draw is drawn once
@@ -203,16 +203,17 @@ def test_squeezenet_sums_around_fire3_fire5_and_fire7_only(x64):
     model = models.create("squeezenet", width=0.25, num_classes=5, dtype=float, param_dtype=float)
     images = jax.random.normal(jax.random.key(1), (1, 8, 8, 3), float)
     variables = jax.jit(model.init)(_key(), images)
-    for number in range(2, 10):
-        fire = f"fire{number}"
+    fires = [f"fire{number}" for number in range(2, 10)]
+
+    @jax.jit
+    def outputs(params):
+        captured = {"capture_intermediates": lambda module, _: module.name in fires}
+        return model.apply({**variables, "params": params}, images, **captured)[1]["intermediates"]
+
+    for fire in fires:
         cleared = {**variables["params"], fire: jax.tree.map(jnp.zeros_like, variables["params"][fire])}
-        _, state = model.apply(
-            {**variables, "params": cleared},
-            images,
-            capture_intermediates=lambda module, _, fire=fire: module.name == fire,
-        )
-        (output,) = state["intermediates"][fire]["__call__"]
-        assert bool(output.any()) == (number in (3, 5, 7)), fire
+        (output,) = outputs(cleared)[fire]["__call__"]
+        assert bool(output.any()) == (fire in ("fire3", "fire5", "fire7")), fire
 
 
 BASELINE = {"method": "batchnorm", "init": "published_batchnorm"}
@@ -291,7 +292,7 @@ def test_energy_through_vgg16_at_initialization():
 
 
 @pytest.mark.parametrize(("name", "method"), [("resnet18", "skipinit"), ("resnet50", "fixup")])
-def test_residual_branches_start_at_zero(name, method, x64):
+def test_residual_branches_start_at_zero(name, method, x64, depth):
     """So changing a kernel inside a branch changes nothing behind it."""
     model = models.create(name, method=method, width=0.25, num_classes=5, dtype=float, param_dtype=float)
     images = jax.random.normal(jax.random.key(1), (2, 8, 8, 3), float)

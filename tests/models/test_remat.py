@@ -11,6 +11,7 @@ import pytest
 from mimicnorm_jax import models
 from mimicnorm_jax.diagnostics import saved_for_backward
 from mimicnorm_jax.models.resnet import Bottleneck, ResNet
+from tests.conftest import also
 
 
 def _loss(name, method, remat, width, dtype):
@@ -26,10 +27,6 @@ def _loss(name, method, remat, width, dtype):
         return (logits**2 * jnp.arange(15.0, dtype=dtype).reshape(3, 5)).sum(), updated
 
     return model, images, variables, loss
-
-
-def _whole(*case):
-    return pytest.param(*case, marks=pytest.mark.slow)  # a minute each to compile
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +45,9 @@ def small(monkeypatch):
         ("small", "batchnorm", "cheap"),
         ("squeezenet", "mimicnorm", "cheap"),
         ("vgg11", "none", "stage"),
-        _whole("resnet50", "mimicnorm", "cheap"),
-        _whole("shufflenetv2_x0.5", "mimicnorm", "cheap"),
-        _whole("mobilenetv2", "mimicnorm", "cheap"),
+        also("resnet50", "mimicnorm", "cheap"),
+        also("shufflenetv2_x0.5", "mimicnorm", "cheap"),
+        also("mobilenetv2", "mimicnorm", "cheap"),
     ],
 )
 def test_gradient_and_statistics_stay_the_same(name, method, remat):

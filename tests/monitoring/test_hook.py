@@ -17,6 +17,9 @@ from mimicnorm_jax.training import config, loop
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
 from mimicnorm_jax.training.spec import build_spec
 
+# Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 SMALL = {"model": "resnet8", "width_multiplier": 0.25, "batch_size": 256, "epochs": 2, "warmup_epochs": 1.0}
 
 

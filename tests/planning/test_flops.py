@@ -8,6 +8,8 @@ import pytest
 from mimicnorm_jax.planning import plan
 from tests.planning.programs import conv, cpu_and_h100, needs_cuda, needs_tpu, shape
 
+pytestmark = pytest.mark.optimized
+
 
 def _pairs(x, kernel, **options):
     """How many numbers a convolution multiplies: where all are 1, each adds 1 to a result."""

@@ -12,6 +12,8 @@ from mimicnorm_jax.models.resnet import BasicBlock, ResNet
 from mimicnorm_jax.planning import plan
 from tests.planning.programs import needs_cuda, needs_tpu
 
+pytestmark = pytest.mark.optimized
+
 BATCH = 512  # so that maps are much larger than kernels, and than what a TPU keeps on the chip
 MAP = BATCH * 32 * 32 * 64 * 2  # bytes in bfloat16
 # libtpu 0.0.50 and 0.0.52 compute some of BatchNorm's maps again, so there is less to save.

@@ -7,6 +7,8 @@ import pytest
 from mimicnorm_jax.planning import hlo, liveness, plan
 from tests.planning.programs import conv, cpu_and_h100, needs_cuda, net_shapes, net_step, shape
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture(scope="module", params=["cpu", "h100"])
 def step_plan(request):

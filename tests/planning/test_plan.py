@@ -7,16 +7,18 @@ import jax.numpy as jnp
 import pytest
 
 from mimicnorm_jax.errors import DoesNotFitError, PlanError
-from mimicnorm_jax.planning import Cache, Plan, compile, plan, target
+from mimicnorm_jax.planning import Cache, Plan, plan, target
 from tests.planning.programs import needs_cuda, needs_tpu, net_shapes, net_step, shape
+
+pytestmark = pytest.mark.optimized
 
 
 @pytest.fixture
 def compilations(monkeypatch):
     """One entry for every program that was compiled."""
     seen = []
-    real = compile._compile
-    monkeypatch.setattr(compile, "_compile", lambda *a: seen.append(a[1].name) or real(*a))
+    real = jax.stages.Lowered.compile
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda *a, **options: seen.append(a) or real(*a, **options))
     return seen
 
 

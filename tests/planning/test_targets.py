@@ -7,14 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from mimicnorm_jax.errors import PlanError
-from mimicnorm_jax.planning import compile as compile_lib
-from mimicnorm_jax.planning import facts, plan, target, targets
+from mimicnorm_jax.planning import facts, plan, target
 from tests.conftest import ROOT
 from tests.planning.programs import needs_cuda, needs_tpu, shape
+
+pytestmark = pytest.mark.optimized
 
 
 @needs_cuda
@@ -48,8 +51,9 @@ def test_float32_is_bound_by_its_own_rate():
 @needs_cuda
 def test_a_description_that_xla_wrote_makes_the_same_plan(tmp_path):
     arguments = shape(256, 256)
-    lowered = compile_lib.lower(jnp.sin, compile_lib._placed(arguments, target("h200")))
-    compile_lib._compile(lowered, target("h200"), str(tmp_path))
+    (device,) = target("h200").jax_devices()
+    placed = jax.ShapeDtypeStruct(arguments.shape, arguments.dtype, sharding=SingleDeviceSharding(device))
+    jax.jit(jnp.sin).lower(placed).compile({"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": True})
     (written,) = tmp_path.glob("*gpu_target_config.pbtxt")
     described = target("h100", written)
     h200 = target("h200")
@@ -91,10 +95,8 @@ def test_unknown_targets(name, message):
 @pytest.mark.parametrize(("name", "module"), [("h100", "jax_cuda13_plugin"), ("v5e", "libtpu")])
 def test_a_missing_plugin_names_the_command(name, module, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    targets._cuda_devices.cache_clear()
-    targets._tpu_devices.cache_clear()
     with pytest.raises(PlanError, match=rf"{module} must be installed.*pip install 'mimicnorm_jax\[plan\]'"):
-        target(name).jax_devices()
+        target(name).jax_devices(3)  # which no other test asks for: what was found once is kept
 
 
 @needs_cuda
@@ -120,9 +122,8 @@ def test_a_grid_that_the_plugin_refuses():
 
 @needs_tpu
 def test_the_environment_is_left_as_it_was():
-    targets._tpu_devices.cache_clear()
     before = dict(os.environ)
-    target("v5e").jax_devices()
+    target("v5e").jax_devices(16)  # which no other test asks for
     assert dict(os.environ) == before
 
 
@@ -143,6 +144,7 @@ def test_a_file_that_describes_no_gpu(tmp_path):
 
 
 @needs_tpu
+@pytest.mark.slow
 def test_two_processes_compile_for_a_tpu_at_once():
     """libtpu's lock keeps the second one out where it is heeded; the first holds it until both are through."""
     code = "from mimicnorm_jax.planning import target; target('v5e').jax_devices(); print('done', flush=True); input()"

@@ -7,6 +7,8 @@ import pytest
 from mimicnorm_jax.planning import hlo, plan, traffic
 from tests.planning.programs import conv, cpu_and_h100, needs_cuda, needs_tpu, net_shapes, net_step, shape
 
+pytestmark = pytest.mark.optimized
+
 MIB = 2**20
 
 

@@ -16,6 +16,8 @@ from mimicnorm_jax.training.plan import plan_training
 from mimicnorm_jax.training.spec import build_spec
 from tests.planning.programs import needs_cuda
 
+pytestmark = pytest.mark.optimized
+
 
 def _config(**fields):
     return config_lib.validate(

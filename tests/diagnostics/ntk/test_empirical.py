@@ -76,7 +76,7 @@ def _close(measured, expected, rtol=1e-10):
         ("mobilenetv2", "mimicnorm", 0.25, 8),
     ],
 )
-def test_structured_derivatives_equal_the_product_of_jacobians(name, method, width, side):
+def test_structured_derivatives_equal_the_product_of_jacobians(name, method, width, side, depth):
     """Centered and not, with biases and folded scalars, grouped and depthwise convolutions, running averages."""
     model = models.create(name, method=method, num_classes=3, width=width, **DOUBLE)
     x = _images(2, side)
@@ -190,8 +190,10 @@ def test_contributions_of_parameters_add_up(dense):
 
 
 @pytest.mark.parametrize("output", ["full", "diagonal", "trace"])
-@pytest.mark.parametrize("second", [False, True])
-@pytest.mark.parametrize("implementation", ["structured_derivatives", "ntk_vector_products"])
+@pytest.mark.parametrize(
+    ("implementation", "second"),
+    [("structured_derivatives", False), ("structured_derivatives", True), ("ntk_vector_products", True)],
+)
 def test_blocks_on_several_devices_and_on_disk_give_the_whole_kernel(dense, tmp_path, output, second, implementation):
     """Seven and four examples in blocks of at most three, the last ones short, on four devices."""
     params, x1, x2 = dense

@@ -1,5 +1,9 @@
-"""Whatever the network, its tangent kernel by every implementation is the product of its Jacobians, or refused."""
+"""Whatever the network, its tangent kernel by every implementation is the product of its Jacobians, or refused.
 
+`MIMICNORM_TEST_PROGRAMS=1000 pytest -m slow` on this file tries a thousand, in an hour.
+"""
+
+import os
 from collections import Counter
 
 import jax
@@ -12,6 +16,7 @@ from mimicnorm_jax.diagnostics.tracing import independence, jaxprs
 from tests.diagnostics.ntk.random_programs import Program
 
 pytestmark = pytest.mark.usefixtures("x64")
+MANY = int(os.environ.get("MIMICNORM_TEST_PROGRAMS", "100"))
 REFUSALS = ("influence one another", "outputs differ by", "ntk_vector_products' needs forward-mode", "not finite")
 
 
@@ -63,7 +68,7 @@ def outcome(seed):
     return program, found
 
 
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(12))
 def test_random_programs(seed):
     program, found = outcome(seed)
     wrong = {name: what for name, what in found.items() if what not in ("agreed", "refused")}
@@ -71,10 +76,10 @@ def test_random_programs(seed):
 
 
 @pytest.mark.slow
-def test_a_thousand_random_programs():
+def test_many_random_programs():
     counts: Counter[str] = Counter()
     wrong = []
-    for seed in range(1000, 2000):
+    for seed in range(1000, 1000 + MANY):
         program, found = outcome(seed)
         counts.update(f"{name} {what.split()[0]}" for name, what in found.items())
         counts["nothing to compare"] += not found
@@ -83,4 +88,4 @@ def test_a_thousand_random_programs():
             jax.clear_caches()
     print(dict(counts))
     assert not wrong, wrong
-    assert counts["layerwise agreed"] > 500
+    assert counts["layerwise agreed"] > MANY / 2
