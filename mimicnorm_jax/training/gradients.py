@@ -108,7 +108,7 @@ class LossAndGrad:
         self, params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array, keys: jax.Array
     ) -> Gradient:
         factory = _factory(self.model)
-        headless = dataclasses.replace(factory, method=dataclasses.replace(factory.method, last_batch_norm=False))
+        headless = dataclasses.replace(factory, method=dataclasses.replace(factory.method, last_norm=None))
         body, head = self.model.clone(factory=headless), factory.last_batch_norm(train=True)
         parts = self._split(images), keys
         before, last = tuple(a[:-1] for a in parts), tuple(a[-1] for a in parts)

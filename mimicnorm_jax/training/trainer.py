@@ -11,8 +11,8 @@ from mimicnorm_jax import models
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.data.augment import Augmentation
 from mimicnorm_jax.errors import ConfigError
-from mimicnorm_jax.functional.kernels import center_params
 from mimicnorm_jax.methods import METHODS
+from mimicnorm_jax.optim import center_params
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule
