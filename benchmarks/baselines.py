@@ -7,9 +7,8 @@ weight standardization (Qiao et al. 2019). "ours:METHOD" is the library's networ
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,85 +16,28 @@ from flax import linen as nn
 
 from mimicnorm_jax import models
 from mimicnorm_jax.diagnostics import nbytes, saved_for_backward
-from mimicnorm_jax.models.branch import ScaledReLU
-from mimicnorm_jax.models.conv_unit import ConvNorm
-from mimicnorm_jax.models.factory import LayerFactory
+from mimicnorm_jax.methods import METHODS
 
 VARIANTS = ("batchnorm", "batchnorm_remat", "groupnorm_ws", "ours:batchnorm", "ours:none", "ours:mimicnorm")
 Apply = Callable[..., Any]
 
 
-class StandardizedConv(nn.Conv):
-    """A convolution whose kernel has mean 0 and variance 1 / fan-in for every output channel."""
-
-    def param(self, name: str, init_fn: Any, *init_args: Any, **init_kwargs: Any) -> Any:
-        value = super().param(name, init_fn, *init_args, **init_kwargs)
-        if name != "kernel":
-            return value
-        axes = tuple(range(value.ndim - 1))
-        mean, variance = value.mean(axes, keepdims=True), value.var(axes, keepdims=True)
-        return (value - mean) / jnp.sqrt(variance * math.prod(value.shape[:-1]) + 1e-5)
-
-
-class PlainUnit(ConvNorm):
-    """A convolution with Flax's BatchNorm, or GroupNorm, behind it."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool, factor: jax.Array | None = None) -> jax.Array:
-        del factor  # BatchNorm networks have none
-        make: Any = self.factory
-        conv = StandardizedConv if make.group_norm and self.batch_norm else nn.Conv
-        x = conv(
-            self.features,
-            (self.window, self.window),
-            strides=self.strides,
-            padding=self.padding,
-            feature_group_count=self.groups,
-            use_bias=self.use_bias,
-            dtype=make.dtype,
-            param_dtype=make.param_dtype,
-            kernel_init=self.kernel_init,
-            name="conv",
-        )(x)
-        if not self.batch_norm:
-            return x
-        if make.group_norm:
-            return nn.GroupNorm(math.gcd(32, self.features), epsilon=1e-5, dtype=make.dtype, name="gn")(x)
-        return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, dtype=make.dtype, name="bn")(x)
-
-
-class PlainReLU(ScaledReLU):
-    """Flax's ReLU at the end of a branch."""
-
-    def __call__(self, z: jax.Array) -> jax.Array:
-        return nn.relu(z)
-
-
 @dataclasses.dataclass(frozen=True)
-class PlainFactory(LayerFactory):
-    """Flax's own layers in every role."""
+class FlaxActivation:
+    """Flax's own ReLU, max-pooling and dropout."""
 
-    unit: ClassVar[type[ConvNorm]] = PlainUnit
-    group_norm: bool = False
-
-    def relu(self, x: jax.Array, *, reused: bool = True, cheap: bool = False) -> jax.Array:
+    def relu(self, x: jax.Array, *, output_saved_anyway: bool, saved: bool, rectified: bool) -> jax.Array:
         return nn.relu(x)
 
-    def relu6(self, x: jax.Array, *, reused: bool = True, cheap: bool = False) -> jax.Array:
+    def relu6(self, x: jax.Array) -> jax.Array:
         return nn.relu6(x)
 
-    def branch_relu(self, name: str) -> ScaledReLU:
-        return PlainReLU(scaled=False, name=name)
-
-    def max_pool(self, x: jax.Array, window: int = 2, padding: int = 0) -> jax.Array:
+    def max_pool(self, x: jax.Array, window: int, padding: int) -> jax.Array:
         edges: Any = [(padding, padding)] * 2
         return nn.max_pool(x, (window, window), (2, 2), edges)
 
-    def dropout(self, rate: float, train: bool, *, name: str) -> nn.Module:
-        return nn.Dropout(rate, deterministic=not train, name=name)
-
-    def _dense(self, features: int, name: str, kernel_init: Any) -> nn.Dense:
-        return nn.Dense(features, dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=kernel_init, name=name)
+    def dropout(self, rate: float, axis_name: str | None, *, name: str) -> Callable[[jax.Array], jax.Array]:
+        return nn.Dropout(rate, deterministic=False, name=name)
 
 
 def has_variant(name: str, variant: str) -> bool:
@@ -110,9 +52,10 @@ def network(name: str, variant: str, num_classes: int, dtype: Any, width: float 
         return models.create(
             name, method=method, num_classes=num_classes, dtype=dtype, remat=remat or "none", width=width
         )
-    model: Any = models.create(name, method="batchnorm", num_classes=num_classes, dtype=dtype, width=width)
-    fields = {f.name: getattr(model.factory, f.name) for f in dataclasses.fields(LayerFactory)}
-    return model.clone(factory=PlainFactory(**fields, group_norm=variant == "groupnorm_ws"))
+    method = METHODS["ws_gn" if variant == "groupnorm_ws" else "batchnorm"]
+    method = dataclasses.replace(method, activation=FlaxActivation())
+    model: Any = models.create(name, method=method, num_classes=num_classes, dtype=dtype, width=width)
+    return model.clone(factory=dataclasses.replace(model.factory, recompute_kernel=False))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, variance_scaling
 
 from mimicnorm_jax.functional import kernels
+from mimicnorm_jax.functional.rules import Rule
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class KernelSpec:
 
     Attributes:
       shape: the kernel's shape, `(*window, n_in / groups, n_out)`.
-      centered: whether the layer centers it.
+      centered: whether the layer transforms it such that each output channel has mean 0.
       groups: of its convolution.
       untouched: whether the published baselines never initialize it, so that it keeps PyTorch's default.
     """
@@ -62,7 +63,7 @@ def pytorch_default(kernel: KernelSpec) -> Distribution:
     """Uniform in +-1/sqrt(fan-in).
 
     Example:
-      >>> round(pytorch_default(Kernel((3, 3, 3, 64))).stddev, 4)
+      >>> round(pytorch_default(KernelSpec((3, 3, 3, 64))).stddev, 4)
       0.1111
     """
     return Distribution(math.sqrt(1 / (3 * kernels.fan_in(kernel.shape))), uniform=True)
@@ -93,6 +94,7 @@ class PublishedInit:
       keep_conv_bias: whether the BatchNorm version keeps its convolutions' biases, which do nothing.
       batch_norm: where the BatchNorm version's convolution kernels are drawn from; None for the same as the others.
       untouched_dense: whether the BatchNorm version never initializes its dense layers.
+      scalar_rule: for which kernels the learnable scalars make up; None for those that are centered.
     """
 
     kernel_variance: float = 2.0
@@ -100,6 +102,7 @@ class PublishedInit:
     keep_conv_bias: bool = False
     batch_norm: Callable[[KernelSpec], Distribution] | None = None
     untouched_dense: bool = False
+    scalar_rule: Rule | None = None
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,11 @@ class InitScheme:
         fan_in = math.prod(window) * max(channels, published.min_channels if self.clips_fan_in else 1)
         return Distribution(math.sqrt(self.kernel_variance(published, kernel) / fan_in))
 
-    def fixup_conv(self, kernel: KernelSpec, shrink: float) -> Distribution:
-        """Likewise under Fixup: He's over the fan-out, its deviation times `shrink`."""
+    def fixup_conv(self, kernel: KernelSpec, scale: float) -> Distribution:
+        """Likewise under Fixup: He's over the fan-out, its deviation times `scale`."""
         if kernel.untouched and self.leaves_untouched:
             return pytorch_default(kernel)
-        return Distribution(shrink * he_fan_out(kernel).stddev)
+        return Distribution(scale * he_fan_out(kernel).stddev)
 
     def dense(self, published: PublishedInit) -> Initializer:
         """Where dense kernels are drawn from: He's distribution, or PyTorch's default, drawn as `Distribution` does."""
@@ -146,14 +149,14 @@ class InitScheme:
             return variance_scaling(1 / 3, "fan_in", "uniform")
         return variance_scaling(2.0, "fan_in", "normal")
 
-    def scalar(self, covers: Sequence[KernelSpec], block: int | None = None) -> float:
-        """Initial value of a scalar that makes up for the gain of the kernels it covers.
+    def scalar(self, gain_kernels: Sequence[KernelSpec], block: int | None = None) -> float:
+        """Initial value of a scalar that makes up for the gain of these kernels.
 
         Args:
-          covers: the kernels.
+          gain_kernels: the kernels.
           block: the residual block's running index over the whole net, from 1; None outside one.
         """
-        return math.prod(map(self.gain, covers)) / (1.0 if block is None else self.depth(block))
+        return math.prod(map(self.gain, gain_kernels)) / (1.0 if block is None else self.depth(block))
 
 
 def _exact(published: PublishedInit, kernel: KernelSpec) -> float:

@@ -1,1 +1,29 @@
-"""Pure functions of arrays, without Flax: kernels, activations, pooling."""
+"""Pure functions of arrays, without Flax: kernels and their transforms, activations, pooling."""
+
+from mimicnorm_jax.functional.activations import relu, relu6, relu_save_mask
+from mimicnorm_jax.functional.kernels import center, fan_in, gain, scaled_standardize, standardize
+from mimicnorm_jax.functional.pooling import max_pool
+from mimicnorm_jax.functional.rules import PUBLISHED_CIFAR_RULE, Rule, always, fan_in_above, never, ungrouped
+from mimicnorm_jax.functional.transform import IDENTITY, KernelFunction, KernelTransform, compose
+
+__all__ = [
+    "IDENTITY",
+    "PUBLISHED_CIFAR_RULE",
+    "KernelFunction",
+    "KernelTransform",
+    "Rule",
+    "always",
+    "center",
+    "compose",
+    "fan_in",
+    "fan_in_above",
+    "gain",
+    "max_pool",
+    "never",
+    "relu",
+    "relu6",
+    "relu_save_mask",
+    "scaled_standardize",
+    "standardize",
+    "ungrouped",
+]

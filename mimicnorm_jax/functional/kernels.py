@@ -1,23 +1,17 @@
-"""Weight centering (MimicNorm's "weight mean"), its gain, and the projection of whole parameter trees.
+"""Pure functions of kernels: weight centering (MimicNorm's "weight mean"), its gain, and weight standardization.
 
 A kernel follows Flax's layout: the last axis is the output channel, every other axis is fan-in,
 `(n_in, n_out)` for dense layers and `(*window, n_in / groups, n_out)` for convolutions.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import optax
+from jax import lax
 
 Shape = Sequence[int]
-Rule = Callable[[Shape, int], bool]
-"""Whether to center the kernel of this shape in a layer with this many groups."""
-Select = Callable[[tuple[str, ...], jax.Array], bool | Callable[[jax.Array], jax.Array]]
-"""Whether to center the leaf at this path of a parameter tree, or what to do with it in place of `center`, such as
-`jax.vmap(center)` where the kernels of a scanned layer are stacked along the first axis."""
 
 PUBLISHED_GAIN = 1.2
 """The published code's rounding of `gain`, used as a learnable scalar."""
@@ -56,14 +50,57 @@ def center(kernel: jax.Array) -> jax.Array:
       >>> center(jnp.array([[1.0, 5.0], [3.0, 5.0]])).tolist()
       [[-1.0, 0.0], [1.0, 0.0]]
     """
-    if fan_in(kernel.shape) < 2:
-        raise ValueError(f"centering a kernel of fan-in 1 leaves only zeros; got shape {kernel.shape}")
-    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
-    spread = any(axis is not None for axis in jax.typeof(wide).sharding.spec[:-1])
-    if not spread:  # As a matrix: on a CPU the sum over one axis takes half the time of that over three.
-        wide = wide.reshape(-1, kernel.shape[-1])
-    centered = wide - wide.mean(axis=tuple(range(wide.ndim - 1)), keepdims=True)
-    return centered.astype(kernel.dtype).reshape(kernel.shape)
+    return _centered(kernel).astype(kernel.dtype).reshape(kernel.shape)
+
+
+def standardize(kernel: jax.Array, *, epsilon: float = 1e-5) -> jax.Array:
+    r"""Gives each output channel mean 0 and variance 1/n over its fan-in n (weight standardization, Qiao et al. 2019).
+
+    $\hat W = (W - \mu) / \sqrt{n \sigma^2 + \epsilon}$, computed in at least float32. For a layer that a normalization
+    follows, which makes the scale free.
+
+    Args:
+      kernel: as in `center`.
+      epsilon: added to n times the variance.
+
+    Returns:
+      The standardized kernel, in the shape and dtype of `kernel`; it ignores constants added to an output channel and,
+      up to `epsilon`, positive factors on it.
+
+    Raises:
+      ValueError: as `center`.
+
+    Example:
+      >>> standardize(jnp.array([[1.0], [3.0], [1.0], [3.0]])).round(4).tolist()
+      [[-0.5], [0.5], [-0.5], [0.5]]
+    """
+    centered = _centered(kernel)
+    return (centered * lax.rsqrt(_energy(centered) + epsilon)).astype(kernel.dtype).reshape(kernel.shape)
+
+
+def scaled_standardize(kernel: jax.Array, *, gain: float = 1.0, epsilon: float = 1e-4) -> jax.Array:
+    r"""Weight standardization with a gain, for networks that no normalization follows (Brock, De, Smith 2021).
+
+    $\hat W = g (W - \mu) / \sqrt{\max(n \sigma^2, \epsilon)}$, computed in at least float32.
+
+    Args:
+      kernel: as in `center`.
+      gain: g; `sqrt(2) gain(n)` for an input that comes out of a ReLU, unless the activation has that factor.
+      epsilon: the least n times variance, below which a channel is not blown up to variance g^2/n.
+
+    Returns:
+      As `standardize`, of variance `gain**2 / n`.
+
+    Raises:
+      ValueError: as `center`.
+
+    Example:
+      >>> scaled_standardize(jnp.array([[1.0], [3.0], [1.0], [3.0]]), gain=2.0).round(4).tolist()
+      [[-1.0], [1.0], [-1.0], [1.0]]
+    """
+    centered = _centered(kernel)
+    factor = gain * lax.rsqrt(jnp.maximum(_energy(centered), epsilon))
+    return (centered * factor).astype(kernel.dtype).reshape(kernel.shape)
 
 
 def gain(n: int) -> float:
@@ -83,134 +120,17 @@ def gain(n: int) -> float:
     return math.sqrt(n / ((n - 1) * (1 - 1 / math.pi)))
 
 
-def fan_in_above(threshold: int) -> Rule:
-    """Center kernels whose fan-in exceeds `threshold`; the published CIFAR code's rule with 50."""
-
-    def rule(shape: Shape, groups: int) -> bool:
-        del groups
-        return fan_in(shape) > threshold
-
-    return rule
-
-
-def ungrouped(shape: Shape, groups: int) -> bool:
-    """Center every kernel of a layer without groups; the published ImageNet code's rule."""
-    del shape
-    return groups == 1
+def _centered(kernel: jax.Array) -> jax.Array:
+    """In at least float32; as a matrix unless its fan-in is spread over devices."""
+    if fan_in(kernel.shape) < 2:
+        raise ValueError(f"centering a kernel of fan-in 1 leaves only zeros; got shape {kernel.shape}")
+    wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+    spread = any(axis is not None for axis in jax.typeof(wide).sharding.spec[:-1])
+    if not spread:  # As a matrix: on a CPU the sum over one axis takes half the time of that over three.
+        wide = wide.reshape(-1, kernel.shape[-1])
+    return wide - wide.mean(axis=tuple(range(wide.ndim - 1)), keepdims=True)
 
 
-def always(shape: Shape, groups: int) -> bool:
-    """Center every kernel."""
-    del shape, groups
-    return True
-
-
-def never(shape: Shape, groups: int) -> bool:
-    """Center no kernel."""
-    del shape, groups
-    return False
-
-
-PUBLISHED_CIFAR_RULE: Rule = fan_in_above(50)
-"""Neither a 3-channel 3x3 stem, nor depthwise kernels, nor pointwise kernels of few channels."""
-
-
-class _ConvKernels(NamedTuple):
-    rule: Rule
-    window: int | None
-
-    def __call__(self, path: tuple[str, ...], leaf: jax.Array) -> bool:
-        if path[-1] != "kernel" or leaf.ndim < 3 or not self.rule(leaf.shape, 1):
-            return False
-        if self.window is None and leaf.ndim != 4:
-            raise ValueError(_doubt(path, leaf, f"has rank {leaf.ndim}, not a 2-D convolution's 4"))
-        return leaf.ndim == (self.window or 2) + 2
-
-
-def _doubt(path: tuple[str, ...], leaf: jax.Array, why: str) -> str:
-    return (
-        f"{'/'.join(path)} of shape {leaf.shape} {why}: kernels of convolutions, of attention and stacks of them look "
-        "alike. Say select=select_conv_kernels(window=2) if exactly the kernels of rank 4 are of (2-D) convolutions; "
-        "or let select=select_convolutions(module, inputs) read it from the module"
-    )
-
-
-def select_conv_kernels(rule: Rule = PUBLISHED_CIFAR_RULE, *, window: int | None = None) -> Select:
-    """Selects the leaves named `kernel` that `rule` takes, from rank and shape alone.
-
-    A tree tells neither a layer's groups, so `rule` is asked with `groups=1`, nor convolutions from other layers with
-    kernels of rank 3 and more (attention), nor a kernel from a scanned layer's stack of kernels.
-    `select_convolutions` reads all that from the module.
-
-    Args:
-      rule: which kernels to center.
-      window: says that the kernels of rank `window + 2` are those of convolutions with so many spatial axes, and no
-        others. None says nothing: kernels of rank 4 count as 2-D convolutions if a bias `(n_out,)` stands beside
-        them, and for any other kernel of rank 3 and more `center_params` raises ValueError.
-    """
-    return _ConvKernels(rule, window)
-
-
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """Without the field in which a box (such as `nn.Partitioned`) holds its leaf."""
-    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
-        path = path[:-1]
-    return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
-
-
-def center_params(params: optax.Params, select: Select | None = None) -> optax.Params:
-    """Centers the selected leaves of a parameter tree.
-
-    Args:
-      params: any tree of arrays, boxed (`nn.Partitioned`) or not.
-      select: which leaves, by default `select_conv_kernels()`.
-
-    Returns:
-      A tree of the same structure; leaves that are not selected are passed through.
-
-    Raises:
-      ValueError: for a leaf that `select_conv_kernels()` cannot tell, and for a selected `kernel` whose bias beside it
-        is not `(n_out,)`: its axes but the last are not fan-in.
-    """
-    select = select or select_conv_kernels()
-    by_path = {_names(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
-
-    def projected(names: tuple[str, ...], leaf: jax.Array) -> jax.Array:
-        chosen = select(names, leaf)
-        if callable(chosen):
-            return chosen(leaf)
-        if not chosen:
-            return leaf
-        bias = by_path.get((*names[:-1], "bias")) if names[-1] == "kernel" else None
-        if bias is not None and bias.shape != (leaf.shape[-1],):
-            raise ValueError(_doubt(names, leaf, f"has a bias {bias.shape} beside it, not ({leaf.shape[-1]},)"))
-        if bias is None and isinstance(select, _ConvKernels) and select.window is None:
-            raise ValueError(_doubt(names, leaf, "has no bias beside it that would tell"))
-        return center(leaf)
-
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: projected(_names(path), leaf), params)
-
-
-def keep_kernels_centered(select: Select | None = None) -> optax.GradientTransformation:
-    """Keeps the selected kernels centered after every optimizer step, as the published code does.
-
-    Put it last in an `optax.chain`. For SGD with momentum, Nesterov and coupled weight decay the
-    trajectory is that of centering inside the layer; for Adam, AdamW and clipped gradients it is a
-    different algorithm, because those see the gradient before it is projected.
-
-    Args:
-      select: which leaves, by default `select_conv_kernels()`.
-
-    Returns:
-      A transformation whose `update` needs `params`; it raises ValueError without them, and where `center_params` does.
-    """
-
-    def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, optax.OptState]:
-        if params is None:
-            raise ValueError("keep_kernels_centered needs the parameters: call update(grads, state, params)")
-        centered = center_params(optax.apply_updates(params, updates), select)
-        return jax.tree.map(jnp.subtract, centered, params), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+def _energy(centered: jax.Array) -> jax.Array:
+    """n times the variance of each output channel."""
+    return (centered**2).sum(axis=tuple(range(centered.ndim - 1)), keepdims=True)

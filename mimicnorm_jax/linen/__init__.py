@@ -1,1 +1,23 @@
-"""Flax linen layers over `functional`."""
+"""Flax linen layers over the functions of `mimicnorm_jax.functional`."""
+
+from mimicnorm_jax.linen.conv import CenteredConv, CenteredDense, TransformedConv, TransformedDense
+from mimicnorm_jax.linen.dropout import Dropout
+from mimicnorm_jax.linen.norm import LastBatchNorm
+from mimicnorm_jax.linen.remat import NO_REMAT, REMATS, rematerialize
+from mimicnorm_jax.linen.scalars import ScalarBias, ScaledReLU
+from mimicnorm_jax.linen.selection import select_convolutions
+
+__all__ = [
+    "NO_REMAT",
+    "REMATS",
+    "CenteredConv",
+    "CenteredDense",
+    "Dropout",
+    "LastBatchNorm",
+    "ScalarBias",
+    "ScaledReLU",
+    "TransformedConv",
+    "TransformedDense",
+    "rematerialize",
+    "select_convolutions",
+]

@@ -7,18 +7,19 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from mimicnorm_jax.functional import kernels
+from mimicnorm_jax.functional.kernels import center
+from mimicnorm_jax.functional.rules import PUBLISHED_CIFAR_RULE, Rule
+from mimicnorm_jax.functional.transform import KernelFunction
+from mimicnorm_jax.optim.projection import Select
 
 _Path = tuple[str, ...]
 _Call = dict[_Path, tuple[tuple[int, ...], int]]
 
 
-def select_convolutions(
-    module: nn.Module, *args: Any, rule: kernels.Rule = kernels.PUBLISHED_CIFAR_RULE, **kwargs: Any
-) -> kernels.Select:
+def select_convolutions(module: nn.Module, *args: Any, rule: Rule = PUBLISHED_CIFAR_RULE, **kwargs: Any) -> Select:
     """Selects the kernels of the convolutions that a module calls, whatever else its tree holds.
 
-    For `centering.project` and `centering.keep_kernels_centered`. The module is traced once, without computing; its
+    For `optim.center_params` and `optim.keep_kernels_centered`. The module is traced once, without computing; its
     convolutions (`nn.Conv` and what derives from it, so `CenteredConv`) are known by class, with their groups. The
     kernels of scanned or vmapped layers, stacked along one or more axes, are centered one by one.
 
@@ -34,10 +35,11 @@ def select_convolutions(
 
     Example:
       >>> import jax.numpy as jnp
+      >>> from mimicnorm_jax import optim
       >>> layer = nn.Conv(4, (3,))
       >>> select = select_convolutions(layer, jnp.ones((1, 9, 32)))
       >>> params = layer.init(jax.random.key(0), jnp.ones((1, 9, 32)))["params"]
-      >>> bool(abs(centering.project(params, select)["kernel"].sum((0, 1))).max() < 1e-5)
+      >>> bool(abs(optim.center_params(params, select)["kernel"].sum((0, 1))).max() < 1e-5)
       True
     """
     found: _Call = {}
@@ -53,7 +55,7 @@ def select_convolutions(
     with nn.intercept_methods(note):
         jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args, **kwargs), *args)
 
-    def select(path: _Path, leaf: jax.Array) -> bool | Callable[[jax.Array], jax.Array]:
+    def select(path: _Path, leaf: jax.Array) -> bool | KernelFunction:
         path = path if path in found else path[1:]  # of all variables instead of the parameters
         if path not in found or not rule(*found[path]):
             return False
@@ -79,8 +81,8 @@ def _stacked_axes(path: _Path, stacked: tuple[int, ...], shape: tuple[int, ...])
     )
 
 
-def _one_by_one(axes: tuple[int, ...]) -> Callable[[jax.Array], jax.Array]:
-    function = kernels.center
+def _one_by_one(axes: tuple[int, ...]) -> KernelFunction:
+    function: KernelFunction = center
     for axis in axes:  # the last, so outermost, first
         function = jax.vmap(function, in_axes=axis, out_axes=axis)
     return function

@@ -42,6 +42,6 @@ class LastBatchNormHead:
         method = self.factory.method
         if not method.last_batch_norm or method.batch_norm:
             return None
-        headless = dataclasses.replace(self.factory, method=dataclasses.replace(method, last_batch_norm=False))
+        headless = dataclasses.replace(self.factory, method=dataclasses.replace(method, last_norm=None))
         module: Any = self
         return Split(module.clone(factory=headless), self.factory.last_batch_norm(train=True), LAST_BN)

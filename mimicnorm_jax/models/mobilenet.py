@@ -5,7 +5,8 @@ from functools import partial
 import jax
 from flax import linen as nn
 
-from mimicnorm_jax.models.branch import Branch
+from mimicnorm_jax.methods import Branch
+from mimicnorm_jax.models.conv_norm import ConvNorm
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 from mimicnorm_jax.models.head import LastBatchNormHead
 
@@ -18,7 +19,12 @@ class InvertedResidual(nn.Module):
     """Pointwise expansion, depthwise 3x3, linear pointwise; and a sum, in the blocks that keep the shape.
 
     Attributes:
+      factory: says what the method has.
+      features: output channels.
+      expansion: factor on the input channels.
+      strides: of the depthwise convolution.
       number: the running index, from 1, among the blocks with a sum; None for a block without one.
+      sums: see `Branch`.
     """
 
     factory: LayerFactory
@@ -26,23 +32,21 @@ class InvertedResidual(nn.Module):
     expansion: int
     strides: int
     number: int | None
+    sums: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        make, channels = self.factory, x.shape[-1]
-        wide = channels * self.expansion
-        expand, project = ((1, 1, channels, wide), 1), ((1, 1, wide, self.features), 1)
-        relu, bias = make.relu6, make.centers
-        y = relu(make.conv(wide, 1, bias=bias(*expand), name="conv1")(x, train), cheap=True)
-        y = make.conv(wide, 3, strides=self.strides, groups=wide, bias=bias((3, 3, 1, wide)), name="conv2")(y, train)
-        y = relu(y)
-        if self.number is None:
-            conv3 = make.conv(self.features, 1, bias=bias(*project), covers=[expand, project], name="conv3")
-            return make.save(conv3(y, train))
-        branch = Branch(self.number, BLOCKS, (expand, project), 3)
-        return make.save(
-            x + make.branch_end(self.features, 1, branch=branch, bias=bias(*project), name="conv3")(y, train)
+        factory, wide = self.factory, x.shape[-1] * self.expansion
+        branch, bias = Branch(self.number, BLOCKS, 3, self.sums), factory.rule
+        y = ConvNorm(factory, wide, 1, bias=bias, branch=branch, name="conv1")(x, train)
+        y = factory.relu6(y, cheap=True)
+        y = ConvNorm(factory, wide, 3, strides=self.strides, groups=wide, bias=bias, branch=branch, name="conv2")(
+            y, train
         )
+        role = "conv" if self.number is None else "residual_out"
+        conv3 = ConvNorm(factory, self.features, 1, bias=bias, branch=branch, role=role, compensates=True, name="conv3")
+        y = conv3(factory.relu6(y), train)
+        return factory.save(y if self.number is None else x + y)
 
 
 class MobileNetV2(LastBatchNormHead, nn.Module):
@@ -63,33 +67,43 @@ class MobileNetV2(LastBatchNormHead, nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps images `(B, H, W, C)`, H and W at least 8, to logits `(B, num_classes)`."""
-        make = self.factory
-        relu = make.relu6
-        stem = scale_width(32, self.width)
-        x = relu(make.conv(stem, 1, padding=1, bias=make.centers((1, 1, x.shape[-1], stem)), name="stem")(x, train))
-        number = 0
-        for stage, (_, features, repeats, strides) in enumerate(STAGES, 1):
-            # The number is the l of the published scalar 1.2^2/l, in which only blocks that keep the shape count.
-            first_keeps = strides == 1 and scale_width(features, self.width) == x.shape[-1]
-            x = make.part(partial(MobileNetV2._stage, stage=stage, number=number, train=train))(self, x)
-            number += repeats - 1 + first_keeps
-        x = relu(make.conv(scale_width(1280, self.width), 1, name="last_conv")(x, train), reused=False)
-        x = x.mean((1, 2), keepdims=True)
-        x = make.conv(self.num_classes, 1, norm=False, name="classifier")(x, train)
-        return make.logits(x.reshape(x.shape[0], -1), train)
+        factory = self.factory
+        stem = ConvNorm(factory, scale_width(32, self.width), 1, padding=1, bias=factory.rule, name="stem")
+        x = factory.relu6(stem(x, train))
+        for stage, blocks in enumerate(self._blocks(x.shape[-1]), 1):
+            x = factory.part(partial(MobileNetV2._stage, stage=stage, blocks=blocks, train=train))(self, x)
+        x = ConvNorm(factory, scale_width(1280, self.width), 1, name="last_conv")(x, train)
+        x = factory.relu6(x, output_saved_anyway=False).mean((1, 2), keepdims=True)
+        x = ConvNorm(factory, self.num_classes, 1, norm=False, name="classifier")(x, train)
+        return factory.logits(x.reshape(x.shape[0], -1), train)
 
-    def _stage(self, x: jax.Array, stage: int, number: int, train: bool) -> jax.Array:
-        expansion, features, repeats, strides = STAGES[stage - 1]
-        for i in range(repeats):
-            stride, channels = 1 if i else strides, scale_width(features, self.width)
-            keeps_shape = stride == 1 and channels == x.shape[-1]
-            number += keeps_shape
+    def _blocks(self, channels: int) -> list[list[tuple[int | None, int]]]:
+        """By stage and block, from what the stem gives: `number` and `sums` of `InvertedResidual`.
+
+        The number is the l of the published scalar 1.2^2/l, in which only blocks that keep the shape count.
+        """
+        count = sums = 0
+        stages = []
+        for _, features, repeats, first_stride in STAGES:
+            stages.append([])
+            for strides in (first_stride, *(1,) * (repeats - 1)):
+                keeps_shape = strides == 1 and scale_width(features, self.width) == channels
+                channels = scale_width(features, self.width)
+                count += keeps_shape
+                stages[-1].append((count if keeps_shape else None, sums))
+                sums = sums + 1 if keeps_shape else 0
+        return stages
+
+    def _stage(self, x: jax.Array, stage: int, blocks: list[tuple[int | None, int]], train: bool) -> jax.Array:
+        expansion, features, _, strides = STAGES[stage - 1]
+        for i, (number, sums) in enumerate(blocks):
             x = InvertedResidual(
                 self.factory,
-                channels,
+                scale_width(features, self.width),
                 expansion,
-                strides=stride,
-                number=number if keeps_shape else None,
+                strides=1 if i else strides,
+                number=number,
+                sums=sums,
                 name=f"stage{stage}_block{i + 1}",
             )(x, train)
         return x

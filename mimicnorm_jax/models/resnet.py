@@ -5,63 +5,87 @@ from functools import partial
 import jax
 from flax import linen as nn
 
-from mimicnorm_jax.models.branch import Branch
+from mimicnorm_jax.methods import Branch
+from mimicnorm_jax.models.conv_norm import ConvNorm
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 from mimicnorm_jax.models.head import LastBatchNormHead
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; the ReLU comes after the sum."""
+    """Two 3x3 convolutions; the ReLU comes after the sum.
+
+    Attributes:
+      factory: says what the method has.
+      channels: of both convolutions.
+      strides: of the first.
+      block, blocks, sums: its place in the network, see `Branch`.
+      scale_shortcut: whether a convolution on the shortcut has a scalar of its own, in methods with such scalars.
+    """
 
     factory: LayerFactory
     channels: int
     strides: int
     block: int
     blocks: int
+    sums: int
     scale_shortcut: bool
-    expansion = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        make, c = self.factory, self.channels
-        kernels = [((3, 3, x.shape[-1], c), 1), ((3, 3, c, c), 1)]
-        branch = Branch(self.block, self.blocks, tuple(k for k in kernels if make.centers(*k)), 2)
-        entry = make.shift("shift1")(x)
-        y = make.relu(make.conv(c, 3, strides=self.strides, branch=branch, name="conv1")(entry, train))
-        y = make.shift("shift2")(y)
-        y = make.branch_end(c, 3, branch=branch, name="conv2")(y, train)
-        if x.shape != y.shape:
-            covers = [((1, 1, x.shape[-1], c), 1)] if self.scale_shortcut else None
-            x = make.shortcut(c, strides=self.strides, covers=covers, name="shortcut")(entry, train)
-        return make.relu(x + y)
+        factory, c = self.factory, self.channels
+        branch = Branch(self.block, self.blocks, 2, self.sums)
+        entry = factory.residual_in("shift1")(x)
+        y = ConvNorm(factory, c, 3, strides=self.strides, branch=branch, name="conv1")(entry, train)
+        y = factory.residual_in("shift2")(factory.relu(y))
+        y = ConvNorm(factory, c, 3, branch=branch, role="residual_out", name="conv2")(y, train)
+        if x.shape == y.shape:
+            return factory.relu(x + y, rectified=True)
+        return factory.relu(_shortcut(self, c, branch, bias=True)(entry, train) + y)
 
 
 class Bottleneck(nn.Module):
-    """Pointwise, 3x3 with the stride, pointwise to four times the channels; ReLU after the sum."""
+    """Pointwise, 3x3 with the stride, pointwise to four times the channels; ReLU after the sum.
+
+    Attributes:
+      factory, strides, block, blocks, sums, scale_shortcut: as in `BasicBlock`.
+      channels: of the first two convolutions.
+    """
 
     factory: LayerFactory
     channels: int
     strides: int
     block: int
     blocks: int
+    sums: int
     scale_shortcut: bool
-    expansion = 4
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        make, c, wide = self.factory, self.channels, self.channels * self.expansion
-        kernels = [((1, 1, x.shape[-1], c), 1), ((3, 3, c, c), 1), ((1, 1, c, wide), 1)]
-        branch = Branch(self.block, self.blocks, tuple(k for k in kernels if make.centers(*k)), 3)
-        entry = make.shift("shift1")(x)
-        y = make.relu(make.conv(c, 1, branch=branch, name="conv1")(entry, train))
-        y = make.shift("shift2")(y)
-        y = make.relu(make.conv(c, 3, strides=self.strides, branch=branch, name="conv2")(y, train))
-        y = make.shift("shift3")(y)
-        y = make.branch_end(wide, 1, branch=branch, name="conv3")(y, train)
-        if x.shape != y.shape:
-            covers = [((1, 1, x.shape[-1], wide), 1)] if self.scale_shortcut else None
-            x = make.shortcut(wide, strides=self.strides, bias=False, covers=covers, name="shortcut")(entry, train)
-        return make.relu(x + y, cheap=True)
+        factory, c = self.factory, self.channels
+        branch = Branch(self.block, self.blocks, 3, self.sums)
+        entry = factory.residual_in("shift1")(x)
+        y = factory.relu(ConvNorm(factory, c, 1, branch=branch, name="conv1")(entry, train))
+        y = factory.residual_in("shift2")(y)
+        y = ConvNorm(factory, c, 3, strides=self.strides, branch=branch, name="conv2")(y, train)
+        y = factory.residual_in("shift3")(factory.relu(y))
+        y = ConvNorm(factory, 4 * c, 1, branch=branch, role="residual_out", name="conv3")(y, train)
+        if x.shape == y.shape:
+            return factory.relu(x + y, cheap=True, rectified=True)
+        return factory.relu(_shortcut(self, 4 * c, branch, bias=False)(entry, train) + y, cheap=True)
+
+
+def _shortcut(block: BasicBlock | Bottleneck, features: int, branch: Branch, *, bias: bool) -> ConvNorm:
+    return ConvNorm(
+        block.factory,
+        features,
+        1,
+        strides=block.strides,
+        bias=bias,
+        branch=branch,
+        role="shortcut",
+        compensates=block.scale_shortcut,
+        name="shortcut",
+    )
 
 
 class ResNet(LastBatchNormHead, nn.Module):
@@ -89,17 +113,17 @@ class ResNet(LastBatchNormHead, nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps images `(B, H, W, C)` to logits `(B, num_classes)`."""
-        make = self.factory
+        factory = self.factory
         stem = scale_width(self.channels, self.width)
         if self.imagenet:
-            x = make.max_pool(make.conv(stem, 7, strides=2, name="stem")(x, train), 3, padding=1)
+            x = factory.max_pool(ConvNorm(factory, stem, 7, strides=2, name="stem")(x, train), 3, padding=1)
         else:
-            x = make.conv(stem, 3, name="stem", untouched=True)(x, train)
-        x = make.relu(x)
+            x = ConvNorm(factory, stem, 3, untouched=True, name="stem")(x, train)
+        x = factory.relu(x)
         for stage in range(len(self.stages)):
-            x = make.part(partial(ResNet._stage, stage=stage, train=train))(self, x)
-        x = make.shift("classifier_shift")(x.mean((1, 2)))
-        return make.logits(make.classifier(self.num_classes)(x), train)
+            x = factory.part(partial(ResNet._stage, stage=stage, train=train))(self, x)
+        x = factory.residual_in("classifier_shift")(x.mean((1, 2)))
+        return factory.logits(factory.classifier(self.num_classes)(x), train)
 
     def _stage(self, x: jax.Array, stage: int, train: bool) -> jax.Array:
         for i in range(self.stages[stage]):
@@ -109,6 +133,8 @@ class ResNet(LastBatchNormHead, nn.Module):
                 strides=2 if stage > 0 and i == 0 else 1,
                 block=sum(self.stages[:stage]) + i + 1,
                 blocks=sum(self.stages),
+                # A stage's first block reads what the stage before has summed up, but for the stem's output.
+                sums=i if i or not stage else self.stages[stage - 1],
                 scale_shortcut=self.imagenet,
                 name=f"stage{stage + 1}_block{i + 1}",
             )(x, train)

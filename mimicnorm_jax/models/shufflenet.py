@@ -6,6 +6,8 @@ import jax
 from flax import linen as nn
 from jax import numpy as jnp
 
+from mimicnorm_jax.methods import Branch
+from mimicnorm_jax.models.conv_norm import ConvNorm
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 from mimicnorm_jax.models.head import LastBatchNormHead
 
@@ -38,24 +40,28 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        make, half = self.factory, self.features // 2
+        factory, half = self.factory, self.features // 2
         if self.strides == 1:
             shortcut, y = jnp.split(x, 2, axis=-1)
         else:
             shortcut, y = self._shortcut(x, half, train), x
-        channels = y.shape[-1]
-        pointwise = [((1, 1, channels, channels), 1), ((1, 1, channels, half), 1)]
-        y = make.relu(make.conv(channels, 1, name="conv1")(y, train), cheap=True)
-        y = make.save(make.conv(channels, 3, strides=self.strides, groups=channels, name="conv2")(y, train))
-        relu = make.branch_relu("after")
-        y = relu(make.conv(half, 1, covers=pointwise, name="conv3")(y, train, relu.factor()))
+        channels, branch = y.shape[-1], Branch()
+        y = factory.relu(ConvNorm(factory, channels, 1, branch=branch, name="conv1")(y, train), cheap=True)
+        y = factory.save(self._depthwise(channels, "conv2", branch)(y, train))
+        relu = factory.branch_relu("after")
+        conv3 = ConvNorm(factory, half, 1, branch=branch, compensates=True, name="conv3")
+        y = relu(conv3(y, train, relu.conv_scale()))
         return shuffle(jnp.concatenate([shortcut, y], axis=-1))
 
+    def _depthwise(self, channels: int, name: str, branch: Branch | None = None) -> ConvNorm:
+        strides = self.strides
+        return ConvNorm(self.factory, channels, 3, strides=strides, groups=channels, branch=branch, name=name)
+
     def _shortcut(self, x: jax.Array, half: int, train: bool) -> jax.Array:
-        make, channels = self.factory, x.shape[-1]
-        x = make.save(make.conv(channels, 3, strides=self.strides, groups=channels, name="shortcut1")(x, train))
-        covers = [((1, 1, channels, half), 1)]
-        return make.relu(make.conv(half, 1, covers=covers, name="shortcut2")(x, train), reused=False, cheap=True)
+        factory = self.factory
+        x = factory.save(self._depthwise(x.shape[-1], "shortcut1")(x, train))
+        x = ConvNorm(factory, half, 1, compensates=True, name="shortcut2")(x, train)
+        return factory.relu(x, output_saved_anyway=False, cheap=True)
 
 
 class ShuffleNetV2(LastBatchNormHead, nn.Module):
@@ -76,14 +82,14 @@ class ShuffleNetV2(LastBatchNormHead, nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps images `(B, H, W, C)`, H and W at least 8, to logits `(B, num_classes)`."""
-        make = self.factory
+        factory = self.factory
         *stages, last = (scale_width(c, self.width) for c in self.channels)
-        x = make.conv(scale_width(24, self.width), 3, name="stem", untouched=True)(x, train)
+        x = ConvNorm(factory, scale_width(24, self.width), 3, untouched=True, name="stem")(x, train)
         for stage, features in enumerate(stages, 1):
-            x = make.part(partial(ShuffleNetV2._stage, stage=stage, features=features, train=train))(self, x)
-        covers = [((1, 1, x.shape[-1], last), 1)]
-        x = make.relu(make.conv(last, 1, covers=covers, name="last_conv", untouched=True)(x, train), reused=False)
-        return make.logits(make.classifier(self.num_classes)(x.mean((1, 2))), train)
+            x = factory.part(partial(ShuffleNetV2._stage, stage=stage, features=features, train=train))(self, x)
+        x = ConvNorm(factory, last, 1, compensates=True, untouched=True, name="last_conv")(x, train)
+        x = factory.relu(x, output_saved_anyway=False)
+        return factory.logits(factory.classifier(self.num_classes)(x.mean((1, 2))), train)
 
     def _stage(self, x: jax.Array, stage: int, features: int, train: bool) -> jax.Array:
         for i in range(REPEATS[stage - 1]):

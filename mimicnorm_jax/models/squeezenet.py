@@ -6,6 +6,7 @@ import jax
 from flax import linen as nn
 from jax import numpy as jnp
 
+from mimicnorm_jax.models.conv_norm import ConvNorm
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 from mimicnorm_jax.models.head import LastBatchNormHead
 
@@ -33,16 +34,16 @@ class Fire(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        make = self.factory
-        squeezed = make.relu(make.conv(self.squeeze, 1, name="squeeze")(x, train))
+        factory = self.factory
+        squeezed = factory.relu(ConvNorm(factory, self.squeeze, 1, name="squeeze")(x, train))
         y = jnp.concatenate([self._expand(squeezed, window, train) for window in (1, 3)], axis=-1)
         return x + y if self.bypass else y
 
     def _expand(self, x: jax.Array, window: int, train: bool) -> jax.Array:
-        make = self.factory
-        x = make.conv(self.features // 2, window, name=f"expand{window}")(x, train)
+        factory = self.factory
+        x = ConvNorm(factory, self.features // 2, window, name=f"expand{window}")(x, train)
         # The same either way round; after the pool the ReLU has a quarter to keep.
-        return make.relu(make.max_pool(x) if self.pool else x, reused=False, cheap=window == 1)
+        return factory.relu(factory.max_pool(x) if self.pool else x, output_saved_anyway=False, cheap=window == 1)
 
 
 class SqueezeNet(LastBatchNormHead, nn.Module):
@@ -61,13 +62,13 @@ class SqueezeNet(LastBatchNormHead, nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps images `(B, H, W, C)`, H and W at least 8, to logits `(B, num_classes)`."""
-        make = self.factory
+        factory = self.factory
         # The same either way round; after the pool the ReLU has a quarter to keep.
-        x = make.relu(make.max_pool(make.conv(scale_width(96, self.width), 3, name="stem")(x, train)))
+        x = factory.relu(factory.max_pool(ConvNorm(factory, scale_width(96, self.width), 3, name="stem")(x, train)))
         for fires in ((2, 3, 4), (5, 6, 7, 8), (9,)):
-            x = make.part(partial(SqueezeNet._fires, numbers=fires, train=train))(self, x)
-        x = make.conv(self.num_classes, 1, norm=False, name="classifier")(x, train)
-        return make.logits(x.mean((1, 2)), train)
+            x = factory.part(partial(SqueezeNet._fires, numbers=fires, train=train))(self, x)
+        x = ConvNorm(factory, self.num_classes, 1, norm=False, name="classifier")(x, train)
+        return factory.logits(x.mean((1, 2)), train)
 
     def _fires(self, x: jax.Array, numbers: tuple[int, ...], train: bool) -> jax.Array:
         for number in numbers:

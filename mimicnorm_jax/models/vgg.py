@@ -5,6 +5,7 @@ from functools import partial
 import jax
 from flax import linen as nn
 
+from mimicnorm_jax.models.conv_norm import ConvNorm
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 from mimicnorm_jax.models.head import LastBatchNormHead
 
@@ -36,20 +37,20 @@ class VGG(LastBatchNormHead, nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps images `(B, H, W, C)`, H and W at least 32, to logits `(B, num_classes)`."""
-        make = self.factory
+        factory = self.factory
         for stage in range(1, len(self.stages) + 1):
-            x = make.part(partial(VGG._stage, stage=stage, train=train))(self, x)
+            x = factory.part(partial(VGG._stage, stage=stage, train=train))(self, x)
         x = x.reshape(x.shape[0], -1)
         for i in (1, 2):
-            x = make.dense(scale_width(4096, self.width), name=f"dense{i}")(x)
+            x = factory.dense(scale_width(4096, self.width), name=f"dense{i}")(x)
             # Before the ReLU, which then keeps what the next layer keeps.
-            x = make.relu(make.dropout(0.5, train, name=f"dropout{i}")(x))
-        return make.logits(make.classifier(self.num_classes)(x), train)
+            x = factory.relu(factory.dropout(0.5, train, name=f"dropout{i}")(x))
+        return factory.logits(factory.classifier(self.num_classes)(x), train)
 
     def _stage(self, x: jax.Array, stage: int, train: bool) -> jax.Array:
-        make, repeats, channels = self.factory, self.stages[stage - 1], CHANNELS[stage - 1]
+        factory, repeats, channels = self.factory, self.stages[stage - 1], CHANNELS[stage - 1]
         for i in range(1, repeats + 1):
-            x = make.conv(scale_width(channels, self.width), 3, name=f"stage{stage}_conv{i}")(x, train)
+            x = ConvNorm(factory, scale_width(channels, self.width), 3, name=f"stage{stage}_conv{i}")(x, train)
             # The same either way round; after the pool the ReLU has a quarter to keep.
-            x = make.relu(make.max_pool(x) if i == repeats else x)
+            x = factory.relu(factory.max_pool(x) if i == repeats else x)
         return x

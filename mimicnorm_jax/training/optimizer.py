@@ -2,7 +2,7 @@
 
 import optax
 
-from mimicnorm_jax.functional import kernels
+from mimicnorm_jax.optim import keep_kernels_centered, select_conv_kernels
 from mimicnorm_jax.training.config import TrainConfig
 
 
@@ -24,7 +24,7 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, max(1, warmup)), decay], [warmup])
 
 
-CONV_KERNELS = kernels.select_conv_kernels(window=2)
+CONV_KERNELS = select_conv_kernels(window=2)
 """Those of our networks that are centered after a step: all their convolutions are 2-D, and none is stacked."""
 
 
@@ -41,5 +41,5 @@ def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.Gradi
         optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),
     ]
     if config.centering == "after_step":
-        parts.append(kernels.keep_kernels_centered(CONV_KERNELS))
+        parts.append(keep_kernels_centered(CONV_KERNELS))
     return optax.chain(*parts)

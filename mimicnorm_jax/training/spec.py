@@ -12,8 +12,8 @@ from mimicnorm_jax.data import datasets
 from mimicnorm_jax.data.augment import Augmentation
 from mimicnorm_jax.data.specs import DatasetSpec
 from mimicnorm_jax.errors import ConfigError
-from mimicnorm_jax.functional.kernels import center_params
 from mimicnorm_jax.methods import METHODS
+from mimicnorm_jax.optim import center_params
 from mimicnorm_jax.training.config import FIELDS, TrainConfig
 from mimicnorm_jax.training.model import AXIS, head_of, init_variables, is_exact_in_parts, require_trainable
 from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule

@@ -8,7 +8,7 @@ from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mimicnorm_jax import LastBatchNorm, models
-from mimicnorm_jax.functional import kernels
+from mimicnorm_jax.functional import center
 
 
 def _spread(tree, *axes):
@@ -49,7 +49,7 @@ def test_kernels_spread_over_an_explicit_mesh_are_centered(axis):
     axes = [None] * 4
     axes[axis] = "batch"
     # float32: a mean of 72 numbers of order 1, summed in another order.
-    np.testing.assert_allclose(kernels.center(_spread(kernel, *axes)), kernels.center(kernel), atol=1e-6)
+    np.testing.assert_allclose(center(_spread(kernel, *axes)), center(kernel), atol=1e-6)
 
 
 @pytest.mark.parametrize("running_variance", ["biased", "unbiased"])

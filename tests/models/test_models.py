@@ -10,8 +10,8 @@ import pytest
 from flax import linen as nn
 
 from mimicnorm_jax import CenteredConv, models
-from mimicnorm_jax.functional import kernels
-from mimicnorm_jax.models.branch import ScaledReLU
+from mimicnorm_jax.functional import PUBLISHED_CIFAR_RULE, gain
+from mimicnorm_jax.linen import ScaledReLU
 
 FAMILIES = ("vgg11", "resnet18", "resnet50", "squeezenet", "shufflenetv2_x0.5", "mobilenetv2")
 
@@ -67,7 +67,7 @@ def test_published_numbers_of_parameters_and_centered_convolutions(name):
             assert sum(leaf.size for leaf in jax.tree.leaves(shapes[method])) == expected
     found = [leaf for leaf in jax.tree.leaves(shapes["mimicnorm"]) if leaf.ndim == 4]
     assert len(found) == convs
-    assert sum(kernels.PUBLISHED_CIFAR_RULE(kernel.shape, 1) for kernel in found) == centered
+    assert sum(PUBLISHED_CIFAR_RULE(kernel.shape, 1) for kernel in found) == centered
 
 
 @pytest.mark.parametrize(("name", "count"), [("resnet18_imagenet", 11689512), ("resnet50_imagenet", 25557032)])
@@ -125,7 +125,7 @@ def test_logits_loss_and_gradients_ignore_constants_added_to_centered_kernels(na
 
     def shift(path, leaf):
         nonlocal moved
-        if not kernels.select_conv_kernels(models.ARCHITECTURES[name].rule)(kernels._names(path), leaf):
+        if not (path[-1].key == "kernel" and leaf.ndim == 4 and models.ARCHITECTURES[name].rule(leaf.shape, 1)):
             return leaf
         moved += 1
         return leaf + rng.normal(size=(1, 1, 1, leaf.shape[-1]))
@@ -165,7 +165,7 @@ def _branch_scales(name, end, **options):
 def test_residual_scalars_of_every_scheme():
     blocks = np.arange(1, 9)
     gains = [
-        math.prod(kernels.gain(9 * c) for c in channels)
+        math.prod(gain(9 * c) for c in channels)
         for channels in [(64, 64)] * 2 + [(64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
     ]
     expected = {"published": 1.44 / blocks, "exact": gains / blocks, "text": blocks**-0.5, "he": 1 / blocks}
@@ -224,11 +224,11 @@ BASELINE = {"method": "batchnorm", "init": "published_batchnorm"}
     [
         ("vgg11", {}, "stage4_conv1", 2.8 / (9 * 256)),
         ("vgg11", {"init": "he"}, "stage4_conv1", 2 / (9 * 256)),
-        ("vgg11", {"init": "exact"}, "stage4_conv1", 2 * kernels.gain(9 * 256) ** 2 / (9 * 256)),
+        ("vgg11", {"init": "exact"}, "stage4_conv1", 2 * gain(9 * 256) ** 2 / (9 * 256)),
         ("vgg11", {"init": "exact", "method": "none"}, "stage4_conv1", 2 / (9 * 256)),
         ("resnet18", {}, "stage2_block1/conv1", 2 / (9 * 64)),
         ("resnet18", {"init": "exact"}, "stage2_block1/conv1", 2 / (9 * 64)),
-        ("resnet18", {"init": "text"}, "stage2_block1/conv1", 2 * kernels.gain(9 * 64) ** 2 / (9 * 64)),
+        ("resnet18", {"init": "text"}, "stage2_block1/conv1", 2 * gain(9 * 64) ** 2 / (9 * 64)),
         ("resnet18", {"method": "fixup"}, "stage2_block1/conv1", 2 / (9 * 128) / 8),  # B^(-1/2) on the deviation
         ("resnet18", {"method": "fixup"}, "stage2_block1/shortcut", 2 / 128),
         ("resnet50", {"method": "fixup"}, "stage2_block1/conv2", 2 / (9 * 128) / 4),  # B^(-1/4), B = 16
@@ -365,7 +365,7 @@ def test_a_scale_behind_a_relu_comes_through_the_convolution_before(x64, scale):
         @nn.compact
         def __call__(self, x):
             relu = ScaledReLU(scaled=True, param_dtype=jnp.float64, name="after")
-            return relu(CenteredConv(4, (1, 1), param_dtype=jnp.float64, name="conv")(x, relu.factor()))
+            return relu(CenteredConv(4, (1, 1), param_dtype=jnp.float64, name="conv")(x, relu.conv_scale()))
 
     def plain(params, x):
         z = CenteredConv(4, (1, 1), param_dtype=jnp.float64).apply({"params": params["conv"]}, x)

@@ -12,7 +12,7 @@ from flax import linen as nn
 from mimicnorm_jax import models
 from mimicnorm_jax.data.augment import Augmentation
 from mimicnorm_jax.data.pipeline import Batch
-from mimicnorm_jax.linen.layers import LastBatchNorm
+from mimicnorm_jax.linen import LastBatchNorm
 from mimicnorm_jax.models.factory import LayerFactory
 from mimicnorm_jax.models.head import LAST_BN, LastBatchNormHead
 from mimicnorm_jax.training.gradients import LossAndGrad

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from mimicnorm_jax import models
-from mimicnorm_jax.functional import kernels
+from mimicnorm_jax.optim import center_params, keep_kernels_centered
 from mimicnorm_jax.training import config
 from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule
 
@@ -54,8 +54,8 @@ def _trajectory(tx_of, center_in_call, start_centered):
     variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), images[0])
     params, stats = variables["params"], variables["batch_stats"]
     if start_centered:
-        params = kernels.center_params(params, CONV_KERNELS)
-    tx = tx_of(optax.identity() if center_in_call else kernels.keep_kernels_centered(CONV_KERNELS))
+        params = center_params(params, CONV_KERNELS)
+    tx = tx_of(optax.identity() if center_in_call else keep_kernels_centered(CONV_KERNELS))
     state = tx.init(params)
 
     @jax.jit
@@ -71,7 +71,7 @@ def _trajectory(tx_of, center_in_call, start_centered):
 
     for i in range(20):
         params, stats, state = step(params, stats, state, images[i % 4], labels[i % 4])
-    return kernels.center_params(params, CONV_KERNELS), stats
+    return center_params(params, CONV_KERNELS), stats
 
 
 def _largest_difference(tx_of, start_centered=True):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mimicnorm_jax import CenteredConv, CenteredDense, LastBatchNorm, models
+from mimicnorm_jax import CenteredConv, CenteredDense, KernelTransform, LastBatchNorm, center, models
 from mimicnorm_jax.diagnostics import (
     IMPLEMENTATIONS,
     EmpiricalNTK,
@@ -215,7 +215,8 @@ class Normalized(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         norm = {"use_running_average": not train, "param_dtype": jnp.float64}
-        x = nn.relu(nn.BatchNorm(**norm)(CenteredConv(4, (3, 3), rule=lambda *_: True, param_dtype=jnp.float64)(x)))
+        conv = CenteredConv(4, (3, 3), kernel_transform=KernelTransform(center), param_dtype=jnp.float64)
+        x = nn.relu(nn.BatchNorm(**norm)(conv(x)))
         x = nn.relu(CenteredDense(6, param_dtype=jnp.float64)(x.mean((1, 2))))
         return LastBatchNorm(use_running_average=not train, epsilon=1e-30)(nn.Dense(2, param_dtype=jnp.float64)(x))
 

@@ -1,6 +1,7 @@
-"""What a residual branch has besides convolutions: its place in the network, scalars, scalar biases."""
+"""Learnable scalars that stand between layers."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,28 +10,6 @@ from flax import linen as nn
 from jax.nn import initializers
 
 from mimicnorm_jax.functional.activations import relu_save_mask
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A residual branch, for the initialization of its convolutions.
-
-    Attributes:
-      block: the running index of its block over the whole net, from 1.
-      blocks: how many blocks the net has.
-      kernels: `(shape, groups)` of the branch's convolutions whose gain its scalar makes up for.
-      length: how many convolutions it has.
-    """
-
-    block: int
-    blocks: int
-    kernels: tuple[tuple[tuple[int, ...], int], ...]
-    length: int
-
-    @property
-    def fixup_scale(self) -> float:
-        """Fixup's factor L^(-1/(2m-2)) on the standard deviation of all kernels but the last."""
-        return self.blocks ** (-1 / (2 * self.length - 2))
 
 
 class ScalarBias(nn.Module):
@@ -53,21 +32,23 @@ class ScaledReLU(nn.Module):
     Attributes:
       scaled: whether the scalars are there.
       param_dtype: of the scalars.
+      relu: the ReLU.
     """
 
     scaled: bool
     param_dtype: Any = jnp.float32
+    relu: Callable[[jax.Array], jax.Array] = partial(relu_save_mask, saved=False)
 
     def setup(self) -> None:
         if self.scaled:
             self.scale = self.param("scale", initializers.ones, (), self.param_dtype)
             self.bias = self.param("bias", initializers.zeros, (), self.param_dtype)
 
-    def factor(self) -> jax.Array | None:
+    def conv_scale(self) -> jax.Array | None:
         """|s|, by which the convolution before has to multiply its kernel and bias."""
         return jnp.abs(self.scale) if self.scaled else None
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """Maps |s| z to s relu(z) + b."""
-        y = relu_save_mask(z, saved=False)
+        y = self.relu(z)
         return y * jnp.sign(self.scale).astype(y.dtype) + self.bias.astype(y.dtype) if self.scaled else y

@@ -1,0 +1,75 @@
+"""The kernel transform: a pure function of a kernel, with the rule which kernels it takes and what follows it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import jax
+
+from mimicnorm_jax.functional.kernels import Shape
+from mimicnorm_jax.functional.rules import Rule, always, never
+
+KernelFunction = Callable[[jax.Array], jax.Array]
+"""A pure function of a kernel `(..., n_out)` that keeps its shape and dtype, such as `center`."""
+
+
+@dataclass(frozen=True)
+class KernelTransform:
+    """What a layer does to its kernel where it reads it: `function` where `rule` takes the kernel, nothing elsewhere.
+
+    Attributes:
+      function: such as `kernels.center`.
+      rule: which kernels it takes, asked with their shape and the layer's groups.
+      then: transforms that follow, each by its own rule; see `compose`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mimicnorm_jax.functional import kernels, rules
+      >>> transform = KernelTransform(kernels.center, rules.ungrouped)
+      >>> transform(jnp.array([[1.0], [3.0]])).tolist(), transform(jnp.array([[1.0], [3.0]]), groups=2).tolist()
+      ([[-1.0], [1.0]], [[1.0], [3.0]])
+    """
+
+    function: KernelFunction
+    rule: Rule = always
+    then: tuple["KernelTransform", ...] = ()
+
+    def takes(self, shape: Shape, groups: int = 1) -> bool:
+        """Whether it, or one that follows, takes the kernel of this shape in a layer with this many groups."""
+        return self.rule(shape, groups) or any(one.takes(shape, groups) for one in self.then)
+
+    def __call__(self, kernel: jax.Array, groups: int = 1) -> jax.Array:
+        """The transformed kernel.
+
+        Args:
+          kernel: `(*window, n_in / groups, n_out)` or `(n_in, n_out)`.
+          groups: of the layer.
+        """
+        if self.rule(kernel.shape, groups):
+            kernel = self.function(kernel)
+        for one in self.then:
+            kernel = one(kernel, groups)
+        return kernel
+
+
+def _identity(kernel: jax.Array) -> jax.Array:
+    return kernel
+
+
+IDENTITY = KernelTransform(_identity, never)
+"""Takes no kernel."""
+
+
+def compose(*transforms: KernelTransform) -> KernelTransform:
+    """The transforms from the first to the last, each by its own rule; `IDENTITY` if there are none.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mimicnorm_jax.functional import kernels
+      >>> halve = KernelTransform(lambda kernel: kernel / 2)
+      >>> compose(KernelTransform(kernels.center), halve)(jnp.array([[1.0], [3.0]])).tolist()
+      [[-0.5], [0.5]]
+    """
+    if not transforms:
+        return IDENTITY
+    first, *rest = transforms
+    return replace(first, then=(*first.then, *rest))

@@ -1,0 +1,78 @@
+"""How a Flax layer reads a transformed kernel: what convolutions and dense layers have in common."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.nn import initializers
+
+from mimicnorm_jax.functional.row_major import row_major
+from mimicnorm_jax.functional.transform import IDENTITY, KernelTransform
+
+
+class _Arrays:
+    """A layer's options beside given arrays as its parameters: all that Flax's code of the layer reads.
+
+    Not a module, so that Flax runs this code as a plain function and neither counts nor intercepts a second call. The
+    bias is only cast: it is added outside of the checkpoint, where XLA fuses its gradient with the mask of the ReLU
+    behind, instead of reading that map once more.
+    """
+
+    use_bias = False
+
+    def __init__(self, layer: Any, kernel: jax.Array, bias: jax.Array | None) -> None:
+        self._layer, self._kernel, self.bias = layer, kernel, bias
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+    def param(self, name: str, *_: Any) -> jax.Array | None:
+        return {"kernel": self._kernel}[name]
+
+    def promote_dtype(self, inputs: jax.Array, kernel: jax.Array, bias: None, **options: Any) -> tuple[Any, ...]:
+        inputs, kernel, self.bias = self._layer.promote_dtype(inputs, kernel, self.bias, **options)
+        return inputs, row_major(kernel) if self._layer.recompute_kernel else kernel, bias
+
+
+class TransformedKernel(nn.Module):
+    """Transforms kernel and bias where the layer reads them; the raw kernel is what is stored.
+
+    Attributes:
+      kernel_transform: what becomes of the kernel, the parameter `kernel`; a layer's `mask` comes after it.
+      scale_init: initializer of a learnable scalar, the parameter `scale`, which multiplies the transformed kernel
+        and the bias (appendix C) and so costs no activation memory; None for no scalar.
+      recompute_kernel: whether the backward pass computes the transformed, cast kernel again instead of keeping it,
+        in the memory layout that saves most (`row_major`). False is what Flax does.
+    """
+
+    kernel_transform: KernelTransform = IDENTITY
+    scale_init: initializers.Initializer | None = None
+    recompute_kernel: bool = True
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+        """The layer's output; `scale`, a scalar `()`, multiplies kernel and bias as the parameter does."""
+        layer: Any = self  # the options are those of the Flax layer beside this class
+        window, groups = getattr(layer, "kernel_size", ()), getattr(layer, "feature_group_count", 1)
+        window = (window,) if isinstance(window, int) else tuple(window)
+        shape = (*window, jnp.shape(inputs)[-1] // groups, layer.features)
+        # Flax's names and order, and the scalar last: the random numbers are those of the plain layer.
+        kernel = self.param("kernel", layer.kernel_init, shape, layer.param_dtype)
+        bias = self.param("bias", layer.bias_init, (layer.features,), layer.param_dtype) if layer.use_bias else None
+        own = None if self.scale_init is None else self.param("scale", self.scale_init, (), layer.param_dtype)
+        plain: Any = super().__call__
+
+        def product(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *scales: jax.Array) -> Any:
+            kernel = self.kernel_transform(kernel, groups)
+            for one in scales:
+                kernel, bias = kernel * one, None if bias is None else bias * one
+            arrays = _Arrays(self, kernel, bias)
+            return plain.__func__(arrays, inputs), arrays.bias
+
+        if self.recompute_kernel:
+            # The derivative of a product needs its factors, not the product: the backward pass recomputes the
+            # transformed, cast kernel from the raw one, which is there anyway, and no convolution.
+            product = jax.checkpoint(product)
+        y, bias = product(inputs, kernel, bias, *(one for one in (own, scale) if one is not None))
+        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)

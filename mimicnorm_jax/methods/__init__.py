@@ -1,0 +1,67 @@
+"""The methods by name: each is one small record, shared by all architectures."""
+
+import math
+
+from mimicnorm_jax.functional.kernels import scaled_standardize, standardize
+from mimicnorm_jax.linen.norm import LastBatchNorm
+from mimicnorm_jax.methods.activations import LEAN, Activation, LeanActivation
+from mimicnorm_jax.methods.branch import Branch, Role, Site
+from mimicnorm_jax.methods.method import CENTERED, RAW, ConvTransform, Method
+from mimicnorm_jax.methods.norms import BatchNorm, GroupNorm, Norm, NormOptions
+from mimicnorm_jax.methods.residuals import PLAIN, AlphaBeta, Fixup, GainScalars, Residual, SkipInit
+
+_ALL = (
+    Method("batchnorm", "BatchNorm after every convolution", norm=BatchNorm()),
+    Method(
+        "mimicnorm",
+        "weight mean and one last BatchNorm on the logits (Fei et al. 2020)",
+        kernel_transform=CENTERED,
+        residual=GainScalars(),
+        last_norm=LastBatchNorm,
+    ),
+    Method("weightmean", "weight mean only", kernel_transform=CENTERED, residual=GainScalars()),
+    Method("lastbn", "one last BatchNorm on the logits only", residual=GainScalars(), last_norm=LastBatchNorm),
+    Method("none", "neither; the same scalars and initialization as MimicNorm", residual=GainScalars()),
+    Method("skipinit", "residual branches times a scalar from 0 (De & Smith 2020)", residual=SkipInit()),
+    Method("fixup", "Fixup initialization and scalar biases (Zhang et al. 2019)", residual=Fixup()),
+    Method(
+        "ws_gn",
+        "weight standardization and GroupNorm after every convolution (Qiao et al. 2019)",
+        kernel_transform=ConvTransform(standardize),
+        norm=GroupNorm(),
+    ),
+    Method(
+        "nf",
+        "scaled weight standardization and sums of known variance (NF-ResNets, Brock et al. 2021)",
+        kernel_transform=ConvTransform(scaled_standardize),
+        residual=AlphaBeta(),
+        activation=LeanActivation(gain=math.sqrt(2 / (1 - 1 / math.pi))),
+    ),
+)
+
+METHODS: dict[str, Method] = {method.name: method for method in _ALL}
+"""Every method by name."""
+
+__all__ = [
+    "CENTERED",
+    "LEAN",
+    "METHODS",
+    "PLAIN",
+    "RAW",
+    "Activation",
+    "AlphaBeta",
+    "BatchNorm",
+    "Branch",
+    "ConvTransform",
+    "Fixup",
+    "GainScalars",
+    "GroupNorm",
+    "LeanActivation",
+    "Method",
+    "Norm",
+    "NormOptions",
+    "Residual",
+    "Role",
+    "Site",
+    "SkipInit",
+]

@@ -1,0 +1,76 @@
+"""What normalizes behind a convolution."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+@dataclass(frozen=True)
+class NormOptions:
+    """What a network says of its norms.
+
+    Attributes:
+      dtype, param_dtype: of activations and of parameters.
+      axis_name: mapped axis over which a batch's statistics are synchronized, or None.
+    """
+
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    axis_name: str | None = None
+
+
+class Norm(Protocol):
+    """Makes the norm behind one convolution.
+
+    Attributes:
+      couples_batch: whether in training an image's output depends on the others in its batch.
+    """
+
+    couples_batch: ClassVar[bool]
+
+    def __call__(self, train: bool, options: NormOptions) -> Callable[[jax.Array], jax.Array]:
+        """A layer `(B, H, W, C)` to the same, to be called inside a compact method."""
+        ...
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Flax's BatchNorm with the momentum and epsilon of the paper's nets."""
+
+    couples_batch: ClassVar[bool] = True
+
+    def __call__(self, train: bool, options: NormOptions) -> Callable[[jax.Array], jax.Array]:
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=options.dtype,
+            param_dtype=options.param_dtype,
+            axis_name=options.axis_name,
+            name="bn",
+        )
+
+
+@dataclass(frozen=True)
+class GroupNorm:
+    """Flax's GroupNorm (Wu & He 2018).
+
+    Attributes:
+      groups: of channels; where they do not divide the channels, the greatest divisor of both.
+    """
+
+    groups: int = 32
+    couples_batch: ClassVar[bool] = False
+
+    def __call__(self, train: bool, options: NormOptions) -> Callable[[jax.Array], jax.Array]:
+        def norm(x: jax.Array) -> jax.Array:
+            groups = math.gcd(self.groups, x.shape[-1])
+            layer = nn.GroupNorm(groups, epsilon=1e-5, dtype=options.dtype, param_dtype=options.param_dtype, name="gn")
+            return layer(x)
+
+        return norm

@@ -1,0 +1,105 @@
+"""The unit that networks are made of: a convolution and what its method puts behind it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+from jax.nn import initializers
+
+from mimicnorm_jax.functional import activations
+from mimicnorm_jax.functional.rules import Rule
+from mimicnorm_jax.functional.transform import KernelTransform, compose
+from mimicnorm_jax.linen.conv import TransformedConv
+from mimicnorm_jax.linen.scalars import ScalarBias
+from mimicnorm_jax.methods import Branch, Role, Site
+from mimicnorm_jax.models.factory import LayerFactory
+
+
+class ConvNorm(nn.Module):
+    """A convolution with a square window and what its method puts behind it: a norm, a scalar bias, or nothing.
+
+    Pads explicitly, by default half the window on each side, as the published code does; at stride 2 this is not
+    'SAME'.
+
+    Attributes:
+      factory: says what the method has here.
+      features: output channels.
+      window: side of the window.
+      strides: in both directions.
+      padding: on each side; None for half the window.
+      groups: of the convolution.
+      bias: whether it has a bias, where the method has biases, or by which rule of its kernel.
+      norm: False for a classifier, where even BatchNorm nets have none.
+      branch: the branch that it belongs to, or stands beside as the shortcut.
+      role: in its block.
+      compensates: whether the published nets have a learnable scalar here that makes up for the gain of the branch's
+        kernels so far, or outside of a branch of this kernel.
+      untouched: whether the published baselines (Fixup, BatchNorm) never initialize it.
+    """
+
+    factory: LayerFactory
+    features: int
+    window: int
+    strides: int = 1
+    padding: int | None = None
+    groups: int = 1
+    bias: bool | Rule = True
+    norm: bool = True
+    branch: Branch | None = None
+    role: Role = "conv"
+    compensates: bool = False
+    untouched: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool, scale: jax.Array | None = None) -> jax.Array:
+        """Maps `(B, H, W, C)` to `(B, H', W', features)`; `scale`, a scalar `()`, multiplies kernel and bias."""
+        factory, residual = self.factory, self.factory.method.residual
+        shape = (self.window, self.window, x.shape[-1] // self.groups, self.features)
+        kernel = factory.kernel(shape, groups=self.groups, classifier=not self.norm, untouched=self.untouched)
+        counts = (factory.published.scalar_rule or factory.rule)(shape, self.groups)
+        site = Site.of(kernel, counts, self.role, self.branch)
+        normalized = self.norm and factory.method.norm is not None
+        bias = self.bias if isinstance(self.bias, bool) else self.bias(shape, self.groups)
+        scalar = residual.scalar(factory.scheme, site, self.compensates)
+        is_cheap = self.window == 1 and self.features >= x.shape[-1]
+        y = TransformedConv(
+            self.features,
+            (self.window, self.window),
+            strides=self.strides,
+            padding=self.window // 2 if self.padding is None else self.padding,
+            feature_group_count=self.groups,
+            use_bias=(factory.published.keep_conv_bias if normalized else bias) and not residual.scalar_biases,
+            dtype=factory.dtype,
+            param_dtype=factory.param_dtype,
+            kernel_init=self._kernel_init(site),
+            kernel_transform=_times(factory.transform(classifier=not self.norm), residual.input_scale(site)),
+            scale_init=None if scalar is None else initializers.constant(scalar),
+            recompute_kernel=factory.recompute_kernel,
+            name="conv",
+        )(x, _product(scale, residual.output_scale(site)))
+        if residual.scalar_biases and self.role != "shortcut":
+            y = ScalarBias(factory.param_dtype, name="shift")(y)
+        if not normalized:
+            return y
+        # Normalization needs the convolution's output, which its ReLU's output does not give back.
+        return factory.norm(train)(y if is_cheap else checkpoint_name(y, activations.SAVED))
+
+    def _kernel_init(self, site: Site) -> initializers.Initializer:
+        def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
+            factory = self.factory
+            return factory.method.residual.kernel_init(factory.scheme, factory.published, site)(key, shape, dtype)
+
+        return init
+
+
+def _times(transform: KernelTransform, factor: float) -> KernelTransform:
+    return transform if factor == 1.0 else compose(transform, KernelTransform(lambda kernel: kernel * factor))
+
+
+def _product(scale: jax.Array | None, factor: float) -> jax.Array | None:
+    if factor == 1.0:
+        return scale
+    return jnp.asarray(factor, jnp.float32) if scale is None else scale * factor

@@ -1,0 +1,117 @@
+"""Centering of whole parameter trees, outside of the layers: once, or after every optimizer step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mimicnorm_jax.functional.kernels import center
+from mimicnorm_jax.functional.rules import PUBLISHED_CIFAR_RULE, Rule
+from mimicnorm_jax.functional.transform import KernelFunction
+
+Select = Callable[[tuple[str, ...], jax.Array], bool | KernelFunction]
+"""Whether to center the leaf at this path of a parameter tree, or what to do with it in place of `center`, such as
+`jax.vmap(center)` where the kernels of a scanned layer are stacked along the first axis."""
+
+
+class _ConvKernels(NamedTuple):
+    rule: Rule
+    window: int | None
+
+    def __call__(self, path: tuple[str, ...], leaf: jax.Array) -> bool:
+        if path[-1] != "kernel" or leaf.ndim < 3 or not self.rule(leaf.shape, 1):
+            return False
+        if self.window is None and leaf.ndim != 4:
+            raise ValueError(_doubt(path, leaf, f"has rank {leaf.ndim}, not a 2-D convolution's 4"))
+        return leaf.ndim == (self.window or 2) + 2
+
+
+def _doubt(path: tuple[str, ...], leaf: jax.Array, why: str) -> str:
+    return (
+        f"{'/'.join(path)} of shape {leaf.shape} {why}: kernels of convolutions, of attention and stacks of them look "
+        "alike. Say select=select_conv_kernels(window=2) if exactly the kernels of rank 4 are of (2-D) convolutions; "
+        "or let select=select_convolutions(module, inputs) read it from the module"
+    )
+
+
+def select_conv_kernels(rule: Rule = PUBLISHED_CIFAR_RULE, *, window: int | None = None) -> Select:
+    """Selects the leaves named `kernel` that `rule` takes, from rank and shape alone.
+
+    A tree tells neither a layer's groups, so `rule` is asked with `groups=1`, nor convolutions from other layers with
+    kernels of rank 3 and more (attention), nor a kernel from a scanned layer's stack of kernels.
+    `select_convolutions` reads all that from the module.
+
+    Args:
+      rule: which kernels to center.
+      window: says that the kernels of rank `window + 2` are those of convolutions with so many spatial axes, and no
+        others. None says nothing: kernels of rank 4 count as 2-D convolutions if a bias `(n_out,)` stands beside
+        them, and for any other kernel of rank 3 and more `center_params` raises ValueError.
+    """
+    return _ConvKernels(rule, window)
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """Without the field in which a box (such as `nn.Partitioned`) holds its leaf."""
+    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+
+
+def center_params(params: optax.Params, select: Select | None = None) -> optax.Params:
+    """Centers the selected leaves of a parameter tree.
+
+    Args:
+      params: any tree of arrays, boxed (`nn.Partitioned`) or not.
+      select: which leaves, by default `select_conv_kernels()`.
+
+    Returns:
+      A tree of the same structure; leaves that are not selected are passed through.
+
+    Raises:
+      ValueError: for a leaf that `select_conv_kernels()` cannot tell, and for a selected `kernel` whose bias beside it
+        is not `(n_out,)`: its axes but the last are not fan-in.
+    """
+    select = select or select_conv_kernels()
+    by_path = {_names(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+
+    def projected(names: tuple[str, ...], leaf: jax.Array) -> jax.Array:
+        chosen = select(names, leaf)
+        if callable(chosen):
+            return chosen(leaf)
+        if not chosen:
+            return leaf
+        bias = by_path.get((*names[:-1], "bias")) if names[-1] == "kernel" else None
+        if bias is not None and bias.shape != (leaf.shape[-1],):
+            raise ValueError(_doubt(names, leaf, f"has a bias {bias.shape} beside it, not ({leaf.shape[-1]},)"))
+        if bias is None and isinstance(select, _ConvKernels) and select.window is None:
+            raise ValueError(_doubt(names, leaf, "has no bias beside it that would tell"))
+        return center(leaf)
+
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: projected(_names(path), leaf), params)
+
+
+def keep_kernels_centered(select: Select | None = None) -> optax.GradientTransformation:
+    """Keeps the selected kernels centered after every optimizer step, as the published code does.
+
+    Put it last in an `optax.chain`. For SGD with momentum, Nesterov and coupled weight decay the
+    trajectory is that of centering inside the layer; for Adam, AdamW and clipped gradients it is a
+    different algorithm, because those see the gradient before it is projected.
+
+    Args:
+      select: which leaves, by default `select_conv_kernels()`.
+
+    Returns:
+      A transformation whose `update` needs `params`; it raises ValueError without them, and where `center_params` does.
+    """
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        if params is None:
+            raise ValueError("keep_kernels_centered needs the parameters: call update(grads, state, params)")
+        centered = center_params(optax.apply_updates(params, updates), select)
+        return jax.tree.map(jnp.subtract, centered, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
