@@ -28,7 +28,7 @@ class HasHead(Protocol):
     """A network that can say which of its parts alone couples the examples of a batch."""
 
     def split_head(self) -> Split | None:
-        """The network in two parts; None if there is no such head."""
+        """The network in two parts; None if there is no such head. In a Flax module it needs `@nn.nowrap`."""
         ...
 
 

@@ -69,10 +69,9 @@ class LossAndGrad:
         if self.microbatches == 1:
             return self._full_batch(params, batch_stats, images, labels, dropout_key)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(dropout_key, jnp.arange(self.microbatches))
-        parts = self._split(images), self._split(labels), keys
         if (split := head_of(self.model)) is not None:
-            return self._accumulate_exact(split, params, batch_stats, parts)
-        return self._accumulate(params, batch_stats, parts)
+            return self._accumulate_exact(split, params, batch_stats, (self._split(images), keys), labels)
+        return self._accumulate(params, batch_stats, (self._split(images), self._split(labels), keys))
 
     def _loss(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         targets = optax.smooth_labels(
@@ -109,11 +108,10 @@ class LossAndGrad:
         return Gradient(jax.tree.map(lambda g: g / self.microbatches, total), _join(logits), batch_stats)
 
     def _accumulate_exact(
-        self, split: Split, params: Any, batch_stats: Any, parts: tuple[jax.Array, jax.Array, jax.Array]
+        self, split: Split, params: Any, batch_stats: Any, parts: tuple[jax.Array, jax.Array], labels: jax.Array
     ) -> Gradient:
-        (body, head, name), (images, labels, keys) = split, parts
-        inputs = images, keys
-        before, last = tuple(a[:-1] for a in inputs), tuple(a[-1] for a in inputs)
+        body, head, name = split
+        before, last = tuple(a[:-1] for a in parts), tuple(a[-1] for a in parts)
 
         def raw_logits(params: Any, images: jax.Array, key: jax.Array) -> Any:
             return body.apply({"params": params}, images, rngs={"dropout": key}, **train_option(body, True))
@@ -121,7 +119,7 @@ class LossAndGrad:
         def head_loss(raw: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
             logits, updated = head.apply({"batch_stats": batch_stats[name]}, raw, mutable=["batch_stats"])
             logits = at_least_float32(logits)
-            return self._loss(logits, _join(labels)), (logits, {name: updated["batch_stats"]})
+            return self._loss(logits, labels), (logits, {name: updated["batch_stats"]})
 
         def add(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, None]:
             *inputs, cotangent = part

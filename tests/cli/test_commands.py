@@ -9,6 +9,9 @@ from mimicnorm_jax import cli
 from mimicnorm_jax.cli import plan, train
 from mimicnorm_jax.training.config import FIELDS
 
+# How ml_collections loads a config file.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
 
 @pytest.mark.parametrize(("command", "flag"), [(train, "--workdir"), (plan, "--largest_batch")])
 @pytest.mark.parametrize("asked", ["--help", "-h"])

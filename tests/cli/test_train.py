@@ -9,6 +9,9 @@ import pytest
 from mimicnorm_jax.cli.train import main
 from tests.conftest import ROOT, also
 
+# How ml_collections loads a config file.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
 
 def _call(*arguments, cwd=ROOT):
     cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}

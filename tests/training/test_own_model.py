@@ -127,6 +127,7 @@ class Headed(nn.Module):
         logits = nn.Dense(10)(images.reshape(len(images), -1))
         return _norm(not train)(logits) if self.has_head else logits
 
+    @nn.nowrap
     def split_head(self):
         return Split(Headed(has_head=False), _norm(False), "norm")
 
