@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from flax import linen as nn
 
 from mimicnorm_jax.functional.kernels import center
-from mimicnorm_jax.functional.rules import Rule
+from mimicnorm_jax.functional.rules import Rule, fan_in_above
 from mimicnorm_jax.functional.transform import IDENTITY, KernelFunction, KernelTransform
 from mimicnorm_jax.methods.activations import LEAN, Activation
 from mimicnorm_jax.methods.norms import Norm
@@ -23,7 +23,7 @@ class ConvTransform:
     Attributes:
       function: what becomes of the kernel; None for nothing.
       by_published_rule: whether the network's published rule says which, classifiers included; else all convolutions
-        but classifiers are.
+        are, but classifiers and kernels of fan-in 1, which have no variance.
     """
 
     function: KernelFunction | None = None
@@ -33,7 +33,7 @@ class ConvTransform:
         """The transform of a convolution, in a network with this published rule."""
         if self.function is None or (classifier and not self.by_published_rule):
             return IDENTITY
-        return KernelTransform(self.function, published) if self.by_published_rule else KernelTransform(self.function)
+        return KernelTransform(self.function, published if self.by_published_rule else fan_in_above(1))
 
 
 RAW = ConvTransform()

@@ -79,13 +79,19 @@ class ConvNorm(nn.Module):
             scale_init=None if scalar is None else initializers.constant(scalar),
             recompute_kernel=factory.recompute_kernel,
             name="conv",
-        )(x, _product(scale, residual.output_scale(site)))
+        )(x, self._times_constant(scale, residual.output_scale(site)))
         if residual.scalar_biases and self.role != "shortcut":
             y = ScalarBias(factory.param_dtype, name="shift")(y)
         if not normalized:
             return y
         # Normalization needs the convolution's output, which its ReLU's output does not give back.
         return factory.norm(train)(y if is_cheap else checkpoint_name(y, activations.SAVED))
+
+    def _times_constant(self, scale: jax.Array | None, factor: float) -> jax.Array | None:
+        if factor == 1.0:
+            return scale
+        constant = jnp.asarray(factor, self.factory.param_dtype)
+        return constant if scale is None else scale * constant
 
     def _kernel_init(self, site: Site) -> initializers.Initializer:
         def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
@@ -97,9 +103,3 @@ class ConvNorm(nn.Module):
 
 def _times(transform: KernelTransform, factor: float) -> KernelTransform:
     return transform if factor == 1.0 else compose(transform, KernelTransform(lambda kernel: kernel * factor))
-
-
-def _product(scale: jax.Array | None, factor: float) -> jax.Array | None:
-    if factor == 1.0:
-        return scale
-    return jnp.asarray(factor, jnp.float32) if scale is None else scale * factor

@@ -5,7 +5,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import linen as nn
 
@@ -81,81 +80,6 @@ def test_imagenet_form_has_the_parameters_of_the_usual_resnet(name, count):
 @pytest.mark.parametrize(("name", "count"), [("resnet18", 11210574), ("resnet50", 23652246)])
 def test_published_numbers_of_fixup_parameters(name, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(_shapes(name, method="fixup"))) == count
-
-
-def _random_like(shapes, seed=0):
-    """Parameters far from any initialization, biases and scalars included, that keep activations of order 1."""
-    rng = np.random.default_rng(seed)
-
-    def draw(leaf):
-        if leaf.ndim < 2:
-            return jnp.asarray(rng.uniform(0.2, 0.6, leaf.shape))
-        return jnp.asarray(rng.normal(size=leaf.shape) * math.sqrt(2 / math.prod(leaf.shape[:-1])))
-
-    return jax.tree.map(draw, shapes)
-
-
-@pytest.mark.parametrize(
-    ("name", "method"),
-    [*((name, "mimicnorm") for name in (*FAMILIES, "resnet18_imagenet")), ("resnet18", "weightmean")],
-)
-def test_logits_loss_and_gradients_ignore_constants_added_to_centered_kernels(name, method, x64, depth):
-    """Any constant for each output channel of each centered raw kernel."""
-    # At least 52 channels in ResNets, so that the rule takes what it takes at full width.
-    width = {"vgg": 0.25, "res": 0.8125, "shu": 1.0}.get(name[:3], 0.5)
-    size = models.ARCHITECTURES[name].stride
-    model = models.create(name, method=method, num_classes=5, width=width, dtype=float, param_dtype=float)
-    images = jnp.asarray(np.random.default_rng(1).normal(size=(3, size, size, 3)))
-    labels = jnp.array([0, 1, 2])
-    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
-    stats = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes.get("batch_stats", {}))
-
-    @jax.jit
-    def evaluate(params):
-        def loss(params):
-            variables = {"params": params, "batch_stats": stats}
-            rngs = {"dropout": jax.random.key(3)}
-            logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), logits
-
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    rng = np.random.default_rng(2)
-    moved = 0
-
-    def shift(path, leaf):
-        nonlocal moved
-        if not (path[-1].key == "kernel" and leaf.ndim == 4 and models.ARCHITECTURES[name].rule(leaf.shape, 1)):
-            return leaf
-        moved += 1
-        return leaf + rng.normal(size=(1, 1, 1, leaf.shape[-1]))
-
-    params = _random_like(shapes["params"])
-    before, after = evaluate(params), evaluate(jax.tree_util.tree_map_with_path(shift, params))
-    scale = optax.tree.norm(before[1])
-    assert moved >= 3
-    assert scale > 1e-3
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-9 * scale), before, after)
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_same_seed_gives_every_method_the_same_raw_kernels(name, depth):
-    """Bit for bit, but for Fixup, where up to scale or zero."""
-
-    @jax.jit  # one program, in which what is the same draw is drawn once
-    def draw(key):
-        return {method: _draw(key, name, "kernel", method=method, width=0.25) for method in models.methods_of(name)}
-
-    by_method = draw(_key())
-    reference = by_method["mimicnorm"]
-    for method, leaves in by_method.items():
-        assert leaves.keys() == reference.keys()
-        for path, kernel in leaves.items():
-            if method != "fixup":
-                np.testing.assert_array_equal(kernel, reference[path], err_msg=path)
-            elif kernel.any() and path != "stem/conv/kernel":  # Fixup's is uniform
-                ratio = jnp.linalg.norm(kernel) / jnp.linalg.norm(reference[path])
-                np.testing.assert_allclose(kernel, ratio * reference[path], rtol=1e-4, atol=1e-7, err_msg=path)
 
 
 def _branch_scales(name, end, **options):
