@@ -233,9 +233,9 @@ def test_residual_branches_start_at_zero(name, method, x64, depth):
 def test_strided_convolutions_pad_both_sides_and_not_as_xla_same(x64):
     model = models.create("resnet8", method="none", dtype=float, param_dtype=float)
     x = jax.random.normal(jax.random.key(1), (1, 8, 8, 3), float)
-    variables = model.init(jax.random.key(0), x)
-    _, state = model.apply(variables, x, capture_intermediates=True)
-    inside = state["intermediates"]
+    variables = jax.jit(model.init)(_key(), x)
+    captured = jax.jit(lambda variables: model.apply(variables, x, capture_intermediates=True)[1])
+    inside = captured(variables)["intermediates"]
     block_input = inside["stage1_block1"]["__call__"][0]
     kernel = variables["params"]["stage2_block1"]["conv1"]["conv"]["kernel"]
     padded = np.pad(block_input, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -251,7 +251,7 @@ def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
     images = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
     for method in ("mimicnorm", "batchnorm"):
         model = models.create("resnet8", method=method, num_classes=5, dtype=jnp.bfloat16)
-        variables = jax.jit(model.init)(jax.random.key(0), images)
+        variables = jax.jit(model.init)(_key(), images)
         logits, updated = _train_mode(model)(variables, images)
         assert {leaf.dtype for leaf in jax.tree.leaves((variables, updated, logits))} == {jnp.dtype("float32")}
         exact = models.create("resnet8", method=method, num_classes=5)
