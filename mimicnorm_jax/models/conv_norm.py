@@ -1,6 +1,6 @@
 """The unit that networks are made of: a convolution and what its method puts behind it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -93,7 +93,7 @@ class ConvNorm(nn.Module):
         constant = jnp.asarray(factor, self.factory.param_dtype)
         return constant if scale is None else scale * constant
 
-    def _kernel_init(self, site: Site) -> initializers.Initializer:
+    def _kernel_init(self, site: Site) -> Callable[..., jax.Array]:
         def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32, **_: Any) -> jax.Array:
             factory = self.factory
             return factory.method.residual.kernel_init(factory.scheme, factory.published, site)(key, shape, dtype)
