@@ -17,7 +17,7 @@ KEPT = {"params", "batch_stats"}
 """The collections of variables that a run keeps."""
 
 
-def train_option(model: Any, train: bool) -> dict[str, bool]:
+def train_option(model: Any, train: bool) -> dict[str, Any]:
     """`train=` for a network that takes it, nothing for one that does not."""
     return {"train": train} if "train" in inspect.signature(model.__call__).parameters else {}
 
