@@ -161,7 +161,7 @@ def test_hand_written_derivatives(implementation):
 def test_implementations_that_cannot_take_them_say_why():
     params, x, key = _params(gain=jnp.asarray(1.5)), draw(2, 4, 5), jax.random.key(0)
     with pytest.raises(
-        ValueError, match=r"ntk_vector_products' needs forward-mode derivatives, which custom_vjp_call .*at test_validation"
+        ValueError, match=r"products' needs forward-mode derivatives, which custom_vjp_call .*at test_validation"
     ):
         empirical_ntk(_binary, params, x, implementation="ntk_vector_products")
     with pytest.raises(ValueError, match="needs forward-mode derivatives"):
