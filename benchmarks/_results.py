@@ -60,9 +60,15 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / f"{self.name}.jsonl", "".join(json.dumps(record) + "\n" for record in ordered))
 
+    def tidy(self, folder: Path) -> None:
+        """Puts a file to which others may have appended into the form that `add` gives it."""
+        if (folder / f"{self.name}.jsonl").exists():
+            self.add(folder)
+
     def write_page(self, folder: Path, page: Callable[[list[Record]], str]) -> None:
-        """Writes NAME.md beside the records."""
+        """Writes NAME.md beside the records, and puts these in order."""
         path = folder / f"{self.name}.md"
+        self.tidy(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, page(list(self.read(folder).values())))
         log_line(f"wrote {path}")

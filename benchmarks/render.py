@@ -90,6 +90,8 @@ def main() -> None:
     argparse.ArgumentParser(
         "python -m benchmarks.render", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
+    for module in BENCHMARKS:
+        module.STORE.tidy(RESULTS)
     texts = {path: filled(path.read_text(), path) for path in documents()} | dict(pages(RESULTS))
     for path, text in texts.items():
         if not path.exists() or path.read_text() != text:

@@ -60,8 +60,10 @@ def test_plans_come_in_one_order_however_they_were_added(tmp_path):
         (tmp_path / f"{i}").mkdir()
         # As a file to which another checkout appended: records anywhere, some of them twice.
         (tmp_path / f"{i}" / "step_memory.jsonl").write_text("".join(json.dumps(r) + "\n" for r in order))
-        step_memory.STORE.add(tmp_path / f"{i}")
-        pages.add(step_memory.page(list(step_memory.STORE.read(tmp_path / f"{i}").values())))
+        step_memory.STORE.write_page(tmp_path / f"{i}", step_memory.page)
+        pages.add((tmp_path / f"{i}" / "step_memory.md").read_text())
+        written = (tmp_path / f"{i}" / "step_memory.jsonl").read_text().splitlines()
+        assert sorted(written) == sorted(text.splitlines())
     assert pages == {(RESULTS / "step_memory.md").read_text()}
 
 
