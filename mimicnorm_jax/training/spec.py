@@ -161,7 +161,8 @@ def _build_model(config: TrainConfig, dataset: DatasetSpec) -> Any:
         models.check_image(config.model, dataset.image_shape)
     except ValueError as error:
         raise ConfigError(
-            f"config.model={config.model!r}, config.method={config.method!r}, config.remat={config.remat!r}: {error}"
+            f"config.model={config.model!r}, config.method={config.method!r}, config.init_scheme="
+            f"{config.init_scheme!r}, config.remat={config.remat!r}: {error}"
         ) from error
     if config.centering == "after_step" and not METHODS[config.method].centers:
         raise ConfigError(f"config.centering is 'after_step', but config.method={config.method!r} centers no kernel")

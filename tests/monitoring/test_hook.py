@@ -77,9 +77,11 @@ def test_measuring_changes_nothing_of_the_training_and_survives_an_interruption(
     assert _lines(tmp_path / "resumed") == _lines(folder)
 
 
-def test_a_subject_is_the_network_that_evaluation_sees(probed):
+def test_a_bound_model_is_the_network_that_evaluation_sees_and_restored_without_the_data(probed, monkeypatch):
     folder, fields = probed
-    read, found = networks.from_checkpoint(folder, "latest", "float32")
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "load", lambda *_: pytest.fail("read the data set"))
+        read, found = networks.from_checkpoint(folder, "latest", "float32")
     assert read == fields
     x = networks.images(fields, 4, "real", "float32")
     dataset = datasets.load("digits")

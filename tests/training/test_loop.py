@@ -304,7 +304,7 @@ def test_a_non_finite_loss_stops_with_a_message_and_a_report(tmp_path):
             ConfigError,
             "centering is 'after_step', but .* no kernel",
         ),
-        ({"init": "xavier"}, ConfigError, "unknown init 'xavier'"),
+        ({"init_scheme": "xavier"}, ConfigError, "config.init_scheme='xavier'.* is one of published"),
         ({"dataset": "digit"}, DataError, "did you mean digits"),
         ({"dataset": "cifar100", "data_dir": "/nowhere"}, DataError, "not prepared under /nowhere"),
     ],
