@@ -123,7 +123,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(tmp_path, monk
         def wait(self, timeout=None):
             if timeout is None:
                 return super().wait()
-            while self.poll() is None and not list(tmp_path.rglob("metrics.jsonl")):
+            while self.poll() is None and not any(path.stat().st_size for path in tmp_path.rglob("metrics.jsonl")):
                 time.sleep(0.01)
             raise subprocess.TimeoutExpired(self.args, timeout)
 
