@@ -12,6 +12,7 @@ compiler, then writes step_memory.md.
 
 import argparse
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from benchmarks import _process, _results, baselines
 from benchmarks._results import Record, Store
-from mimicnorm_jax import models
+from mimicnorm_jax import models, plots
 from mimicnorm_jax.planning import plan
 from mimicnorm_jax.utils.console import log_line
 
@@ -110,6 +111,26 @@ enters, and no device: all is a property of the compiled program. What a device 
     return text
 
 
+def draw(records: list[Record], path: Path) -> None:
+    """The README's figure: an H100's plans in bfloat16, by network and variant."""
+    shown = {"batchnorm": "BatchNorm", "batchnorm_remat": "BatchNorm, recomputing", "ours:mimicnorm": "MimicNorm"}
+    shown["ours:mimicnorm+stage"] = "MimicNorm, remat=stage"
+    found = {
+        (record["net"].replace("_", "\n"), label): {
+            "temporaries": [record["temporary_bytes"] / 2**20],
+            "moved": [traffic(record) / 1e9],
+        }
+        for variant, label in shown.items()
+        for net in NETS
+        for record in records
+        if (record["target"], record["dtype"], record["batch"]) == ("h100", "bfloat16", 256)
+        and (record["net"], record["variant"]) == (net, variant)
+    }
+    if found and plots.available():
+        labels = {"temporaries": "temporaries planned, MiB", "moved": "bytes moved, GB"}
+        plots.bars(found, labels, path, "A training step as planned for an H100, bfloat16, batch 256")
+
+
 def main() -> None:
     parser = _results.make_parser("step_memory", __doc__)
     parser.add_argument("--targets", nargs="+", default=TARGETS, metavar="TARGET")
@@ -141,6 +162,7 @@ def main() -> None:
         STORE.add(arguments.results, found)
         STORE.write_page(arguments.results, page)
     STORE.write_page(arguments.results, page)
+    draw(list(STORE.read(arguments.results).values()), arguments.results / "step_memory.png")
 
 
 if __name__ == "__main__":
