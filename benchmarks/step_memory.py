@@ -116,7 +116,7 @@ def draw(records: list[Record], path: Path) -> None:
     shown = {"batchnorm": "BatchNorm", "batchnorm_remat": "BatchNorm, recomputing", "ours:mimicnorm": "MimicNorm"}
     shown["ours:mimicnorm+stage"] = "MimicNorm, remat=stage"
     found = {
-        (record["net"].replace("_", "\n"), label): {
+        (record["net"], label): {
             "temporaries": [record["temporary_bytes"] / 2**20],
             "moved": [traffic(record) / 1e9],
         }

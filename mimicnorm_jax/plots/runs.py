@@ -124,7 +124,8 @@ def bars(
                 for place, points in zip(x, values, strict=True):
                     axes.plot(np.full(len(points), place), points, ".", color="black", markersize=4)
             axes.set(ylabel=label, yscale="log")
-            axes.set_xticks(range(len(nets)), nets)
+            slanted: Any = {"rotation": 25, "ha": "right"} if len(nets) > 4 else {}
+            axes.set_xticks(range(len(nets)), nets, **slanted)
             axes.grid(alpha=0.3, axis="y", which="both")
         figure.legend(*grid[0, 0].get_legend_handles_labels(), frameon=False, loc="outside right center")
         figure.suptitle(title)
