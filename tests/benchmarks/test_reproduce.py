@@ -132,6 +132,8 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(tmp_path, monk
         codes.append(train(command, 60.0 if not codes else math.inf))
         return codes[-1]
 
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
     monkeypatch.setattr(reproduce.subprocess, "Popen", OfOneEpoch)
     monkeypatch.setattr(reproduce, "train", interrupted)
     assert not reproduce.run(arguments, asked)

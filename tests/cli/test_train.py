@@ -15,6 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarni
 
 def _call(*arguments, cwd=ROOT):
     cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+    cache["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     environment = os.environ | cache | {"JAX_PLATFORMS": "cpu", "TFDS_DATA_DIR": "/nowhere"}
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, timeout=300, check=False)
