@@ -118,7 +118,7 @@ def test_ntk_and_jacobian_commands_on_a_checkpoint(probed, tmp_path, capsys):
     kernel = np.load(tmp_path / "ntk.npy")
     values = np.linalg.eigvalsh(kernel)
     printed = capsys.readouterr().out
-    assert "method layerwise" in printed
+    assert "structured_derivatives" in printed
     assert f"{values[-1] / values[0]:.4g}" in printed
     assert main(["jacobian", f"--workdir={folder}", "--images=2", f"--out={tmp_path}"]) == 0
     layers = json.loads((tmp_path / "jacobian.json").read_text())["layers"]
