@@ -88,4 +88,4 @@ def test_many_random_programs():
             jax.clear_caches()
     print(dict(counts))
     assert not wrong, wrong
-    assert counts["layerwise agreed"] > MANY / 2
+    assert counts["structured_derivatives agreed"] > MANY / 2
