@@ -38,7 +38,7 @@ class Unit(nn.Module):
       factory: says what the method has.
       features: output channels.
       strides: 1, where the shortcut is half of the input, or 2, where it has convolutions.
-      imagenet: whether a branch of stride 2 narrows to half of the features at once, and its end has neither scale
+      imagenet: whether a branch of stride 2 goes to half of the features at once, and its end has neither scale
         nor bias behind its ReLU.
     """
 
