@@ -37,7 +37,7 @@ class Excitation(nn.Module):
         """Maps `(B, H, W, C)` to factors `(B, C)`."""
         factory, channels = self.factory, u.shape[-1]
         hidden = factory.dense(max(1, channels // REDUCTION), name="dense1")(u.mean((1, 2)))
-        return nn.sigmoid(factory.dense(channels, name="dense2")(jax.nn.relu(hidden)))
+        return nn.sigmoid(factory.dense(channels, name="dense2")(factory.relu(hidden)))
 
 
 class BasicBlock(nn.Module):

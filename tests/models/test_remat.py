@@ -65,9 +65,10 @@ def test_gradient_and_statistics_stay_the_same(name, method, remat):
             variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), images)
         assert jax.tree.structure(variables) == jax.tree.structure(shapes)
         found.append(jax.jit(jax.grad(loss, has_aux=True))(variables["params"], variables.get("batch_stats", {})))
-    # The same operations on the same numbers, in float64; sums may be taken in another order.
+    # The same operations on the same numbers, in float64; sums may be taken in another order. Biases before a
+    # transition between BatchNorms have gradient 0.
     for a, b in zip(*map(jax.tree.leaves, found), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10 * abs(np.asarray(b)).max())
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10 * max(abs(np.asarray(b)).max(), 1e-3))
     assert max(float(abs(leaf).max()) for leaf in jax.tree.leaves(found[0][0])) > 1e-3
 
 
