@@ -15,7 +15,6 @@ from mimicnorm_jax import models
 from mimicnorm_jax.functional import scaled_standardize, ungrouped
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.models.resnet import Bottleneck, ResNet
-from tests.conftest import also
 
 FAMILIES = ("vgg11", "resnet8", "resnet50", "squeezenet", "shufflenetv2_x0.5", "mobilenetv2")
 
@@ -29,7 +28,8 @@ def _by_path(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, also("seresnet50"), also("densenet121")])
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", [*FAMILIES, "small_gated", "small_dense"])
 def test_same_seed_gives_every_method_the_same_raw_kernels(name):
     """Bit for bit, but for Fixup, where up to scale or zero."""
 
