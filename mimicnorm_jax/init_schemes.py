@@ -91,6 +91,7 @@ class PublishedInit:
     Attributes:
       kernel_variance: numerator of the kernels' variance.
       min_channels: the fan-in of that variance counts at least this many input channels.
+      fan_out: whether that variance is over the fan-out instead, window times output channels.
       keep_conv_bias: whether the BatchNorm version keeps its convolutions' biases, which do nothing.
       batch_norm: where the BatchNorm version's convolution kernels are drawn from; None for the same as the others.
       untouched_dense: whether the BatchNorm version never initializes its dense layers.
@@ -99,10 +100,16 @@ class PublishedInit:
 
     kernel_variance: float = 2.0
     min_channels: int = 1
+    fan_out: bool = False
     keep_conv_bias: bool = False
     batch_norm: Callable[[KernelSpec], Distribution] | None = None
     untouched_dense: bool = False
     scalar_rule: Rule | None = None
+
+    def fan(self, shape: tuple[int, ...]) -> int:
+        """What the variance of a kernel of `shape` is divided by."""
+        *window, channels, features = shape
+        return math.prod(window) * (features if self.fan_out else max(channels, self.min_channels))
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class InitScheme:
       name: as in `SCHEMES`.
       summary: one line for a reader choosing.
       kernel_variance: numerator of a kernel's variance.
-      clips_fan_in: whether the published minimum of input channels holds.
+      published_fan: whether variances are over `PublishedInit.fan`, and not over the fan-in.
       gain: what one kernel contributes to the scalar that follows it.
       depth: the divisor of the scalar of the l-th residual block, l = 1, 2, ...
       leaves_untouched: whether what the published baselines never initialize keeps PyTorch's default.
@@ -123,7 +130,7 @@ class InitScheme:
     name: str
     summary: str
     kernel_variance: Callable[[PublishedInit, KernelSpec], float]
-    clips_fan_in: bool
+    published_fan: bool
     gain: Callable[[KernelSpec], float]
     depth: Callable[[int], float]
     leaves_untouched: bool = False
@@ -133,9 +140,8 @@ class InitScheme:
         """Where a convolution kernel is drawn from."""
         if self.batch_norm_only and published.batch_norm is not None:
             return pytorch_default(kernel) if kernel.untouched else published.batch_norm(kernel)
-        *window, channels, _ = kernel.shape
-        fan_in = math.prod(window) * max(channels, published.min_channels if self.clips_fan_in else 1)
-        return Distribution(math.sqrt(self.kernel_variance(published, kernel) / fan_in))
+        fan = published.fan(kernel.shape) if self.published_fan else kernels.fan_in(kernel.shape)
+        return Distribution(math.sqrt(self.kernel_variance(published, kernel) / fan))
 
     def fixup_conv(self, kernel: KernelSpec, scale: float) -> Distribution:
         """Likewise under Fixup: He's over the fan-out, its deviation times `scale`."""
@@ -161,7 +167,7 @@ class InitScheme:
 
 def _exact(published: PublishedInit, kernel: KernelSpec) -> float:
     # Where the published variance is He's, scalars carry the gain.
-    return 2 * kernel.gain**2 if published.kernel_variance > 2 else 2.0
+    return 2.0 if published.kernel_variance == 2 else 2 * kernel.gain**2
 
 
 _ALL = (
@@ -169,7 +175,7 @@ _ALL = (
         "published",
         "the published code: variance 2.8/n or 2/n as the net has it, scalars 1.2^k/l",
         kernel_variance=lambda published, kernel: published.kernel_variance,
-        clips_fan_in=True,
+        published_fan=True,
         gain=lambda kernel: kernels.PUBLISHED_GAIN,
         depth=float,
         leaves_untouched=True,
@@ -178,7 +184,7 @@ _ALL = (
         "published_batchnorm",
         "what the published BatchNorm versions start with, each network its own; for method batchnorm",
         kernel_variance=lambda published, kernel: published.kernel_variance,
-        clips_fan_in=True,
+        published_fan=True,
         gain=lambda kernel: 1.0,
         depth=float,
         batch_norm_only=True,
@@ -187,7 +193,7 @@ _ALL = (
         "exact",
         "the published layout with Theorem 3's gain g instead of its roundings: 2g^2/n, scalars g^k/l",
         kernel_variance=_exact,
-        clips_fan_in=False,
+        published_fan=False,
         gain=lambda kernel: kernel.gain,
         depth=float,
     ),
@@ -195,7 +201,7 @@ _ALL = (
         "text",
         "the paper's text: variance 2g^2/n of every centered kernel, residual scalars 1/sqrt(l)",
         kernel_variance=lambda published, kernel: 2 * kernel.gain**2,
-        clips_fan_in=False,
+        published_fan=False,
         gain=lambda kernel: 1.0,
         depth=math.sqrt,
     ),
@@ -203,7 +209,7 @@ _ALL = (
         "he",
         "plain He: variance 2/n, residual scalars 1/l",
         kernel_variance=lambda published, kernel: 2.0,
-        clips_fan_in=False,
+        published_fan=False,
         gain=lambda kernel: 1.0,
         depth=float,
     ),

@@ -32,7 +32,8 @@ class ConvNorm(nn.Module):
       padding: on each side; None for half the window.
       groups: of the convolution.
       bias: whether it has a bias, where the method has biases, or by which rule of its kernel.
-      norm: False for a classifier, where even BatchNorm nets have none.
+      norm: False where no norm stands behind it, even in methods that have norms.
+      classifier: whether it gives the logits; it then has no norm.
       branch: the branch that it belongs to, or stands beside as the shortcut.
       role: in its block.
       compensates: whether the published nets have a learnable scalar here that makes up for the gain of the branch's
@@ -48,6 +49,7 @@ class ConvNorm(nn.Module):
     groups: int = 1
     bias: bool | Rule = True
     norm: bool = True
+    classifier: bool = False
     branch: Branch | None = None
     role: Role = "conv"
     compensates: bool = False
@@ -58,10 +60,11 @@ class ConvNorm(nn.Module):
         """Maps `(B, H, W, C)` to `(B, H', W', features)`; `scale`, a scalar `()`, multiplies kernel and bias."""
         factory, residual = self.factory, self.factory.method.residual
         shape = (self.window, self.window, x.shape[-1] // self.groups, self.features)
-        kernel = factory.kernel(shape, groups=self.groups, classifier=not self.norm, untouched=self.untouched)
+        kernel = factory.kernel(shape, groups=self.groups, classifier=self.classifier, untouched=self.untouched)
         counts = (factory.published.scalar_rule or factory.rule)(shape, self.groups)
         site = Site.of(kernel, counts, self.role, self.branch)
-        normalized = self.norm and factory.method.norm is not None
+        has_norms = factory.method.norm is not None and not self.classifier
+        normalized = self.norm and has_norms
         bias = self.bias if isinstance(self.bias, bool) else self.bias(shape, self.groups)
         scalar = residual.scalar(factory.scheme, site, self.compensates)
         is_cheap = self.window == 1 and self.features >= x.shape[-1]
@@ -75,17 +78,17 @@ class ConvNorm(nn.Module):
             dtype=factory.dtype,
             param_dtype=factory.param_dtype,
             kernel_init=self._kernel_init(site),
-            kernel_transform=_times(factory.transform(classifier=not self.norm), residual.input_scale(site)),
+            kernel_transform=_times(factory.transform(classifier=self.classifier), residual.input_scale(site)),
             scale_init=None if scalar is None else initializers.constant(scalar),
             recompute_kernel=factory.recompute_kernel,
             name="conv",
         )(x, self._times_constant(scale, residual.output_scale(site)))
         if residual.scalar_biases and self.role != "shortcut":
             y = ScalarBias(factory.param_dtype, name="shift")(y)
-        if not normalized:
-            return y
-        # Normalization needs the convolution's output, which its ReLU's output does not give back.
-        return factory.norm(train)(y if is_cheap else checkpoint_name(y, activations.SAVED))
+        if has_norms and not is_cheap:
+            # Normalization needs the convolution's output, which its ReLU's output does not give back.
+            y = checkpoint_name(y, activations.SAVED)
+        return factory.norm(train)(y) if normalized else y
 
     def _times_constant(self, scale: jax.Array | None, factor: float) -> jax.Array | None:
         if factor == 1.0:

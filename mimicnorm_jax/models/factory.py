@@ -66,6 +66,14 @@ class LayerFactory:
         """
         return rematerialize(function, self.remat)
 
+    def joined(self, function: Part) -> Part:
+        """A part `(module, maps) -> x` that concatenates maps, all of which are kept, and convolves them.
+
+        The backward pass concatenates them again; where a norm stands between, which would be computed again too, the
+        part is left as it is.
+        """
+        return function if self.method.norm is not None else rematerialize(function, "stage")
+
     def save(self, x: jax.Array) -> jax.Array:
         """Marks a map that no ReLU follows, as one that `remat="cheap"` keeps."""
         return x if self.method.norm is not None else checkpoint_name(x, activations.SAVED)

@@ -74,7 +74,7 @@ class MobileNetV2(LastBatchNormHead, nn.Module):
             x = factory.part(partial(MobileNetV2._stage, stage=stage, blocks=blocks, train=train))(self, x)
         x = ConvNorm(factory, scale_width(1280, self.width), 1, name="last_conv")(x, train)
         x = factory.relu6(x, output_saved_anyway=False).mean((1, 2), keepdims=True)
-        x = ConvNorm(factory, self.num_classes, 1, norm=False, name="classifier")(x, train)
+        x = ConvNorm(factory, self.num_classes, 1, classifier=True, name="classifier")(x, train)
         return factory.logits(x.reshape(x.shape[0], -1), train)
 
     def _blocks(self, channels: int) -> list[list[tuple[int | None, int]]]:

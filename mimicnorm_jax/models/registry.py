@@ -9,6 +9,8 @@ from flax import linen as nn
 
 from mimicnorm_jax.functional.rules import PUBLISHED_CIFAR_RULE, Rule, ungrouped
 from mimicnorm_jax.init_schemes import PublishedInit, he_fan_in, he_fan_out, he_ungrouped, pytorch_default
+from mimicnorm_jax.models import seresnet
+from mimicnorm_jax.models.densenet import BLOCKS, DenseNet
 from mimicnorm_jax.models.mobilenet import MobileNetV2
 from mimicnorm_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from mimicnorm_jax.models.shufflenet import CHANNELS, ShuffleNetV2
@@ -51,10 +53,45 @@ def _resnet(block: Any, *stages: int, channels: int = 64, imagenet: bool = False
     )
 
 
+def _seresnet(block: Any, *stages: int) -> Architecture:
+    return Architecture(
+        partial(seresnet.SEResNet, block=block, stages=stages),
+        PublishedInit(2.0, keep_conv_bias=True),
+        8,
+        cheap_remat=block is seresnet.Bottleneck,
+    )
+
+
+def _shufflenet(channels: tuple[int, int, int, int], *, imagenet: bool = False) -> Architecture:
+    return Architecture(
+        partial(ShuffleNetV2, channels=channels, imagenet=imagenet),
+        PublishedInit(
+            2.0,
+            min_channels=4,
+            keep_conv_bias=not imagenet,
+            batch_norm=pytorch_default if imagenet else he_ungrouped,
+            untouched_dense=True,
+            scalar_rule=ungrouped,
+        ),
+        32 if imagenet else 8,
+        rule=ungrouped if imagenet else PUBLISHED_CIFAR_RULE,
+        cheap_remat=True,
+    )
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     **{
         f"vgg{depth}": Architecture(partial(VGG, stages=stages), PublishedInit(2.8, keep_conv_bias=True), 32)
         for depth, stages in STAGES.items()
+    },
+    **{
+        f"vgg{depth}_imagenet": Architecture(
+            partial(VGG, stages=STAGES[depth]),
+            PublishedInit(2.8, fan_out=True, keep_conv_bias=True),
+            32,
+            rule=ungrouped,
+        )
+        for depth in (11, 16, 19)
     },
     "resnet8": _resnet(BasicBlock, 1, 1, 1, channels=16),
     "resnet18": _resnet(BasicBlock, 2, 2, 2, 2),
@@ -63,22 +100,28 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet101": _resnet(Bottleneck, 3, 4, 23, 3),
     "resnet152": _resnet(Bottleneck, 3, 8, 36, 3),
     "resnet18_imagenet": _resnet(BasicBlock, 2, 2, 2, 2, imagenet=True),
+    "resnet34_imagenet": _resnet(BasicBlock, 3, 4, 6, 3, imagenet=True),
     "resnet50_imagenet": _resnet(Bottleneck, 3, 4, 6, 3, imagenet=True),
     "resnet101_imagenet": _resnet(Bottleneck, 3, 4, 23, 3, imagenet=True),
+    "resnet152_imagenet": _resnet(Bottleneck, 3, 8, 36, 3, imagenet=True),
+    "seresnet18": _seresnet(seresnet.BasicBlock, 2, 2, 2, 2),
+    "seresnet34": _seresnet(seresnet.BasicBlock, 3, 4, 6, 3),
+    "seresnet50": _seresnet(seresnet.Bottleneck, 3, 4, 6, 3),
+    "seresnet101": _seresnet(seresnet.Bottleneck, 3, 4, 23, 3),
+    "seresnet152": _seresnet(seresnet.Bottleneck, 3, 8, 36, 3),
+    **{
+        f"densenet{depth}": Architecture(
+            partial(DenseNet, growth=growth, blocks=blocks),
+            PublishedInit(1.0, batch_norm=pytorch_default, untouched_dense=True),
+            8,
+        )
+        for depth, (growth, blocks) in BLOCKS.items()
+    },
     "squeezenet": Architecture(
         SqueezeNet, PublishedInit(2.8, min_channels=4, keep_conv_bias=True, batch_norm=he_fan_in), 8, cheap_remat=True
     ),
-    **{
-        f"shufflenetv2_{width}": Architecture(
-            partial(ShuffleNetV2, channels=channels),
-            PublishedInit(
-                2.0, 4, keep_conv_bias=True, batch_norm=he_ungrouped, untouched_dense=True, scalar_rule=ungrouped
-            ),
-            8,
-            cheap_remat=True,
-        )
-        for width, channels in CHANNELS.items()
-    },
+    **{f"shufflenetv2_{width}": _shufflenet(channels) for width, channels in CHANNELS.items()},
+    **{f"shufflenetv2_{width}_imagenet": _shufflenet(channels, imagenet=True) for width, channels in CHANNELS.items()},
     "mobilenetv2": Architecture(
         MobileNetV2,
         PublishedInit(2.0, 2, keep_conv_bias=True, batch_norm=he_ungrouped, scalar_rule=ungrouped),

@@ -47,8 +47,9 @@ class Bottleneck(nn.Module):
     """Pointwise, 3x3 with the stride, pointwise to four times the channels; ReLU after the sum.
 
     Attributes:
-      factory, strides, block, blocks, sums, scale_shortcut: as in `BasicBlock`.
+      factory, strides, block, blocks, sums: as in `BasicBlock`.
       channels: of the first two convolutions.
+      scale_shortcut: as in `BasicBlock`, and whether that convolution has a bias, in methods with biases.
     """
 
     factory: LayerFactory
@@ -71,7 +72,8 @@ class Bottleneck(nn.Module):
         y = ConvNorm(factory, 4 * c, 1, branch=branch, role="residual_out", name="conv3")(y, train)
         if x.shape == y.shape:
             return factory.relu(x + y, cheap=True, rectified=True)
-        return factory.relu(_shortcut(self, 4 * c, branch, bias=False)(entry, train) + y, cheap=True)
+        shortcut = _shortcut(self, 4 * c, branch, bias=self.scale_shortcut)
+        return factory.relu(shortcut(entry, train) + y, cheap=True)
 
 
 def _shortcut(block: BasicBlock | Bottleneck, features: int, branch: Branch, *, bias: bool) -> ConvNorm:
@@ -99,7 +101,7 @@ class ResNet(LastBatchNormHead, nn.Module):
       stages: blocks in each stage.
       channels: of the stem and the first stage; doubled at each further stage.
       imagenet: whether the stem is 7x7 with stride 2 and a max-pool, and the shortcut's convolution
-        has a scalar of its own, in methods with such scalars.
+        has a scalar of its own, in methods with such scalars, and in bottlenecks a bias.
     """
 
     factory: LayerFactory

@@ -67,7 +67,7 @@ class SqueezeNet(LastBatchNormHead, nn.Module):
         x = factory.relu(factory.max_pool(ConvNorm(factory, scale_width(96, self.width), 3, name="stem")(x, train)))
         for fires in ((2, 3, 4), (5, 6, 7, 8), (9,)):
             x = factory.part(partial(SqueezeNet._fires, numbers=fires, train=train))(self, x)
-        x = ConvNorm(factory, self.num_classes, 1, norm=False, name="classifier")(x, train)
+        x = ConvNorm(factory, self.num_classes, 1, classifier=True, name="classifier")(x, train)
         return factory.logits(x.mean((1, 2)), train)
 
     def _fires(self, x: jax.Array, numbers: tuple[int, ...], train: bool) -> jax.Array:

@@ -1,4 +1,9 @@
-"""VGG for small images (Simonyan & Zisserman 2015), in the CIFAR form of the paper."""
+"""VGG (Simonyan & Zisserman 2015), in the paper's CIFAR form and its ImageNet form, which differ in the image alone.
+
+The head flattens what is left of the image: 1 x 1 x 512 of 32 x 32 pixels, 7 x 7 x 512 of 224 x 224, here in the order
+height, width, channel. PyTorch flattens channel, height, width, so the first dense kernel of its checkpoints has to be
+permuted.
+"""
 
 from functools import partial
 

@@ -28,7 +28,8 @@ def _by_path(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("name", [*FAMILIES, "small_gated", "small_dense"])
 def test_same_seed_gives_every_method_the_same_raw_kernels(name):
     """Bit for bit, but for Fixup, where up to scale or zero."""
 
@@ -68,10 +69,14 @@ def _random_like(shapes, seed=0):
 
 @pytest.fixture
 def small(monkeypatch):
-    """A ResNet of a block and two blocks of bottlenecks, by the name `small`."""
+    """A ResNet of a block and two blocks of bottlenecks, by the name `small`; as small a gated one and DenseNet."""
     build = partial(ResNet, block=Bottleneck, stages=(1, 2), channels=64)
     architecture = dataclasses.replace(models.ARCHITECTURES["resnet50"], build=build, stride=2)
     monkeypatch.setitem(models.ARCHITECTURES, "small", architecture)
+    for name, whole, option in (("small_gated", "seresnet50", "stages"), ("small_dense", "densenet121", "blocks")):
+        known = models.ARCHITECTURES[whole]
+        known = dataclasses.replace(known, build=partial(known.build, **{option: (1, 2)}), stride=2)
+        monkeypatch.setitem(models.ARCHITECTURES, name, known)
 
 
 @pytest.mark.usefixtures("small")
@@ -79,7 +84,7 @@ def small(monkeypatch):
     ("name", "method"),
     [
         *((name, "mimicnorm") for name in ("vgg11", "resnet8", "small", "squeezenet")),
-        *((name, "mimicnorm") for name in ("shufflenetv2_x0.5", "mobilenetv2")),
+        *((name, "mimicnorm") for name in ("shufflenetv2_x0.5", "mobilenetv2", "small_gated", "small_dense")),
         ("resnet8", "weightmean"),
         *((name, method) for name in ("resnet8", "small") for method in ("ws_gn", "nf")),
         pytest.param("mobilenetv2", "nf", marks=pytest.mark.slow),

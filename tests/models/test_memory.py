@@ -14,6 +14,8 @@ NETWORKS = {
     "vgg16": (13, 5),
     "resnet18": (17, 0),
     "resnet50": (49, 0),
+    "seresnet18": (17 + 8, 0),  # a gate needs what it multiplies
+    "densenet121": (119, 1),  # concatenated anew
     "squeezenet": (17, 5 + 16),
     "shufflenetv2_x1": (52, 16 + 4),
     "mobilenetv2": (53, 1),

@@ -96,6 +96,8 @@ def test_residual_scalars_of_every_scheme():
     for init, values in expected.items():
         np.testing.assert_allclose(_branch_scales("resnet18", "conv2", init=init), values, rtol=1e-6)
     np.testing.assert_allclose(_branch_scales("resnet50", "conv3"), 1.728 / np.arange(1, 17), rtol=1e-6)
+    np.testing.assert_allclose(_branch_scales("seresnet18", "conv2"), 1.44 / blocks, rtol=1e-6)
+    np.testing.assert_allclose(_branch_scales("seresnet18", "shortcut"), [1.2] * 3, rtol=1e-6)
     assert _branch_scales("resnet18", "conv2", method="skipinit") == [0.0] * 8
     assert _branch_scales("resnet18", "conv2", method="fixup") == [1.0] * 8
     # Without centering there is no gain to make up for, but the published code keeps its constants.
@@ -105,6 +107,9 @@ def test_residual_scalars_of_every_scheme():
 
 
 def test_scalars_of_shufflenet_and_mobilenet():
+    # 16 units, 3 shortcuts, the last convolution; nothing behind a ReLU in the ImageNet form.
+    imagenet = sorted(float(scale) for scale in _initial("shufflenetv2_x0.5_imagenet", "scale").values())
+    np.testing.assert_allclose(imagenet, [1.2] * 4 + [1.44] * 16, rtol=1e-6)
     scales = _initial("shufflenetv2_x1", "scale")
     for path, value in {
         "stage1_unit1/conv3/conv": 1.44,
@@ -158,6 +163,16 @@ BASELINE = {"method": "batchnorm", "init": "published_batchnorm"}
         ("resnet50", {"method": "fixup"}, "stage2_block1/conv2", 2 / (9 * 128) / 4),  # B^(-1/4), B = 16
         ("shufflenetv2_x1", {}, "stage3_unit2/conv2", 2 / (9 * 4)),
         ("mobilenetv2", {}, "stage6_block2/conv2", 2 / (9 * 2)),
+        ("vgg11_imagenet", {}, "stage4_conv1", 2.8 / (9 * 512)),  # over the fan-out
+        ("vgg11_imagenet", {"init": "exact"}, "stage4_conv1", 2 * gain(9 * 256) ** 2 / (9 * 256)),
+        ("vgg11_imagenet", BASELINE, "stage4_conv1", 2.8 / (9 * 512)),
+        ("seresnet18", {}, "stage4_block1/conv2", 2 / (9 * 516)),
+        ("seresnet18", BASELINE, "stage4_block1/conv2", 2 / (9 * 516)),
+        ("densenet121", {}, "block2_layer12/conv1", 1 / 480),
+        ("densenet121", {"init": "exact"}, "block2_layer12/conv1", 2 * gain(480) ** 2 / 480),
+        ("densenet121", BASELINE, "block2_layer12/conv1", 1 / (3 * 480)),
+        ("shufflenetv2_x1_imagenet", {}, "stage3_unit2/conv2", 2 / (9 * 4)),
+        ("shufflenetv2_x1_imagenet", BASELINE, "stage3_unit2/conv2", 1 / (3 * 9)),
         ("resnet18", {"method": "fixup"}, "stem", 1 / 81),
         ("resnet18", {"method": "fixup", "init": "he"}, "stem", 2 / (9 * 64)),
         ("resnet50", BASELINE, "stage2_block1/conv2", 1 / (3 * 9 * 128)),
@@ -269,6 +284,7 @@ def test_create_names_near_misses_and_says_why_not():
             {"name": "vgg16", "method": "fixup"},
             "fixup is about residual branches .* and vgg16 has none. Methods for vgg16: batchnorm",
         ),
+        ({"name": "seresnet18", "method": "skipinit"}, "branches that end in a convolution, and seresnet18 has none"),
         ({"name": "mobilenetv2", "method": "fixup"}, "branches of ResNets, not for those of mobilenetv2"),
         ({"name": "resnet18", "init": "published_batchnorm"}, "method='mimicnorm' has none .* use init='published'"),
         ({"name": "resnet18", "num_classes": 1}, "num_classes is 1"),
