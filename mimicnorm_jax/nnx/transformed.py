@@ -61,7 +61,8 @@ class TransformedKernel(nnx.Module):
           rngs: of the Flax layer; the scalar's key comes last, so that the other numbers are those of the plain layer.
           options: of the Flax layer.
         """
-        super().__init__(*args, rngs=rngs, **options)
+        plain: Any = super().__init__  # of the Flax layer beside this class
+        plain(*args, rngs=rngs, **options)
         layer: Any = self
         self.scale: nnx.Param[jax.Array] | None
         if scale_init is None:
