@@ -16,7 +16,7 @@ FLOORS: tuple[set[str], ...] = (
     {"distributed"},
     {"functional"},
     {"init_schemes", "optim"},
-    {"linen"},
+    {"linen", "nnx"},
     {"methods"},
     {"models", "data", "planning", "plots"},
     {"diagnostics"},
@@ -46,6 +46,7 @@ WIDE = {
     "diagnostics/spectra/curvature.py": {"gauss_newton_eigenvalues", "ntk_eigenvalues"},
     "diagnostics/spectra/jacobian.py": {"density", "largest", "mean_square"},
     "models/creation.py": {"create"},
+    "nnx/norm.py": {"__init__"},
 }
 """The public functions with more than six arguments: all beyond the third are options by keyword."""
 

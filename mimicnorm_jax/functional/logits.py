@@ -1,0 +1,94 @@
+"""Normalization of logits: what the last BatchNorm computes, whoever holds its running averages."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+RunningVariance = Literal["biased", "unbiased"]
+
+
+class BatchStatistics(NamedTuple):
+    """Of a batch of logits.
+
+    Attributes:
+      mean: `(C,)`.
+      var: `(C,)`, biased.
+      count: how many examples; a number, or symbolic under `jax.export`.
+    """
+
+    mean: jax.Array
+    var: jax.Array
+    count: Any
+
+
+def check_running_variance(kind: str) -> None:
+    """Raises ValueError for what `running_averages` does not know."""
+    if kind not in ("biased", "unbiased"):
+        raise ValueError(f"running_variance is 'biased' or 'unbiased'; got {kind!r}")
+
+
+def wide_logits(logits: jax.Array) -> jax.Array:
+    """Logits `(B, C)` in at least float32; raises ValueError for what is no matrix."""
+    if logits.ndim != 2:
+        raise ValueError(f"LastBatchNorm normalizes logits of shape (B, C); got {logits.shape}")
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def batch_statistics(z: jax.Array, axis_name: str | None = None, *, initializing: bool = False) -> BatchStatistics:
+    """Mean and biased variance of logits over the batch.
+
+    Args:
+      z: `(B, C)`, of `wide_logits`.
+      axis_name: mapped axis over which they are synchronized, by one pmean of 2C numbers.
+      initializing: whether only shapes are asked for: then nothing is synchronized, and a batch of one is none too few.
+
+    Raises:
+      ValueError: for a batch of one, which has no variance. A symbolic batch gives NaN for it instead.
+
+    Example:
+      >>> mean, var, count = batch_statistics(jnp.array([[1.0], [3.0]]))
+      >>> mean.tolist(), var.tolist(), count
+      ([2.0], [1.0], 2)
+    """
+    mean, var, count = z.mean(0), z.var(0), z.shape[0]
+    if axis_name is not None and not initializing:
+        second_moment = var + mean**2
+        mean, second_moment = lax.pmean(jnp.stack([mean, second_moment]), axis_name)
+        # Rounding can leave a difference of moments below zero.
+        var = jnp.maximum(second_moment - mean**2, 0)
+        count *= lax.axis_size(axis_name)
+    if not isinstance(count, int):  # symbolic, as `jax.export` may have it: known when the program runs
+        var = jnp.where(jnp.asarray(count) < 2, jnp.nan, var)
+    elif count < 2 and not initializing:
+        raise ValueError(
+            "LastBatchNorm cannot normalize a training batch of 1: use a larger batch, or the "
+            "running averages (use_running_average=True)"
+        )
+    return BatchStatistics(mean, var, count)
+
+
+def running_averages(
+    mean: jax.Array, var: jax.Array, batch: BatchStatistics, momentum: float, kind: RunningVariance
+) -> tuple[jax.Array, jax.Array]:
+    """Running averages after a batch, in Flax's convention: `new = momentum old + (1 - momentum) batch`.
+
+    Args:
+      mean, var: the old ones, `(C,)`.
+      batch: the batch's.
+      momentum: such as 0.9.
+      kind: which variance of the batch is averaged: `biased` or `unbiased` (times B / (B - 1)).
+
+    Example:
+      >>> batch = batch_statistics(jnp.array([[1.0], [3.0]]))
+      >>> [x.tolist() for x in running_averages(jnp.zeros(1), jnp.ones(1), batch, 0.5, "unbiased")]
+      [[1.0], [1.5]]
+    """
+    shown = batch.var * batch.count / (batch.count - 1) if kind == "unbiased" else batch.var
+    return momentum * mean + (1 - momentum) * batch.mean, momentum * var + (1 - momentum) * shown
+
+
+def normalize(z: jax.Array, mean: jax.Array, var: jax.Array, epsilon: float) -> jax.Array:
+    r"""$(z - \mu) / \sqrt{\sigma^2 + \epsilon}$ of logits `(B, C)` (section 3.2, "last BN layer")."""
+    return (z - mean[None]) * lax.rsqrt(var + epsilon)[None]
