@@ -19,7 +19,7 @@ FLOORS: tuple[set[str], ...] = (
     {"linen"},
     {"methods"},
     {"models", "data", "planning", "plots"},
-    {"diagnostics"},
+    {"diagnostics", "interop"},
     {"theory"},
     {"training"},
     {"monitoring"},

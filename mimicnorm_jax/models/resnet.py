@@ -71,7 +71,7 @@ class Bottleneck(nn.Module):
         y = ConvNorm(factory, 4 * c, 1, branch=branch, role="residual_out", name="conv3")(y, train)
         if x.shape == y.shape:
             return factory.relu(x + y, cheap=True, rectified=True)
-        return factory.relu(_shortcut(self, 4 * c, branch, bias=False)(entry, train) + y, cheap=True)
+        return factory.relu(_shortcut(self, 4 * c, branch, bias=self.scale_shortcut)(entry, train) + y, cheap=True)
 
 
 def _shortcut(block: BasicBlock | Bottleneck, features: int, branch: Branch, *, bias: bool) -> ConvNorm:
