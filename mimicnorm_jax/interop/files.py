@@ -1,5 +1,6 @@
 """State dicts in files: none of the formats can run code."""
 
+import importlib
 import importlib.util
 import zipfile
 from collections.abc import Mapping
@@ -38,10 +39,8 @@ def _read_torch(path: Path) -> Mapping[str, Any]:
             f"reading {path} needs PyTorch (pip install torch); a .npz or .safetensors file of the same state dict "
             "does not"
         )
-    import torch  # pyright: ignore[reportMissingImports]
-
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = importlib.import_module("torch").load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what it raises depends on what the file is
         raise _unreadable(path, "as a file of tensors only, and one that holds more is refused", error) from error
     if not isinstance(content, Mapping):
@@ -60,12 +59,9 @@ def _read_npz(path: Path) -> Mapping[str, Any]:
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
     if importlib.util.find_spec("safetensors") is None:
         raise StateDictError(f"reading {path} needs the package safetensors (pip install safetensors)")
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     try:
-        return load_file(path)
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+        return importlib.import_module("safetensors.numpy").load_file(path)
+    except Exception as error:  # its own error, and what numpy raises
         raise _unreadable(path, "as safetensors", error) from error
 
 

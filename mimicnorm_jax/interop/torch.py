@@ -101,7 +101,7 @@ def dump(
     """
     rules = rules_of(model)
     entries = _entries(model, rules, image_shape)
-    given = flatten_dict({name: variables[name] for name in variables})
+    given: dict[tuple[str, ...], Any] = flatten_dict({name: variables[name] for name in variables})
     shapes = {"/".join(path): np.shape(leaf) for path, leaf in given.items()}
     wanted = {"/".join(entry.path): entry.shape for entry in entries.values()}
     _require_equal(wanted, shapes, "the tree of variables", model)
@@ -117,7 +117,7 @@ def names(model: nn.Module, *, image_shape: tuple[int, int, int] | None = None) 
 def _entries(model: nn.Module, rules: Rules, image_shape: tuple[int, int, int] | None) -> dict[str, _Entry]:
     """What the network has, by PyTorch's name; nothing is computed."""
     image = jax.ShapeDtypeStruct((2, *(image_shape or rules.image_shape)), jnp.float32)
-    leaves = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image))
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image))
     modules = rules.modules(_method(model))
     entries: dict[str, _Entry] = {}
     for path, leaf in leaves.items():

@@ -27,7 +27,7 @@ def write_variables(path: str | Path, variables: Mapping[str, Any]) -> None:
         raise StateDictError(f"variables are written to a .npz file, and {path} is none by its name")
     if not path.parent.is_dir():
         raise StateDictError(f"there is no folder {path.parent} to write {path.name} to")
-    leaves = {name: np.asarray(leaf) for name, leaf in flatten_dict(dict(variables), sep="/").items()}
+    leaves: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in flatten_dict(dict(variables), sep="/").items()}
     if odd := [name for name, leaf in leaves.items() if leaf.dtype.kind not in "fiub"]:
         raise StateDictError(f"{odd[0]} is of {leaves[odd[0]].dtype}, which .npz files cannot hold: cast it to float32")
     partial = path.with_name(path.name + ".partial")
