@@ -1,7 +1,7 @@
 """The errors that a user can mend, which `train.py` prints as one paragraph instead of a traceback."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -23,6 +23,25 @@ class WorkdirError(UserError):
 
 class DamagedCheckpointError(WorkdirError):
     """A checkpoint cannot be read, or its contents are not those that were saved."""
+
+
+class StateDictError(UserError):
+    """A PyTorch state dict cannot be read, or does not belong to the network.
+
+    Attributes:
+      missing, unexpected: names of arrays.
+      misshapen: names of arrays with both shapes.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        misshapen: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.missing, self.unexpected, self.misshapen = list(missing), list(unexpected), list(misshapen)
 
 
 class PlanError(UserError):

@@ -19,7 +19,7 @@ FLOORS: tuple[set[str], ...] = (
     {"linen", "nnx"},
     {"methods"},
     {"models", "data", "planning", "plots"},
-    {"diagnostics"},
+    {"diagnostics", "interop"},
     {"theory"},
     {"training"},
     {"monitoring"},
