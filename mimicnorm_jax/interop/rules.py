@@ -94,7 +94,7 @@ def _resnet(net: Any) -> Rules:
 
 
 def _imagenet_resnet() -> Rules:
-    """The names of torchvision and timm, too."""
+    """The names of torchvision, too."""
     names = {"stem/conv": "conv1", "stem/bn": "bn1", "classifier": "fc", "last_bn": "lastbn"}
     for i in (1, 2, 3):
         names |= {f"conv{i}/conv": f"{{}}.conv{i}", f"conv{i}/bn": f"{{}}.bn{i}"}

@@ -1,4 +1,4 @@
-"""PyTorch state dicts of the published networks, torchvision's and timm's, to variables of ours and back."""
+"""PyTorch state dicts of the published networks, torchvision's among them, to variables of ours and back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ def load(
     """Reads a PyTorch state dict into variables of our network.
 
     The published networks of the paper's code under batchnorm, mimicnorm (and weightmean, lastbn, none, which have its
-    parameters) and fixup; the ResNets of torchvision and timm, whose names are the same, into `resnet50_imagenet` and
+    parameters) and fixup; the ResNets of torchvision (and what has its names, as timm's are meant to have: not tried) into `resnet50_imagenet` and
     its like under batchnorm. Kernels may be centered or not: the layers center them.
 
     Args:
