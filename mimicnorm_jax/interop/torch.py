@@ -63,7 +63,7 @@ def load(
     Example:
       >>> from mimicnorm_jax import models
       >>> model = models.create("resnet8", method="mimicnorm", num_classes=10)
-      >>> variables = model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+      >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
       >>> state_dict = dump(variables, model)
       >>> state_dict["conv2_x.0.residual_function.0.weight"].shape
       (16, 16, 3, 3)

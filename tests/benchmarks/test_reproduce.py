@@ -107,6 +107,7 @@ def test_a_file_of_records_tells_which_form_of_which_experiment_it_is_of(small, 
     assert asked in reproduce.studies(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(tmp_path, monkeypatch, capfd):
     """With train.py itself, on the digits."""
     arm = Arm("resnet8", "none", {"model": "resnet8", "method": "none", "width_multiplier": 0.125, "dataset": "digits"})

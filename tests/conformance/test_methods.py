@@ -15,8 +15,7 @@ from mimicnorm_jax import models
 from mimicnorm_jax.functional import scaled_standardize, ungrouped
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.models.resnet import Bottleneck, ResNet
-
-FAMILIES = ("vgg11", "resnet8", "resnet50", "squeezenet", "shufflenetv2_x0.5", "mobilenetv2")
+from tests.conftest import also
 
 
 def _key():
@@ -29,7 +28,13 @@ def _by_path(tree):
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("name", [*FAMILIES, "small_gated", "small_dense"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("vgg11", "resnet8", "small", "squeezenet", "small_gated", "small_dense"),
+        *map(also, ("resnet50", "shufflenetv2_x0.5", "mobilenetv2")),
+    ],
+)
 def test_same_seed_gives_every_method_the_same_raw_kernels(name):
     """Bit for bit, but for Fixup, where up to scale or zero."""
 
@@ -84,11 +89,12 @@ def small(monkeypatch):
     ("name", "method"),
     [
         *((name, "mimicnorm") for name in ("vgg11", "resnet8", "small", "squeezenet")),
-        *((name, "mimicnorm") for name in ("shufflenetv2_x0.5", "mobilenetv2", "small_gated", "small_dense")),
+        *((name, "mimicnorm") for name in ("shufflenetv2_x0.5", "small_gated", "small_dense")),
+        also("mobilenetv2", "mimicnorm"),
         ("resnet8", "weightmean"),
         *((name, method) for name in ("resnet8", "small") for method in ("ws_gn", "nf")),
-        pytest.param("mobilenetv2", "nf", marks=pytest.mark.slow),
-        pytest.param("squeezenet", "ws_gn", marks=pytest.mark.slow),
+        also("mobilenetv2", "nf"),
+        also("squeezenet", "ws_gn"),
     ],
 )
 def test_logits_loss_and_gradients_ignore_constants_added_to_transformed_kernels(name, method, x64):

@@ -33,7 +33,9 @@ def _plan(variant, target):
     return plan(case.step, case.state, case.images, case.labels, target=target, donate=(0,))
 
 
-@pytest.mark.parametrize("target", [pytest.param("h100", marks=needs_cuda), pytest.param("v5e", marks=needs_tpu)])
+@pytest.mark.parametrize(
+    "target", [pytest.param("h100", marks=needs_cuda), pytest.param("v5e", marks=[needs_tpu, pytest.mark.slow])]
+)
 def test_a_residual_net_keeps_one_map_a_convolution_and_takes_over_the_state(target):
     ours, theirs = _plan("ours:mimicnorm", target), _plan("batchnorm", target)
     # What each of eight convolutions reads, the last map, and two gradients at the turn.

@@ -16,6 +16,7 @@ from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
 from mimicnorm_jax.training.resilience.nonfinite import NonFiniteMonitor
 from mimicnorm_jax.training.resilience.preemption import InterruptedRunError
 from mimicnorm_jax.training.writers import read_metrics
+from tests.conftest import also
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -224,6 +225,7 @@ def test_centering_after_the_step_trains_like_centering_in_the_call_from_the_fir
     np.testing.assert_allclose(losses["in_call"], losses["after_step"], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_activations_train_like_float32_and_leave_the_state_in_float32(tmp_path):
     losses = {}
     for dtype in ("float32", "bfloat16"):
@@ -244,7 +246,7 @@ def test_too_many_non_finite_steps_in_a_row_stop_the_run(tmp_path, capsys):
     assert capsys.readouterr().out.count("left out (") == 3
 
 
-@pytest.mark.parametrize("method", ["mimicnorm", "batchnorm"])
+@pytest.mark.parametrize("method", ["mimicnorm", also("batchnorm")])
 def test_a_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch, method):
     fields = _config(epochs=2, method=method)
     loop.run(fields, tmp_path / "four")

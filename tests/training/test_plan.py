@@ -95,6 +95,7 @@ def test_steps_of_one_program_are_turns_of_unknown_number(planned):
 
 
 @needs_cuda
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_data")
 def test_under_checkpointing_only_convolutions_results_are_kept():
     """Maps of 16 KiB an image or more; whether that saves memory is up to when the compiler makes the others again."""
