@@ -1,6 +1,7 @@
 """ResNets (He et al. 2016), in the paper's CIFAR form, 3x3 stem and no max-pool, and in its ImageNet form."""
 
 from functools import partial
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -40,7 +41,7 @@ class BasicBlock(nn.Module):
         y = ConvNorm(factory, c, 3, branch=branch, role="residual_out", name="conv2")(y, train)
         if x.shape == y.shape:
             return factory.relu(x + y, rectified=True)
-        return factory.relu(_shortcut(self, c, branch, bias=True)(entry, train) + y)
+        return factory.relu(make_shortcut(self, c, branch, scaled=self.scale_shortcut)(entry, train) + y)
 
 
 class Bottleneck(nn.Module):
@@ -72,11 +73,12 @@ class Bottleneck(nn.Module):
         y = ConvNorm(factory, 4 * c, 1, branch=branch, role="residual_out", name="conv3")(y, train)
         if x.shape == y.shape:
             return factory.relu(x + y, cheap=True, rectified=True)
-        shortcut = _shortcut(self, 4 * c, branch, bias=self.scale_shortcut)
+        shortcut = make_shortcut(self, 4 * c, branch, bias=self.scale_shortcut, scaled=self.scale_shortcut)
         return factory.relu(shortcut(entry, train) + y, cheap=True)
 
 
-def _shortcut(block: BasicBlock | Bottleneck, features: int, branch: Branch, *, bias: bool) -> ConvNorm:
+def make_shortcut(block: Any, features: int, branch: Branch, *, scaled: bool, bias: bool = True) -> ConvNorm:
+    """The pointwise convolution on the shortcut of a block with `factory` and `strides`, in its compact method."""
     return ConvNorm(
         block.factory,
         features,
@@ -85,7 +87,7 @@ def _shortcut(block: BasicBlock | Bottleneck, features: int, branch: Branch, *, 
         bias=bias,
         branch=branch,
         role="shortcut",
-        compensates=block.scale_shortcut,
+        compensates=scaled,
         name="shortcut",
     )
 

@@ -14,6 +14,7 @@ from mimicnorm_jax.methods import Branch
 from mimicnorm_jax.models.conv_norm import ConvNorm
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 from mimicnorm_jax.models.head import LastBatchNormHead
+from mimicnorm_jax.models.resnet import make_shortcut
 
 CHANNELS = (64, 128, 256, 516)
 """Of the stages; 516 is the published code's."""
@@ -97,16 +98,7 @@ def _gated_sum(block: Any, x: jax.Array, u: jax.Array, branch: Branch, train: bo
     y = _gate(u, Excitation(factory, name="excitation")(u))
     if x.shape == u.shape:
         return factory.relu(x + y, cheap=cheap, rectified=True)
-    shortcut = ConvNorm(
-        factory,
-        u.shape[-1],
-        1,
-        strides=block.strides,
-        branch=branch,
-        role="shortcut",
-        compensates=True,
-        name="shortcut",
-    )
+    shortcut = make_shortcut(block, u.shape[-1], branch, scaled=True)
     return factory.relu(shortcut(x, train) + y, cheap=cheap)
 
 

@@ -10,6 +10,7 @@ import optax
 from mimicnorm_jax.functional.kernels import center
 from mimicnorm_jax.functional.rules import PUBLISHED_CIFAR_RULE, Rule
 from mimicnorm_jax.functional.transform import KernelFunction
+from mimicnorm_jax.utils.trees import path_names
 
 Select = Callable[[tuple[str, ...], jax.Array], bool | KernelFunction]
 """Whether to center the leaf at this path of a parameter tree, or what to do with it in place of `center`, such as
@@ -56,7 +57,7 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
     """Without the field in which a box (such as `nn.Partitioned`) holds its leaf."""
     if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
-    return tuple(jax.tree_util.keystr((entry,), simple=True) for entry in path)
+    return path_names(path)
 
 
 def center_params(params: optax.Params, select: Select | None = None) -> optax.Params:
