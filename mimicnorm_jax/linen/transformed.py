@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.nn import initializers
 
+from mimicnorm_jax.functional.product import with_transformed_kernel
 from mimicnorm_jax.functional.row_major import row_major
 from mimicnorm_jax.functional.transform import IDENTITY, KernelTransform
 
@@ -63,16 +64,10 @@ class TransformedKernel(nn.Module):
         own = None if self.scale_init is None else self.param("scale", self.scale_init, (), layer.param_dtype)
         plain: Any = super().__call__
 
-        def product(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *scales: jax.Array) -> Any:
-            kernel = self.kernel_transform(kernel, groups)
-            for one in scales:
-                kernel, bias = kernel * one, None if bias is None else bias * one
+        def product(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[Any, Any]:
             arrays = _Arrays(self, kernel, bias)
             return plain.__func__(arrays, inputs), arrays.bias
 
-        if self.recompute_kernel:
-            # The derivative of a product needs its factors, not the product: the backward pass recomputes the
-            # transformed, cast kernel from the raw one, which is there anyway, and no convolution.
-            product = jax.checkpoint(product)
-        y, bias = product(inputs, kernel, bias, *(one for one in (own, scale) if one is not None))
-        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+        scales = (one for one in (own, scale) if one is not None)
+        call = with_transformed_kernel(product, self.kernel_transform, groups, recompute=self.recompute_kernel)
+        return call(inputs, kernel, bias, *scales)

@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 from jax.nn import initializers
 
+from mimicnorm_jax.functional.product import with_transformed_kernel
 from mimicnorm_jax.functional.row_major import row_major
 from mimicnorm_jax.functional.transform import IDENTITY, KernelTransform
 
@@ -86,15 +87,10 @@ class TransformedKernel(nnx.Module):
         own = None if self.scale is None else self.scale[...]
         plain: Any = super().__call__
 
-        def product(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *scales: jax.Array) -> Any:
-            kernel = self.kernel_transform(kernel, groups)
-            for one in scales:
-                kernel, bias = kernel * one, None if bias is None else bias * one
+        def product(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[Any, Any]:
             arrays = _Arrays(self, kernel, bias)
             return plain.__func__(arrays, inputs, out_sharding), arrays.cast_bias
 
-        if self.recompute_kernel:
-            # The backward pass needs the transformed kernel, recomputes it from the raw one, and no convolution.
-            product = jax.checkpoint(product)
-        y, bias = product(inputs, layer.kernel[...], bias, *(one for one in (own, scale) if one is not None))
-        return y if bias is None else y + bias.reshape((1,) * (y.ndim - 1) + bias.shape)
+        scales = (one for one in (own, scale) if one is not None)
+        call = with_transformed_kernel(product, self.kernel_transform, groups, recompute=self.recompute_kernel)
+        return call(inputs, layer.kernel[...], bias, *scales)
