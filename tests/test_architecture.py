@@ -40,15 +40,8 @@ WITHOUT_FLAX = {
 }
 
 
-WIDE = {
-    "diagnostics/propagation/growth.py": {"perturbation_growth"},
-    "diagnostics/propagation/nngp.py": {"correlations", "kernels", "moments"},
-    "diagnostics/spectra/curvature.py": {"gauss_newton_eigenvalues", "ntk_eigenvalues"},
-    "diagnostics/spectra/jacobian.py": {"density", "largest", "mean_square"},
-    "models/creation.py": {"create"},
-    "nnx/norm.py": {"__init__"},
-}
-"""The public functions with more than six arguments: all beyond the third are options by keyword."""
+WIDE = {"nnx/norm.py": {"__init__"}}
+"""The functions with more than six arguments: a constructor that takes `nnx.BatchNorm`'s."""
 
 
 def _imports(path: Path) -> set[str]:
