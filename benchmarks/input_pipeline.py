@@ -19,13 +19,10 @@ import numpy as np
 
 from benchmarks import _results
 from benchmarks._results import Record, Store
-from mimicnorm_jax.data import datasets
-from mimicnorm_jax.data.augment import Augmentation
+from mimicnorm_jax.data import Augmentation, datasets
 from mimicnorm_jax.data.pipeline import Selection
-from mimicnorm_jax.training import config, loop
+from mimicnorm_jax.training import Trainer, build_spec, build_trainer, config, loop
 from mimicnorm_jax.training.metrics import Metrics
-from mimicnorm_jax.training.spec import build_spec
-from mimicnorm_jax.training.trainer import Trainer, build_trainer
 
 NETS = ("resnet8", "resnet18")
 STEPS_PER_CALL = (1, 4, 16)

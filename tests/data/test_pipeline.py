@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from mimicnorm_jax.data.pipeline import Batch
+from mimicnorm_jax.data import Batch
 from mimicnorm_jax.training import base, build_spec, build_trainer, validate
 from mimicnorm_jax.training.loop import evaluate, train_epoch
 from mimicnorm_jax.training.metrics import Metrics

@@ -13,9 +13,8 @@ from mimicnorm_jax.cli.diagnose import main
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import ConfigError, WorkdirError
 from mimicnorm_jax.monitoring import networks
-from mimicnorm_jax.training import config, loop
+from mimicnorm_jax.training import build_spec, config, loop
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
-from mimicnorm_jax.training.spec import build_spec
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
