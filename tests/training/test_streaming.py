@@ -17,7 +17,7 @@ from mimicnorm_jax.training.plan import plan_training
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
 from mimicnorm_jax.training.resilience.preemption import InterruptedRunError
 from mimicnorm_jax.training.writers import read_metrics
-from tests.conftest import also
+from tests.conftest import QUICKLY, also
 from tests.data.photographs import write_folder
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
@@ -49,22 +49,28 @@ def _two_epochs(fields):
     return jax.device_get((state, found))
 
 
-@pytest.mark.parametrize(("parallelism", "steps"), [("pmap", 1), ("shard_map", 1), also("pmap", 2)])
-def test_a_stream_of_the_same_images_gives_the_same_run(monkeypatch, parallelism, steps):
-    """Two epochs of five steps, on all devices, with augmentation on them.
-
-    To the bit where a call is a step; in a loop of steps XLA contracts a product and a sum in one of the two programs
-    and not in the other.
-    """
+def _runs(monkeypatch, **fields):
+    """Two epochs of five steps on noise, resident and streamed, with augmentation on all devices."""
     rng = np.random.default_rng(0)
     splits = [Split(rng.integers(0, 256, (n, 8, 8, 3), np.uint8), rng.integers(0, 4, n, np.int32)) for n in (84, 21)]
     spec = DatasetSpec("noise", (8, 8, 3), 4, 84, 21, lambda *_: splits, open=lambda *_: tuple(map(_Files, splits)))
     monkeypatch.setitem(DATASETS, "noise", spec)
-    fields = {"dataset": "noise", "batch_size": 16, "width_multiplier": 0.25, "steps_per_call": steps}
-    fields |= {"crop_padding": 1, "flip": True, "parallelism": parallelism}
-    runs = [_two_epochs(validate(base(**fields, streaming=streaming))) for streaming in (False, True)]
-    tolerance = {} if steps == 1 else {"rtol": 1e-4, "atol": 1e-5}
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **{"rtol": 0, "atol": 0} | tolerance), *runs)
+    fields |= {"dataset": "noise", "batch_size": 16, "width_multiplier": 0.25, "crop_padding": 1, "flip": True}
+    return [_two_epochs(validate(base(**fields, streaming=streaming))) for streaming in (False, True)]
+
+
+@pytest.mark.parametrize(("parallelism", "steps"), [("pmap", 2), also("shard_map", 1)])
+def test_a_stream_of_the_same_images_gives_the_same_run(monkeypatch, parallelism, steps):
+    """Up to float32's rounding after ten steps: the tests' quick compiler fuses the two programs differently."""
+    runs = _runs(monkeypatch, parallelism=parallelism, steps_per_call=steps)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *runs)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(QUICKLY, reason="to the bit with the optimizations that users have: XLA_FLAGS='' pytest -m slow")
+@pytest.mark.parametrize("parallelism", ["pmap", "shard_map"])
+def test_a_stream_of_the_same_images_gives_the_same_run_to_the_bit(monkeypatch, parallelism):
+    jax.tree.map(np.testing.assert_array_equal, *_runs(monkeypatch, parallelism=parallelism))
 
 
 def _folder_config(root, **fields):
@@ -154,7 +160,14 @@ def test_a_streamed_run_plans_its_batches_and_not_the_data_set():
 @pytest.mark.slow
 def test_cifar100_streamed_is_cifar100_resident_to_the_bit(cifar100_dir):
     """Images of both pipelines over the first batches of an epoch, and of all of the test set."""
-    fields = {"dataset": "cifar100", "data_dir": cifar100_dir, "batch_size": 256, "seed": 5}
+    fields = {
+        "dataset": "cifar100",
+        "data_dir": cifar100_dir,
+        "batch_size": 256,
+        "seed": 5,
+        "mean": (0.5,) * 3,
+        "std": (0.25,) * 3,
+    }
     pipelines = [
         build_trainer(
             build_spec(validate(base(**fields, streaming=streaming, mean=(0.5,) * 3, std=(0.25,) * 3)))
