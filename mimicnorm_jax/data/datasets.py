@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mimicnorm_jax.data import folder, tfds
+from mimicnorm_jax.data import folder, records, tfds
 from mimicnorm_jax.data.bad_images import BadImages
 from mimicnorm_jax.data.decoding import Cut
 from mimicnorm_jax.data.digits import DIGITS
@@ -28,7 +28,11 @@ __all__ = [
 
 DATASETS: dict[str, DatasetSpec] = {spec.name: spec for spec in (DIGITS, tfds.CIFAR10, tfds.CIFAR100, tfds.IMAGENET)}
 """Every data set by name. One of your own is one more entry."""
-KINDS: dict[str, Callable[[str, str, int], DatasetSpec]] = {"folder": folder.describe, "tfds": tfds.describe}
+KINDS: dict[str, Callable[[str, str, int], DatasetSpec]] = {
+    "folder": folder.describe,
+    "records": records.describe,
+    "tfds": tfds.describe,
+}
 """What stands before the colon of a data set that is described when it is asked for, such as `folder:DIR`."""
 MEASURED = 2048
 """Images, evenly spread over the training images, from which a stream's mean and deviation are measured."""
@@ -38,7 +42,7 @@ def get_spec(name: str, data_dir: str = "", image_size: int = 0) -> DatasetSpec:
     """What is known of a data set before it is read.
 
     Args:
-      name: one of `DATASETS`, `folder:DIR` or `tfds:NAME`.
+      name: one of `DATASETS`, `folder:DIR`, `records:DIR` or `tfds:NAME`.
       data_dir: see `tfds.tfds_dir`.
       image_size: side of the squares that images are cut to; 0 for the data set's own.
 

@@ -56,7 +56,9 @@ class TrainConfig:
         lambda value: 0 <= value < 2**32,
     )
     dataset: str = _any(
-        "digits", "name, see mimicnorm_jax.data.DATASETS; folder:DIR of train/CLASS/FILE and val/CLASS/FILE; tfds:NAME"
+        "digits",
+        "name, see mimicnorm_jax.data.DATASETS; folder:DIR of train/CLASS/FILE and val/CLASS/FILE; "
+        "records:DIR, see mimicnorm prepare-data; tfds:NAME",
     )
     data_dir: str = _any("", "folder of TFDS datasets; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     image_size: int = _at_least(0, 0, "side of the squares that images are cut to; 0: the data set's own")
