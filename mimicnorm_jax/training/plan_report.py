@@ -107,6 +107,23 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in zip(*aligned, strict=True))
 
 
+def decoding(rows: Sequence[Row], rate: float) -> str:
+    """How many cores that decode each run could use, were its steps as fast as their bound.
+
+    Args:
+      rows: of streamed runs.
+      rate: images a second that a core decodes.
+    """
+    lines = [f"streamed images, of which a core of this machine decodes {rate:,.0f} a second (500 x 375 JPEG):"]
+    for row in rows:
+        if isinstance(row.plan, TrainingPlan) and (seconds := row.plan.step.bound_seconds):
+            needed = row.plan.batch_size / seconds
+            lines.append(
+                f"  {row.target} {row.label}: at most {needed:,.0f} images/s, which {needed / rate:,.1f} such cores decode"
+            )
+    return "\n".join(lines)
+
+
 def alive(plan: TrainingPlan) -> dict[str, float]:
     """MiB on a device at the peak of a training step, by what they are."""
     roles = plan.step.live_by_role
