@@ -28,7 +28,7 @@ def cut(image: Any, size: int) -> Any:
 
 def main() -> None:
     import numpy as np
-    import torch
+    import torch  # type: ignore[import-not-found]
     from PIL import Image
 
     folder, *numbers = sys.argv[1:]

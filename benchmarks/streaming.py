@@ -43,7 +43,7 @@ def write_photographs(root: Path) -> None:
 
     rng, pictures = np.random.default_rng(SEED), [Image.fromarray(image) for image in load_sample_images().images]
     for i in range(FILES):
-        left, top = rng.integers(140), rng.integers(52)
+        left, top = int(rng.integers(140)), int(rng.integers(52))
         folder = root / ("val" if i % 8 == 0 else "train") / f"class{i % 2}"
         folder.mkdir(parents=True, exist_ok=True)
         part = pictures[i % 2].crop((left, top, left + 500, top + 375))
@@ -60,7 +60,8 @@ def _pipeline(root: str, workers: int, size: int, batch: int) -> StreamingPipeli
 
 def _rate(batches: Iterator[Any], seconds: float) -> float:
     """Images a second, after two batches."""
-    next(batches), next(batches)
+    for _ in range(2):
+        next(batches)
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         count += len(next(batches))
@@ -92,7 +93,7 @@ def measure_pipeline(root: str, workers: int, seconds: float) -> float:
 
 def measure_grain(root: str, workers: int, seconds: float) -> float:
     """Images a second of grain's worker processes around the same decoding."""
-    import grain
+    import grain  # type: ignore[import-not-found]
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()  # grain reads some

@@ -2,7 +2,9 @@
 
 python train.py --config=configs/imagenet.py:resnet50_imagenet,mimicnorm --config.data_dir=DIR
 
-No run of it has been made with this code: what the paper reports stands in docs/training.md.
+No run of it has been made with this code. The paper reports, in top-1 % under BatchNorm and MimicNorm: ResNet-18 69.76
+and 70.15, ResNet-50 76.48 and 76.84, ResNet-101 77.37 and 77.52, VGG-16 73.89 and 73.31, ShuffleNetV2 x0.5 59.77 and
+58.31.
 """
 
 from ml_collections import ConfigDict

@@ -14,7 +14,7 @@ QUALITY = 90
 
 
 def photograph(seed: int = 0) -> bytes:
-    """A JPEG of about 110 KB, as large as ImageNet's are on average: noise that falls off with its frequency."""
+    """A JPEG of about 80 KB: noise that falls off with its frequency."""
     rng = np.random.default_rng(seed)
     total = np.full((SIDES[1], SIDES[0], 3), 128.0)
     for cells, contrast in ((4, 50), (16, 40), (64, 30), (250, 45)):

@@ -79,10 +79,10 @@ HEAD = (
 )  # fmt: skip
 LEGEND = """\
 Planned by the compiler, for one device; nothing was run. In brackets: ratio to the target's first run. Peak: the step
-and the dataset, both splits of which wait on the device; ! does not fit. GFLOP: of convolutions and products, what is
-done again included. GB moved: what kernels read and write. Bound: a step cannot take less time, by its operations or
-bytes; it is no prediction. Fused: forward convolutions that apply an activation / add a residual in their kernel / all
-(CUDA)."""
+and the dataset, which waits on the device unless it is streamed; ! does not fit. GFLOP: of convolutions and products,
+what is done again included. GB moved: what kernels read and write. Bound: a step cannot take less time, by its
+operations or bytes; it is no prediction. Fused: forward convolutions that apply an activation / add a residual in their
+kernel / all (CUDA)."""
 
 
 def references(rows: Sequence[Row]) -> dict[str, TrainingPlan]:
@@ -118,9 +118,8 @@ def decoding(rows: Sequence[Row], rate: float) -> str:
     for row in rows:
         if isinstance(row.plan, TrainingPlan) and (seconds := row.plan.step.bound_seconds):
             needed = row.plan.batch_size / seconds
-            lines.append(
-                f"  {row.target} {row.label}: at most {needed:,.0f} images/s, which {needed / rate:,.1f} such cores decode"
-            )
+            cores = f"which {needed / rate:,.1f} such cores decode"
+            lines.append(f"  {row.target} {row.label}: at most {needed:,.0f} images/s, {cores}")
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """Runs whose images are decoded as they are needed."""
 
+import dataclasses
 import itertools
 import signal
 from io import BytesIO
@@ -97,7 +98,7 @@ def test_a_stopped_run_goes_on_with_other_threads_to_the_same_bits_and_names_wha
         "train/class01/003.jpg",
         "val/class00/000.jpg",
     ]
-    other = _folder_config(root, max_bad_images=2, decoding_threads=1)
+    other = _folder_config(root, max_bad_images=2, decoding_threads=3)
     feeds = loop.build_trainer
 
     def stopping(spec):
@@ -110,14 +111,12 @@ def test_a_stopped_run_goes_on_with_other_threads_to_the_same_bits_and_names_wha
                 signal.raise_signal(signal.SIGTERM)
             return step(*args)
 
-        object.__setattr__(trainer, "train_steps", train_steps)
-        return trainer
+        return dataclasses.replace(trainer, train_steps=train_steps)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "build_trainer", stopping)
         with pytest.raises(InterruptedRunError, match="after step 15"):
-            loop.run(other, tmp_path / "parts")
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(3))
+            loop.run(fields, tmp_path / "parts")
     loop.run(other, tmp_path / "parts")
     (whole, record), (parts, about) = (_final(tmp_path / name, fields) for name in ("whole", "parts"))
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
