@@ -22,8 +22,9 @@ def belongs(record: Record, arm: Arm, seed: int | None = None) -> bool:
     """Whether a run is of this arm (and seed)."""
     config = record["config"]
     init = arm.fields.get("init_scheme", "published")
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in arm.fields.items()}
     return (
-        all(config.get(name) == value for name, value in arm.fields.items())
+        all(config.get(name) == value for name, value in fields.items())
         and config.get("init_scheme") == init
         and seed in (None, record["seed"])
     )

@@ -24,8 +24,8 @@ from pathlib import Path
 
 from benchmarks import _results
 from benchmarks._results import ROOT, Record
-from benchmarks.paper import comparison
-from benchmarks.paper.experiments import EXPERIMENTS, Arm, Experiment, small_form
+from benchmarks.paper import calibration, comparison
+from benchmarks.paper.experiments import EXPERIMENTS, Arm, Comparison, Experiment, small_form
 from mimicnorm_jax.training.writers import read_metrics
 from mimicnorm_jax.utils.console import log_line
 
@@ -56,6 +56,8 @@ def make_study(name: str, small: bool, epochs: int | None, dtype: str) -> compar
             sys.exit(f"error: {name} --small: {error}")
         command.append("--small")
     if epochs is not None and epochs != experiment.epochs:
+        if any("epochs" in arm.fields for arm in experiment.arms):
+            sys.exit(f"error: {name} --epochs={epochs}: its schedules are made for the epochs that its arms name")
         name, experiment = f"{name}_{epochs}_epochs", replace(experiment, epochs=epochs)
         command.append(f"--epochs={epochs}")
     if dtype != "float32":
@@ -95,7 +97,7 @@ def chosen(experiment: Experiment, nets: Sequence[str], methods: Sequence[str]) 
 
 def next_run(
     arms: Sequence[Arm],
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None,
     records: Sequence[Record],
     begun: Callable[[Arm, int], bool],
     remaining: float,
@@ -104,7 +106,7 @@ def next_run(
 
     Args:
       arms: of the experiment.
-      seeds: of each arm.
+      seeds: of each arm; None: its own.
       records: of finished runs.
       begun: whether a run was stopped on its way.
       remaining: seconds.
@@ -124,15 +126,25 @@ def next_run(
         too_long = bool(took) and len(open_runs) * sum(took) / len(took) > remaining
         return not started, too_long
 
-    groups = {
-        (seed, arm.comparison): [a for a in arms if a.comparison == arm.comparison] for seed in seeds for arm in arms
-    }
-    open_groups = {key: members for key, members in groups.items() if not all(done(arm, key[0]) for arm in members)}
+    open_groups = [
+        (seed, members) for seed, members in _comparisons(arms, seeds) if not all(done(arm, seed) for arm in members)
+    ]
     if not open_groups:
         return None
-    seed, which = min(open_groups, key=lambda key: rank(key[0], open_groups[key]))
-    members = [arm for arm in open_groups[seed, which] if not done(arm, seed)]
-    return min(members, key=lambda arm: not begun(arm, seed)), seed
+    seed, members = min(open_groups, key=lambda group: rank(*group))
+    return min((arm for arm in members if not done(arm, seed)), key=lambda arm: not begun(arm, seed)), seed
+
+
+def _comparisons(arms: Sequence[Arm], seeds: Sequence[int] | None) -> list[tuple[int, list[Arm]]]:
+    """Seed and arms of every comparison: by stage, then by seed, then as the arms come."""
+    by_stage: dict[int, dict[tuple[int, Comparison], list[Arm]]] = {}
+    for stage in sorted({arm.stage for arm in arms}):
+        of_stage = [arm for arm in arms if arm.stage == stage]
+        for seed in dict.fromkeys(seeds if seeds is not None else sorted({s for arm in of_stage for s in arm.seeds})):
+            for arm in of_stage:
+                if seeds is not None or seed in arm.seeds:
+                    by_stage.setdefault(stage, {}).setdefault((seed, arm.comparison), []).append(arm)
+    return [(seed, members) for groups in by_stage.values() for (seed, _), members in groups.items()]
 
 
 def train(command: Sequence[str], remaining: float) -> int:
@@ -184,7 +196,7 @@ def run(arguments: argparse.Namespace, study: comparison.Study) -> bool:
             return False
         arm, seed = found
         workdir = folder(arm, seed)
-        fields = {**arm.fields, "epochs": experiment.epochs, "seed": seed, "keep_checkpoints": 1}
+        fields = {"epochs": experiment.epochs, **arm.fields, "seed": seed, "keep_checkpoints": 1}
         fields |= {"steps_per_call": arguments.steps_per_call}
         command = ["train.py", "--config=configs/cifar100.py", *(f"--config.{k}={v}" for k, v in fields.items())]
         log_line(f"{name}: {workdir.name}")
@@ -195,7 +207,10 @@ def run(arguments: argparse.Namespace, study: comparison.Study) -> bool:
         if code not in (0, 3):
             sys.exit(f"error: train.py ended with exit code {code}; its folder is {workdir}")
         ended = json.loads((workdir / "failure.json").read_text())["error"].split(". ")[0] if code else ""
-        study.store.add(arguments.results, record_of(workdir, arm, seed, ["python", *command], ended))
+        record = record_of(workdir, arm, seed, ["python", *command], ended)
+        if experiment.calibrated and not ended:
+            record["calibration"] = calibration.of_run(workdir)
+        study.store.add(arguments.results, record)
         shutil.rmtree(workdir)
         comparison.write(study, arguments.results)
 
@@ -207,7 +222,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--small", action="store_true", help="in a form for a CPU, without published numbers")
     parser.add_argument("--nets", nargs="+", default=[], help="default: all of the experiment's")
     parser.add_argument("--methods", nargs="+", default=[], help="default: all of the experiment's")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0; the paper has three runs")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: the experiment's; 0 for the paper's, of three")
     parser.add_argument("--epochs", type=int, help="default: the paper's; others go to files of their own")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of activations")
     parser.add_argument("--steps_per_call", type=int, default=1, help="of train.py; 1 on a CPU, 8 or so on a GPU")
