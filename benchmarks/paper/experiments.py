@@ -56,14 +56,15 @@ class Experiment:
       arms: compared.
       epochs: of each run, but for arms whose fields say otherwise.
       small: fields that make its runs small enough for a CPU, `epochs` among them; empty if it has no such form.
-      calibrated: whether the calibration of each final network is measured too.
+      converged: whether networks are trained to the end: then their calibration is measured, and they are compared by
+        seed.
     """
 
     summary: str
     arms: tuple[Arm, ...]
     epochs: int
     small: Mapping[str, Any] = field(default_factory=dict)
-    calibrated: bool = False
+    converged: bool = False
 
 
 def _arm(net: str, method: str, published: Accuracy | None = None, **fields: Any) -> Arm:
@@ -158,7 +159,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         2,
         {"width_multiplier": 0.25, "batch_size": 128},
     ),
-    "convergence": Experiment("small networks trained to the end", _convergence(), 30, calibrated=True),
+    "convergence": Experiment("small networks trained to the end", _convergence(), 30, converged=True),
 }
 """Every experiment by name."""
 

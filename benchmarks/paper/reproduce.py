@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks import _results
 from benchmarks._results import ROOT, Record
-from benchmarks.paper import calibration, comparison
+from benchmarks.paper import calibration, comparison, pages
 from benchmarks.paper.experiments import EXPERIMENTS, Arm, Comparison, Experiment, small_form
 from mimicnorm_jax.training.writers import read_metrics
 from mimicnorm_jax.utils.console import log_line
@@ -208,11 +208,11 @@ def run(arguments: argparse.Namespace, study: comparison.Study) -> bool:
             sys.exit(f"error: train.py ended with exit code {code}; its folder is {workdir}")
         ended = json.loads((workdir / "failure.json").read_text())["error"].split(". ")[0] if code else ""
         record = record_of(workdir, arm, seed, ["python", *command], ended)
-        if experiment.calibrated and not ended:
+        if experiment.converged and not ended:
             record["calibration"] = calibration.of_run(workdir)
         study.store.add(arguments.results, record)
         shutil.rmtree(workdir)
-        comparison.write(study, arguments.results)
+        pages.write(study, arguments.results)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -241,7 +241,7 @@ def main() -> None:
     arguments = make_parser().parse_args()
     asked = make_study(arguments.experiment, arguments.small, arguments.epochs, arguments.dtype)
     finished = arguments.render or run(arguments, asked)
-    comparison.write(asked, arguments.results)
+    pages.write(asked, arguments.results)
     log_line((arguments.results / f"{asked.name}.md").read_text())
     if not finished:
         sys.exit("stopped before all was done: the same command resumes")
