@@ -6,6 +6,7 @@ Every finished run is a record of results/NAME.jsonl and never repeated; a stopp
   python -m benchmarks.paper.reproduce table1 --data_dir=DIR --nets vgg11 resnet18 --seeds 0 1 2 --dtype=bfloat16
   python -m benchmarks.paper.reproduce figure6 --small --data_dir=DIR      # for a machine without GPU
   python -m benchmarks.paper.reproduce table1 --render                     # table and figures only
+  python -m benchmarks.paper.reproduce table1 --dry_run                    # without GPU: would it run, how fast at best
 """
 
 import argparse
@@ -21,10 +22,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks import _results
 from benchmarks._results import ROOT, Record
 from benchmarks.paper import calibration, comparison, pages
+from benchmarks.paper import dry_run as dry_run_lib
 from benchmarks.paper.experiments import EXPERIMENTS, Arm, Comparison, Experiment, small_form
 from mimicnorm_jax.training.writers import read_metrics
 from mimicnorm_jax.utils.console import log_line
@@ -174,6 +177,22 @@ def record_of(folder: Path, arm: Arm, seed: int, command: Sequence[str], ended: 
     return record | {"config": config, "machine": about["machine"], "command": shlex.join(command)}
 
 
+def fields_of(experiment: Experiment, arm: Arm, seed: int, steps_per_call: int) -> dict[str, Any]:
+    """What the command of a run sets of the config."""
+    fields = {"epochs": experiment.epochs, **arm.fields, "seed": seed, "keep_checkpoints": 1}
+    return {**fields, "steps_per_call": steps_per_call}
+
+
+def dry_run(arguments: argparse.Namespace, study: comparison.Study) -> str:
+    """A table of what the study's programs would take on a GPU; each has taken its steps here."""
+    arms = chosen(study.experiment, arguments.nets, arguments.methods)
+    return dry_run_lib.dry_run(
+        arms,
+        lambda arm: fields_of(study.experiment, arm, 0, arguments.steps_per_call),
+        lambda folder, arm: record_of(folder, arm, 0, [], ""),
+    )
+
+
 def run(arguments: argparse.Namespace, study: comparison.Study) -> bool:
     """Runs what is missing until all is done or the budget spent; whether all is done."""
     deadline = time.monotonic() + arguments.budget
@@ -196,8 +215,7 @@ def run(arguments: argparse.Namespace, study: comparison.Study) -> bool:
             return False
         arm, seed = found
         workdir = folder(arm, seed)
-        fields = {"epochs": experiment.epochs, **arm.fields, "seed": seed, "keep_checkpoints": 1}
-        fields |= {"steps_per_call": arguments.steps_per_call}
+        fields = fields_of(experiment, arm, seed, arguments.steps_per_call)
         command = ["train.py", "--config=configs/cifar100.py", *(f"--config.{k}={v}" for k, v in fields.items())]
         log_line(f"{name}: {workdir.name}")
         where = [f"--config.data_dir={arguments.data_dir}", f"--workdir={workdir.absolute()}"]
@@ -220,6 +238,11 @@ def make_parser() -> argparse.ArgumentParser:
     summaries = "; ".join(f"{name}: {experiment.summary}" for name, experiment in EXPERIMENTS.items())
     parser.add_argument("experiment", choices=EXPERIMENTS, help=summaries)
     parser.add_argument("--small", action="store_true", help="in a form for a CPU, without published numbers")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help=f"record nothing: compile every program for an {dry_run_lib.TARGET}, take {dry_run_lib.STEPS} steps here",
+    )
     parser.add_argument("--nets", nargs="+", default=[], help="default: all of the experiment's")
     parser.add_argument("--methods", nargs="+", default=[], help="default: all of the experiment's")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: the experiment's; 0 for the paper's, of three")
@@ -240,6 +263,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> None:
     arguments = make_parser().parse_args()
     asked = make_study(arguments.experiment, arguments.small, arguments.epochs, arguments.dtype)
+    if arguments.dry_run:
+        log_line(dry_run(arguments, asked))
+        return
     finished = arguments.render or run(arguments, asked)
     pages.write(asked, arguments.results)
     log_line((arguments.results / f"{asked.name}.md").read_text())
