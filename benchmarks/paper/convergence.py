@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import _results
-from benchmarks._results import Record, grouped, mean_and_deviation, table
+from benchmarks._results import Record, mean_and_deviation, table
 from benchmarks.paper import comparison
 from benchmarks.paper.calibration import BINS, expected_calibration_error
 from benchmarks.paper.comparison import Study, best, final
@@ -30,16 +30,14 @@ _SETTING = (
 )
 
 
-def _groups(study: Study, records: Sequence[Record]) -> dict[Comparison, Runs]:
-    return grouped(study.runs(records), lambda pair: pair[0].comparison)
-
-
 def home_groups(study: Study, records: Sequence[Record]) -> dict[str, Runs]:
     """By network, all that was compared at its first learning rate."""
-    found: dict[str, Runs] = {}
-    for (net, _), runs in _groups(study, records).items():
-        found.setdefault(net, runs)
-    return found
+    homes: dict[str, Comparison] = {}
+    found: dict[str, list[tuple[Arm, list[Record]]]] = {}
+    for arm, of_arm in study.runs(records):
+        if homes.setdefault(arm.net, arm.comparison) == arm.comparison:
+            found.setdefault(arm.net, []).append((arm, of_arm))
+    return dict(found)
 
 
 def _of(runs: Runs, method: str) -> list[Record]:
@@ -89,7 +87,7 @@ def conclusion(study: Study, records: Sequence[Record]) -> str:
     ]
     if (none := best_none(runs)) and (gain := paired(ours, none[1], final)):
         text.append(
-            f"Compared with neither of them (`{none[0]}`, the better of two initializations by this very test "
+            f"Compared with the network without any of it (`{none[0]}`, the better of two initializations by this very test "
             f"accuracy), MimicNorm ends {_against(gain, 'it')}."
         )
     text.append(
