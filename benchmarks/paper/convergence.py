@@ -87,8 +87,8 @@ def conclusion(study: Study, records: Sequence[Record]) -> str:
     ]
     if (none := best_none(runs)) and (gain := paired(ours, none[1], final)):
         text.append(
-            f"Compared with the network without any of it (`{none[0]}`, the better of two initializations by this very test "
-            f"accuracy), MimicNorm ends {_against(gain, 'it')}."
+            f"Compared with the network without any of it (`{none[0]}`, the better of two initializations by this very "
+            f"test accuracy), MimicNorm ends {_against(gain, 'it')}."
         )
     text.append(
         "This is one small network on one data set, in a fifth of the paper's epochs, at the paper's learning rate and "
