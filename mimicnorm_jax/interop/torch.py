@@ -44,8 +44,8 @@ def load(
     """Reads a PyTorch state dict into variables of our network.
 
     The published networks of the paper's code under batchnorm, mimicnorm (and weightmean, lastbn, none, which have its
-    parameters) and fixup; the ResNets of torchvision into `resnet50_imagenet` and its like under batchnorm. Kernels may
-    be centered or not: the layers center them.
+    parameters) and fixup; torchvision's ResNets, VGGs and ShuffleNets into the ImageNet forms under batchnorm. Kernels
+    may be centered or not: the layers center them.
 
     Args:
       source: a state dict of tensors or arrays, or a file of one: see `files.read_state_dict`. It may stand under

@@ -14,27 +14,34 @@ there = importlib.import_module("tests.interop.torch_networks")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:UserWarning")
 
-# Of logits whose standard deviation is about 1. Both sum in float32, in their own orders.
+# Of logits whose standard deviation is between 0.1 and 1. Both sum in float32, in their own orders.
 ATOL = 1e-4
 
 
-def _torchvision(name):
+def _package(name):
     try:
-        return getattr(importlib.import_module("torchvision").models, name)()
+        return importlib.import_module(name)
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another PyTorch
-        pytest.skip(f"comparing networks with torchvision's needs it ({error})")
+        pytest.skip(f"comparing networks with those of {name} needs it ({error})")
 
 
 def _randomized(net, x, seed=0):
-    """With no parameter at its initial value, and statistics that are those of a batch."""
+    """With norms and scalars away from their initial values, and with the running statistics of a batch.
+
+    Branches of deep ResNets add a quarter of their sum, less than at first, as trained ones do: with whole branches
+    a random network of 152 layers multiplies rounding errors so that PyTorch's float32 is as far from its own float64
+    (6e-3) as from us.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
+        for norm in filter(lambda module: isinstance(module, torch.nn.BatchNorm2d), net.modules()):
+            norm.weight.uniform_(0.5, 1.5, generator=generator)
+            norm.bias.normal_(0, 0.2, generator=generator)
         for module in net.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.normal_(0, 0.2, generator=generator)
-            elif isinstance(module, there.Scale | there.CifarBlock) and module.scale is not None:
+            if isinstance(module, there.Scale | there.CifarBlock) and module.scale is not None:
                 module.scale.fill_(0.7)
+            if last := getattr(module, "bn3", getattr(module, "bn2", None)):
+                last.weight *= 0.25
             if hasattr(module, "momentum"):
                 module.momentum = 1.0  # the running statistics become the batch's
         net.train()(x)
@@ -48,38 +55,67 @@ def _difference(net, model, x):
     ours = model.apply(variables, x.permute(0, 2, 3, 1).numpy())
     with torch.no_grad():
         theirs = net(x).numpy()
-    print(type(model).__name__, "largest difference", abs(ours - theirs).max(), "std", theirs.std())
     return abs(ours - theirs).max(), theirs.std()
 
 
 @pytest.mark.parametrize("depth", [18, *map(also, (34, 50, 101, 152))])
 def test_resnets_of_torchvisions_topology_have_equal_logits(depth):
     model = models.create(f"resnet{depth}_imagenet", method="batchnorm", num_classes=1000)
+    torch.manual_seed(0)
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     net = _randomized(there.ResNet(depth), x)
     difference, spread = _difference(net, model, x)
-    assert spread > 0.3
+    assert spread > 0.1
     assert difference < ATOL
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("ours", "theirs", "side"),
+    ("name", "method", "theirs", "side"),
     [
-        ("resnet18_imagenet", "resnet18", 64),
-        ("resnet50_imagenet", "resnet50", 64),
-        ("shufflenetv2_x0.5_imagenet", "shufflenet_v2_x0_5", 64),
-        ("shufflenetv2_x1_imagenet", "shufflenet_v2_x1_0", 64),
-        ("vgg11_imagenet", "vgg11_bn", 224),
+        ("resnet18_imagenet", "batchnorm", "resnet18", 64),
+        ("resnet50_imagenet", "batchnorm", "resnet50", 64),
+        ("shufflenetv2_x0.5_imagenet", "batchnorm", "shufflenet_v2_x0_5", 224),
+        ("shufflenetv2_x1_imagenet", "batchnorm", "shufflenet_v2_x1_0", 224),
+        ("vgg11_imagenet", "batchnorm", "vgg11_bn", 224),
+        ("vgg11_imagenet", "none", "vgg11", 224),
     ],
 )
-def test_torchvisions_own_networks_have_equal_logits(ours, theirs, side):
-    net = _torchvision(theirs)
-    model = models.create(ours, method="batchnorm", num_classes=1000)
+def test_torchvisions_own_networks_have_equal_logits(name, method, theirs, side):
+    torch.manual_seed(0)
+    net = getattr(_package("torchvision.models"), theirs)()
+    model = models.create(name, method=method, num_classes=1000)
     x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1))
     difference, spread = _difference(_randomized(net, x), model, x)
-    assert spread > 0.3
-    assert difference < ATOL
+    assert spread > 1e-3
+    assert difference < min(ATOL, 1e-3 * spread)
+
+
+RESNETS = [(f"resnet{depth}_imagenet", "batchnorm", f"resnet{depth}") for depth in there.RESNETS]
+WIDTHS = {"x0.5": "x0_5", "x1": "x1_0", "x1.5": "x1_5", "x2": "x2_0"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("package", "networks"),
+    [
+        ("timm", RESNETS),
+        ("torchvision.models", RESNETS),
+        ("torchvision.models", [(f"vgg{depth}_imagenet", "batchnorm", f"vgg{depth}_bn") for depth in (11, 16, 19)]),
+        ("torchvision.models", [(f"vgg{depth}_imagenet", "none", f"vgg{depth}") for depth in (11, 16, 19)]),
+        (
+            "torchvision.models",
+            [(f"shufflenetv2_{w}_imagenet", "batchnorm", f"shufflenet_v2_{t}") for w, t in WIDTHS.items()],
+        ),
+    ],
+)
+def test_names_are_those_of_other_packages(package, networks):
+    build = _package(package)
+    for name, method, theirs in networks:
+        with torch.device("meta"):
+            net = build.create_model(theirs) if package == "timm" else getattr(build, theirs)()
+        names = {name for name in net.state_dict() if "num_batches_tracked" not in name}
+        assert names == set(interop.torch.names(models.create(name, method=method, num_classes=1000))), theirs
 
 
 def test_pytorch_takes_what_dump_gives():
@@ -104,6 +140,7 @@ def test_the_authors_networks_have_equal_logits(build, name, width, depth, metho
     model = models.create(name, method=method, num_classes=10, width=width).clone(**depth)
     side = 64 if build == "vgg" else 12
     x = torch.randn(8, 3, side, side, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
     net = getattr(there, build)(norm=method == "batchnorm")
     if method == "mimicnorm":
         _center(net, least=0 if build == "vgg" else 51)
