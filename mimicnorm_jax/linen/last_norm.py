@@ -106,7 +106,8 @@ class WithLastBatchNorm(nn.Module):
         way_out = "or give norm=functools.partial(LastBatchNorm, use_running_average=...)"
         if said:
             raise ValueError(
-                f"BatchNorms and arguments of {name} disagree on whether this call is training: make them agree, {way_out}"
+                f"BatchNorms and arguments of {name} disagree on whether this call is training: make them agree, "
+                f"{way_out}"
             )
         raise ValueError(
             f"nothing says whether this call of {name} is training: no BatchNorm was called, and its call has none of "

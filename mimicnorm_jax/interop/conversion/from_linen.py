@@ -10,7 +10,7 @@ from flax.linen.module import InterceptorContext
 
 from mimicnorm_jax.functional.kernels import center
 from mimicnorm_jax.functional.transform import KernelTransform
-from mimicnorm_jax.interop.conversion.records import Choice, Layer
+from mimicnorm_jax.interop.conversion.records import Choice, Layer, nothing_centered
 from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
 from mimicnorm_jax.linen.norm import IdentityNorm
 from mimicnorm_jax.linen.transformed import kernel_shape, read_kernel, transformed_layer
@@ -67,7 +67,7 @@ class Mimic(WithLastBatchNorm):
         with _converted(key), nn.intercept_methods(convert):
             output = self.module(*args, **kwargs)
         if self.is_initializing() and None not in convolutions:
-            raise ValueError(_nothing_centered(type(self.module).__name__, [why for why in convolutions if why]))
+            raise ValueError(nothing_centered(type(self.module).__name__, [why for why in convolutions if why]))
         return output
 
     @nn.nowrap
@@ -100,10 +100,3 @@ def _without_norm(
     features = sorted(axis % x.ndim for axis in axes)
     bias = norm.param("bias", norm.bias_init, tuple(x.shape[axis] for axis in features), norm.param_dtype)
     return y + bias.reshape([x.shape[axis] if axis in features else 1 for axis in range(x.ndim)]).astype(y.dtype)
-
-
-def _nothing_centered(name: str, reasons: list[str]) -> str:
-    if not reasons:
-        return f"{name} calls no nn.Conv and no nn.Dense: there is no kernel to center"
-    each = ", ".join(sorted(set(reasons)))
-    return f"no kernel of {name} is centered. What it has is left: {each}. Give a rule or select that takes some"

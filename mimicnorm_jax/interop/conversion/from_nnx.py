@@ -9,7 +9,17 @@ from flax import nnx
 
 from mimicnorm_jax.functional.kernels import center
 from mimicnorm_jax.functional.transform import KernelTransform
-from mimicnorm_jax.interop.conversion.records import Choice, Layer, LayerRecord, Report, exact_gain
+from mimicnorm_jax.interop.conversion.records import (
+    OTHER_LAYER,
+    OWN_CALL,
+    OWN_STATISTICS,
+    Choice,
+    Layer,
+    LayerRecord,
+    Report,
+    exact_gain,
+    nothing_centered,
+)
 from mimicnorm_jax.linen.last_norm import LAST_BN
 from mimicnorm_jax.nnx import CenteredConv, CenteredLinear, IdentityNorm, LastBatchNorm
 from mimicnorm_jax.nnx.transformed import TransformedKernel
@@ -57,13 +67,10 @@ def mimic_nnx(
     layers = list(nnx.iter_modules(model))
     reasons = [_center(path, layer, choice) for path, layer in layers if _has_kernel(layer)]
     if None not in reasons:
-        what = (
-            f": {', '.join(sorted(set(map(str, reasons))))}" if reasons else ", and there is no nnx.Conv or nnx.Linear"
-        )
-        raise ValueError(f"no kernel of {name} is centered{what}. Give a rule or select that takes some")
+        raise ValueError(nothing_centered(name, [why for why in reasons if why]))
     modes = {_remove(path, layer, keep_bias) for path, layer in layers if _is_norm(layer)} - {None}
     if norm is not None:
-        last = norm(num_classes)
+        last: Any = norm(num_classes)
         if len(modes) == 1 and hasattr(last, "use_running_average"):
             last.use_running_average = modes.pop()
         setattr(model, LAST_BN, last)
@@ -96,14 +103,16 @@ def _with_last_norm(kind: type) -> type:
             )
         return getattr(self, LAST_BN)(logits)
 
-    return type(f"Mimic{kind.__name__}", (kind, _Converted), {"__call__": call, "__doc__": kind.__doc__})
+    names = {"__call__": call, "__doc__": kind.__doc__, "__module__": kind.__module__}
+    return type(f"Mimic{kind.__name__}", (kind, _Converted), names)
 
 
 @functools.cache
 def _centered_class(kind: type) -> type:
     """A layer's class with a kernel transform."""
     known: dict[type, type] = {nnx.Conv: CenteredConv, nnx.Linear: CenteredLinear}
-    return known.get(kind) or type(f"Centered{kind.__name__}", (TransformedKernel, kind), {})
+    names = {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    return known.get(kind) or type(f"Centered{kind.__name__}", (TransformedKernel, kind), names)
 
 
 def _has_kernel(layer: nnx.Module) -> bool:
@@ -127,7 +136,7 @@ def _layer(path: Path, layer: Any) -> Layer:
 def _center(path: Any, layer: Any, choice: Choice) -> str | None:
     """Centers the layer's kernel, or says why not."""
     if not _known_call(layer):
-        return f"{type(layer).__name__} has a __call__ of its own"
+        return OWN_CALL
     reason = choice.reason_to_leave(_layer(tuple(map(str, path)), layer), convolution=isinstance(layer, nnx.Conv))
     if reason is None:
         # In place, so that a layer in several places, or in a list, stays one.
@@ -140,8 +149,8 @@ def _remove(path: Any, norm: Any, keep_bias: bool) -> bool | None:
     """Makes a BatchNorm the identity; returns whether it used running averages."""
     if not _known_call(norm):
         raise ValueError(
-            f"{'/'.join(map(str, path))} is a {type(norm).__name__}, a BatchNorm with a __call__ of its own: what takes "
-            "its place is not known; give the network another norm"
+            f"{'/'.join(map(str, path))} is a {type(norm).__name__}, a BatchNorm with a __call__ of its own: what "
+            "takes its place is not known; give the network another norm"
         )
     norm.__class__ = RemovedNorm
     norm.scale = nnx.data(None)
@@ -166,6 +175,9 @@ def _record(path: Path, layer: Any, normalized: bool) -> LayerRecord | None:
             return kind(one.shape, one.groups, action="centered", gain=exact_gain(one.shape))
         gain = 1.0 if normalized and isinstance(layer, nnx.Conv) else None
         return kind(one.shape, one.groups, gain=gain, reason="not centered")
-    if any(isinstance(value, nnx.Variable) for value in vars(layer).values()):
-        return kind(reason="no layer whose kernel is centered here")
-    return None
+    variables = [value for value in vars(layer).values() if isinstance(value, nnx.Variable)]
+    if isinstance(layer, nnx.BatchNorm):
+        return kind(reason="not converted")
+    if any(isinstance(value, nnx.BatchStat) for value in variables):
+        return kind(reason=OWN_STATISTICS)
+    return kind(reason=OWN_CALL if isinstance(layer, nnx.Conv | nnx.Linear) else OTHER_LAYER) if variables else None

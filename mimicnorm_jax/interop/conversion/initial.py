@@ -59,8 +59,7 @@ def _wanted(report: Report, branch_ends: Sequence[str] | None) -> dict[Path, flo
     if branch_ends is not None:
         blocks = {tuple(path.split("/")): block for block, path in enumerate(branch_ends, 1)}
         if unknown := ["/".join(path) for path in blocks if path not in records]:
-            raise ValueError(
-                f"branch_ends: {', '.join(unknown)} is no layer with a gain; it is one of {', '.join(map('/'.join, records))}"
-            )
+            known = ", ".join("/".join(path) for path in records)
+            raise ValueError(f"branch_ends: {', '.join(unknown)} is no layer with a gain; those are {known}")
         records = {path: replace(one, block=blocks.get(path)) for path, one in records.items()}
     return {path: one.stddev for path, one in records.items() if one.stddev is not None}

@@ -12,7 +12,14 @@ from flax.linen.module import InterceptorContext
 from mimicnorm_jax.functional.kernels import center, fan_in
 from mimicnorm_jax.functional.transform import IDENTITY, KernelTransform
 from mimicnorm_jax.interop.conversion.from_linen import BATCH_NORM_CALL, CONV_CALL, DENSE_CALL, Mimic, original
-from mimicnorm_jax.interop.conversion.records import LayerRecord, Report, exact_gain
+from mimicnorm_jax.interop.conversion.records import (
+    OTHER_LAYER,
+    OWN_CALL,
+    OWN_STATISTICS,
+    LayerRecord,
+    Report,
+    exact_gain,
+)
 from mimicnorm_jax.linen.norm import IdentityNorm, LastBatchNorm
 from mimicnorm_jax.linen.transformed import TransformedKernel, kernel_shape
 from mimicnorm_jax.utils.trees import Path
@@ -47,7 +54,7 @@ class _Noted:
         self._blocks = 0
 
     def intercept(self, call: Callable[..., Any], args: Any, kwargs: Any, context: InterceptorContext) -> Any:
-        layer = context.module
+        layer: Any = context.module
         mimic = isinstance(layer, Mimic) and context.method_name == "__call__"
         if mimic:
             self._inside.append(layer)
@@ -115,11 +122,9 @@ class _Noted:
         if not any(variables.values()):
             return
         kernel = nn.meta.unbox(variables["params"].get("kernel"))
-        reason = "no layer whose kernel is centered here"
-        if isinstance(layer, nn.Conv | nn.Dense):
-            reason = "a subclass with a __call__ of its own"
+        reason = OWN_CALL if isinstance(layer, nn.Conv | nn.Dense) else OTHER_LAYER
         if variables["batch_stats"]:
-            reason = "has batch_stats of its own, and may couple a batch"
+            reason = OWN_STATISTICS
         shape = None if kernel is None else kernel.shape
         self.records[layer.path] = LayerRecord(layer.path, type(layer).__name__, shape, reason=reason)
 

@@ -1,12 +1,16 @@
 """What a conversion does to each layer of a network, in records that say why."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from mimicnorm_jax.functional.kernels import fan_in, gain
 from mimicnorm_jax.functional.rules import PUBLISHED_CIFAR_RULE, Rule
 from mimicnorm_jax.utils.trees import Path
+
+OWN_CALL = "a subclass with a __call__ of its own"
+OWN_STATISTICS = "keeps statistics of its own, and may couple a batch"
+OTHER_LAYER = "no layer whose kernel is centered here"
 
 Action = Literal["centered", "identity", "left", "last norm"]
 
@@ -110,6 +114,14 @@ class Report:
 def exact_gain(shape: tuple[int, ...]) -> float:
     """Theorem 3's gain of a centered kernel of this shape."""
     return gain(fan_in(shape))
+
+
+def nothing_centered(name: str, reasons: Iterable[str]) -> str:
+    """The sentence for a network without a centered kernel, from the reasons why each was left."""
+    each = ", ".join(sorted(set(reasons)))
+    if not each:
+        return f"{name} has no convolution and no dense layer of Flax's: there is no kernel to center"
+    return f"no kernel of {name} is centered. What it has is left: {each}. Give a rule or select that takes some"
 
 
 def _row(one: LayerRecord) -> tuple[str, ...]:
