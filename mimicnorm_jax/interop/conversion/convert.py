@@ -11,6 +11,7 @@ from mimicnorm_jax.interop.conversion.from_linen import Mimic
 from mimicnorm_jax.interop.conversion.from_nnx import mimic_nnx, nnx_report
 from mimicnorm_jax.interop.conversion.linen_report import linen_report
 from mimicnorm_jax.interop.conversion.records import Choice, Report, Select
+from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
 from mimicnorm_jax.linen.norm import LastBatchNorm
 from mimicnorm_jax.nnx.norm import LastBatchNorm as NNXLastBatchNorm
 
@@ -67,6 +68,8 @@ def mimic(
       last_bn   LastBatchNorm            last norm
     """
     choice = Choice(rule, select)
+    if isinstance(module, WithLastBatchNorm):
+        raise ValueError(f"{type(module.module).__name__} has a last BatchNorm already: convert the module in it")
     if isinstance(module, nn.Module):
         return Mimic(module, norm, choice, keep_bias)
     if isinstance(module, nnx.Module):

@@ -66,8 +66,8 @@ class _Noted:
             self._inside.pop()
         if note is not None:
             self.records[layer.path] = note
-            if note.shape is not None:
-                self._outputs.append((result, layer.path))
+        if _multiplies(layer, original(context)):
+            self._outputs.append((result, layer.path))
         elif isinstance(layer, nn.Conv | nn.Dense) and len(self._outputs) > seen:  # a subclass around Flax's call
             self._outputs.append((result, self._outputs[-1][1]))
         elif context.method_name not in ("setup", "<lambda>") and layer.path not in self.records:
@@ -78,7 +78,7 @@ class _Noted:
         """The record of a layer that is known; x is its input."""
         if isinstance(layer, TransformedKernel):
             return self._kernel(layer, x, layer.kernel_transform, "")
-        if isinstance(layer, nn.Conv | nn.Dense) and function in (CONV_CALL, DENSE_CALL):
+        if _multiplies(layer, function):
             reason = self._inside[-1].reason_to_leave(layer, x) if self._inside else "not converted"
             return self._kernel(layer, x, None if reason else KernelTransform(center), reason or "")
         kind = partial(LayerRecord, layer.path, type(layer).__name__)
@@ -127,6 +127,13 @@ class _Noted:
             reason = OWN_STATISTICS
         shape = None if kernel is None else kernel.shape
         self.records[layer.path] = LayerRecord(layer.path, type(layer).__name__, shape, reason=reason)
+
+
+def _multiplies(layer: Any, function: Any) -> bool:
+    """Whether a call is that of a layer with a kernel, ours or Flax's."""
+    return isinstance(layer, TransformedKernel) or (
+        isinstance(layer, nn.Conv | nn.Dense) and function in (CONV_CALL, DENSE_CALL)
+    )
 
 
 def _own(layer: nn.Module, collection: str) -> dict[str, Any]:
