@@ -39,7 +39,7 @@ class IdentityNorm(nnx.BatchNorm):
         Raises:
           TypeError: for what that does not take.
         """
-        given = inspect.signature(nnx.BatchNorm).bind(num_features, **{"rngs": None} | options)
+        given = inspect.signature(nnx.BatchNorm.__init__).bind(self, num_features, **{"rngs": None} | options)
         given.apply_defaults()
         self.num_features = num_features
         self.use_running_average = given.arguments["use_running_average"]
