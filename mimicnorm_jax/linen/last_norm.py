@@ -30,7 +30,7 @@ class WithLastBatchNorm(nn.Module):
     and as the argument `train`, `training`, `is_training` or `deterministic` of its call says.
 
     Attributes:
-      module: any Flax module whose output are logits `(B, C)`.
+      wrapped: any Flax module whose output are logits `(B, C)`.
       norm: makes the norm, with the options of `LastBatchNorm`. Its default is synchronized over the axis of the
         module's BatchNorms, if they are; `functools.partial(LastBatchNorm, axis_name=...)` says so otherwise.
 
@@ -43,7 +43,7 @@ class WithLastBatchNorm(nn.Module):
       ({'bias': (3,), 'kernel': (4, 3)}, ['last_bn'])
     """
 
-    module: nn.Module
+    wrapped: nn.Module
     norm: Callable[..., nn.Module] | None = LastBatchNorm
 
     @nn.compact
@@ -60,7 +60,7 @@ class WithLastBatchNorm(nn.Module):
           ValueError: if the output is no array `(B, C)`; if BatchNorms and arguments disagree on whether this is
             training, or none says; and as `LastBatchNorm`.
         """
-        nn.share_scope(self, self.module)
+        nn.share_scope(self, self.wrapped)
         told = _Norms(set(), set())
 
         def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -74,7 +74,7 @@ class WithLastBatchNorm(nn.Module):
             return logits
         if not hasattr(logits, "ndim") or logits.ndim != 2:
             raise ValueError(
-                f"a last BatchNorm stands on logits (B, C); {type(self.module).__name__} gives "
+                f"a last BatchNorm stands on logits (B, C); {type(self.wrapped).__name__} gives "
                 f"{getattr(logits, 'shape', type(logits).__name__)}: wrap the part of it whose output are logits"
             )
         axis = {} if told.axis_names <= {None} or self.norm is not LastBatchNorm else {"axis_name": self._axis(told)}
@@ -83,26 +83,34 @@ class WithLastBatchNorm(nn.Module):
         return norm(logits) if given is not None else norm(logits, use_running_average=self._mode(told, args, kwargs))
 
     @nn.nowrap
+    def path_of(self, layer: nn.Module) -> tuple[str, ...]:
+        """The path of a layer inside, in the tree that holds this module."""
+        own, path = self.path, layer.path
+        # Modules in fields of the wrapped one were bound before the scope was shared, under the field's name here.
+        stale = path[: len(own) + 1] == (*own, "wrapped")
+        return (*own, *path[len(own) + stale :])
+
+    @nn.nowrap
     def _call_module(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module(*args, **kwargs)
+        return self.wrapped(*args, **kwargs)
 
     @nn.nowrap
     def _axis(self, told: _Norms) -> str | None:
         if len(told.axis_names) > 1:
             raise ValueError(
-                f"the BatchNorms of {type(self.module).__name__} are synchronized over different axes, "
+                f"the BatchNorms of {type(self.wrapped).__name__} are synchronized over different axes, "
                 f"{told.axis_names}: give norm=functools.partial(LastBatchNorm, axis_name=...)"
             )
         return next(iter(told.axis_names))
 
     @nn.nowrap
     def _mode(self, told: _Norms, args: Any, kwargs: Any) -> bool:
-        said = told.uses_average | _said(self.module, args, kwargs)
+        said = told.uses_average | _said(self.wrapped, args, kwargs)
         if len(said) == 1:
             return said.pop()
         if not said and self.is_initializing():  # which moves no averages
             return False
-        name = type(self.module).__name__
+        name = type(self.wrapped).__name__
         way_out = "or give norm=functools.partial(LastBatchNorm, use_running_average=...)"
         if said:
             raise ValueError(

@@ -68,10 +68,10 @@ class ConvNeXt(nn.Module):
                 x = nn.LayerNorm()(self.conv(width, (4, 4), 4)(x))
             else:
                 x = self.conv(width, (2, 2), 2)(nn.LayerNorm()(x))
-            for _ in range(depth):
+            for block in range(depth):
                 y = nn.LayerNorm()(self.conv(width, (7, 7), feature_group_count=width)(x))
                 y = nn.Dense(width)(nn.gelu(nn.Dense(4 * width)(y)))
-                scale = self.param(f"scale_{stage}_{_}", nn.initializers.constant(1e-6), (width,))
+                scale = self.param(f"scale_{stage}_{block}", nn.initializers.constant(1e-6), (width,))
                 x = x + y * scale.reshape(1, 1, 1, -1)
         return nn.Dense(self.num_classes)(nn.LayerNorm()(x.mean((1, 2))))
 
@@ -81,12 +81,14 @@ class UNet(nn.Module):
 
     widths: Sequence[int] = (64, 128, 256, 512, 1024)
     num_classes: int = 2
+    conv: Any = nn.Conv
+    norm: Any = nn.BatchNorm
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         def double(x: jax.Array, width: int) -> jax.Array:
             for _ in range(2):
-                x = nn.relu(nn.BatchNorm(use_running_average=not train)(nn.Conv(width, (3, 3))(x)))
+                x = nn.relu(self.norm(use_running_average=not train)(self.conv(width, (3, 3))(x)))
             return x
 
         skipped = []
@@ -96,7 +98,7 @@ class UNet(nn.Module):
         x = double(x, self.widths[-1])
         for width, skip in zip(self.widths[-2::-1], skipped[::-1], strict=True):
             x = double(jnp.concatenate([skip, nn.ConvTranspose(width, (2, 2), (2, 2))(x)], -1), width)
-        return nn.Conv(self.num_classes, (1, 1))(x)
+        return self.conv(self.num_classes, (1, 1))(x)
 
 
 class CNN(nnx.Module):

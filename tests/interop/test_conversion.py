@@ -156,6 +156,34 @@ def test_inside_another_module_names_are_those_of_the_plain_network(in_setup):
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
+def _pooled(x):
+    return x.mean((1, 2))
+
+
+def test_modules_in_fields_of_a_module_keep_their_names():
+    """Flax binds them before the wrapper takes its scope."""
+    plain = nn.Sequential(
+        [nn.Sequential([nn.Conv(8, (5, 5)), nn.BatchNorm(False)]), nn.remat(nn.Conv)(4, (3, 3)), _pooled]
+    )
+    ours = mimic(plain, select=lambda layer: layer.path in {("layers_0", "layers_0"), ("layers_1",)})
+    assert layer_report(ours, IMAGES).paths("centered") == ["layers_0/layers_0", "layers_1"]
+    variables = _init(ours, IMAGES)
+    assert _shapes(variables["params"]) == {
+        "layers_0": {"layers_0": {"bias": (8,), "kernel": (5, 5, 3, 8)}},
+        "layers_1": {"bias": (4,), "kernel": (3, 3, 8, 4)},
+    }
+    hand = nn.Sequential([nn.Sequential([CenteredConv(8, (5, 5))]), CenteredConv(4, (3, 3)), _pooled])
+    expected = LastBatchNorm(False).apply(
+        {"batch_stats": variables["batch_stats"]["last_bn"]},
+        _apply(hand, {"params": variables["params"]}, IMAGES),
+        mutable=["batch_stats"],
+    )[0]
+    # float32: two programs, and the norm of four images.
+    np.testing.assert_allclose(
+        _apply(ours, variables, IMAGES, mutable=["batch_stats"])[0], expected, rtol=1e-4, atol=1e-4
+    )
+
+
 JITTED = nn.jit(Block)
 
 
@@ -176,6 +204,8 @@ def test_a_part_that_was_compiled_as_it_was_is_not_taken_for_the_converted_one()
         # float32: one network compiled as a whole, one step by step.
         np.testing.assert_allclose(ours.apply({"params": params}, x), hand.mean((1, 2)), rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(plain.apply(variables, x), before)
+    again = [jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)["params"]["block"]) for _ in range(2)]
+    assert again[0] == again[1] == _shapes(params["block"])
 
 
 class Padded(nn.Conv):
@@ -407,7 +437,7 @@ class WithRenorm(nn.Module):
     ("model", "message"),
     [
         (
-            lambda: mimic(nn.Sequential([nn.GroupNorm(3), lambda x: x.mean((1, 2))])),
+            lambda: mimic(nn.Sequential([nn.GroupNorm(3), _pooled])),
             "no convolution and no dense layer",
         ),
         (lambda: mimic(Net(), rule=never), r"no kernel of Net is centered.*by the rule: fan-in 27"),

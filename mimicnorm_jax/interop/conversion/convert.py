@@ -69,7 +69,7 @@ def mimic(
     """
     choice = Choice(rule, select)
     if isinstance(module, WithLastBatchNorm):
-        raise ValueError(f"{type(module.module).__name__} has a last BatchNorm already: convert the module in it")
+        raise ValueError(f"{type(module.wrapped).__name__} has a last BatchNorm already: convert the module in it")
     if isinstance(module, nn.Module):
         return Mimic(module, norm, choice, keep_bias)
     if isinstance(module, nnx.Module):

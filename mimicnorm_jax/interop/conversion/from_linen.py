@@ -14,6 +14,7 @@ from mimicnorm_jax.interop.conversion.records import Choice, Layer, nothing_cent
 from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
 from mimicnorm_jax.linen.norm import IdentityNorm
 from mimicnorm_jax.linen.transformed import kernel_shape, read_kernel, transformed_layer
+from mimicnorm_jax.utils.trees import Path, path_names
 
 # What Flax's layers compute, as functions. A subclass that overrides `__call__` is known where it calls Flax's, and a
 # lifted layer (`nn.remat(nn.Conv)`) where the layer inside is called.
@@ -28,7 +29,7 @@ class Mimic(WithLastBatchNorm):
     """A module of other code under MimicNorm; see `interop.mimic`, which makes it.
 
     Attributes:
-      module, norm: see `WithLastBatchNorm`; `norm` is None for no last norm.
+      wrapped, norm: see `WithLastBatchNorm`; `norm` is None for no last norm.
       choice: which kernels are centered.
       keep_bias: whether a BatchNorm leaves its bias, instead of nothing.
     """
@@ -40,11 +41,13 @@ class Mimic(WithLastBatchNorm):
     def _call_module(self, *args: Any, **kwargs: Any) -> Any:
         convolutions: list[str | None] = []  # why each was left
         norms: list[nn.Module] = []
+        called: set[Path] = set()
 
         def convert(call: Callable[..., Any], args: Any, kwargs: Any, context: InterceptorContext) -> Any:
             layer: Any = context.module
             if isinstance(layer, Mimic):
-                raise ValueError(f"{'/'.join(layer.path) or type(layer.module).__name__} is converted twice")
+                raise ValueError(f"{'/'.join(layer.path) or type(layer.wrapped).__name__} is converted twice")
+            called.add(self.path_of(layer))
             function = original(context)
             if function is BATCH_NORM_CALL:
                 norms.append(layer)
@@ -57,23 +60,29 @@ class Mimic(WithLastBatchNorm):
             result = call(*args, **kwargs)
             if isinstance(layer, nn.BatchNorm) and not isinstance(layer, IdentityNorm) and len(norms) == before:
                 raise ValueError(
-                    f"{'/'.join(layer.path)} is a {type(layer).__name__}, a BatchNorm with a __call__ of its own: what "
-                    "takes its place is not known; give the network another norm"
+                    f"{'/'.join(self.path_of(layer))} is a {type(layer).__name__}, a BatchNorm with a __call__ of its "
+                    "own: what takes its place is not known; give the network another norm"
                 )
             return result
 
-        # While initializing, everything is traced anew, so that nothing is missed below.
-        key = object() if self.is_initializing() else (self.choice, self.keep_bias)
-        with _converted(key), nn.intercept_methods(convert):
-            output = self.module(*args, **kwargs)
-        if self.is_initializing() and None not in convolutions:
-            raise ValueError(nothing_centered(type(self.module).__name__, [why for why in convolutions if why]))
+        with _converted((self.choice, self.keep_bias)), nn.intercept_methods(convert):
+            output = self.wrapped(*args, **kwargs)
+        if self.is_initializing() and None not in convolutions and self._kernels() <= called:
+            # A kernel that is not seen called is inside of an `nn.jit` that JAX had traced before, converted.
+            raise ValueError(nothing_centered(type(self.wrapped).__name__, [why for why in convolutions if why]))
         return output
+
+    @nn.nowrap
+    def _kernels(self) -> set[Path]:
+        """Paths of the layers that have one."""
+        leaves = jax.tree_util.tree_leaves_with_path(nn.meta.unbox(self.variables.get("params", {})))
+        paths = (path_names(path) for path, _ in leaves)
+        return {(*self.path, *path[:-1]) for path in paths if path[-1] == "kernel"}
 
     @nn.nowrap
     def reason_to_leave(self, layer: Any, inputs: jax.Array) -> str | None:
         """Why the kernel of a layer inside, which is being called, is not centered; None if it is."""
-        path = layer.path[len(self.path) :]
+        path = self.path_of(layer)[len(self.path) :]
         one = Layer(path, type(layer).__name__, kernel_shape(layer, inputs), getattr(layer, "feature_group_count", 1))
         return self.choice.reason_to_leave(one, convolution=isinstance(layer, nn.Conv))
 

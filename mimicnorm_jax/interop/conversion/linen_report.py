@@ -20,6 +20,7 @@ from mimicnorm_jax.interop.conversion.records import (
     Report,
     exact_gain,
 )
+from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
 from mimicnorm_jax.linen.norm import IdentityNorm, LastBatchNorm
 from mimicnorm_jax.linen.transformed import TransformedKernel, kernel_shape
 from mimicnorm_jax.utils.trees import Path
@@ -49,57 +50,49 @@ class _Noted:
 
     def __init__(self) -> None:
         self.records: dict[Path, LayerRecord] = {}
-        self._inside: list[Mimic] = []
+        self._inside: list[WithLastBatchNorm] = []
         self._outputs: list[tuple[Any, Path]] = []  # of layers with a kernel
         self._blocks = 0
 
     def intercept(self, call: Callable[..., Any], args: Any, kwargs: Any, context: InterceptorContext) -> Any:
         layer: Any = context.module
-        mimic = isinstance(layer, Mimic) and context.method_name == "__call__"
-        if mimic:
+        path = self._inside[-1].path_of(layer) if self._inside else layer.path
+        wrapper = isinstance(layer, WithLastBatchNorm) and context.method_name == "__call__"
+        if wrapper:
             self._inside.append(layer)
         # Before the call: layers stand in the order in which they are called, and a layer inside finds its input.
-        note = self._layer(layer, original(context), *args, **kwargs) if layer.path not in self.records else None
+        x = next(iter((*args, *kwargs.values())), None)
+        note = self._layer(path, layer, original(context), x) if path not in self.records else None
         seen = len(self._outputs)
         result = call(*args, **kwargs)
-        if mimic:
+        if wrapper:
             self._inside.pop()
         if note is not None:
-            self.records[layer.path] = note
+            self.records[path] = note
         if _multiplies(layer, original(context)):
-            self._outputs.append((result, layer.path))
+            self._outputs.append((result, path))
         elif isinstance(layer, nn.Conv | nn.Dense) and len(self._outputs) > seen:  # a subclass around Flax's call
             self._outputs.append((result, self._outputs[-1][1]))
-        elif context.method_name not in ("setup", "<lambda>") and layer.path not in self.records:
-            self._unknown(layer)
+        elif context.method_name not in ("setup", "<lambda>") and path not in self.records:
+            self._unknown(path, layer)
         return result
 
-    def _layer(self, layer: Any, function: Any, x: Any = None, *_: Any, **__: Any) -> LayerRecord | None:
+    def _layer(self, path: Path, layer: Any, function: Any, x: Any) -> LayerRecord | None:
         """The record of a layer that is known; x is its input."""
+        mimic = next((one for one in self._inside if isinstance(one, Mimic)), None)
         if isinstance(layer, TransformedKernel):
-            return self._kernel(layer, x, layer.kernel_transform, "")
+            return _kernel(path, layer, x, layer.kernel_transform, "")
         if _multiplies(layer, function):
-            reason = self._inside[-1].reason_to_leave(layer, x) if self._inside else "not converted"
-            return self._kernel(layer, x, None if reason else KernelTransform(center), reason or "")
-        kind = partial(LayerRecord, layer.path, type(layer).__name__)
+            reason = "not converted" if mimic is None else mimic.reason_to_leave(layer, x)
+            return _kernel(path, layer, x, None if reason else KernelTransform(center), reason or "")
+        kind = partial(LayerRecord, path, type(layer).__name__)
         if isinstance(layer, LastBatchNorm):
             return kind(action="last norm")
         if isinstance(layer, IdentityNorm):
             return kind(action="identity")
         if isinstance(layer, nn.BatchNorm) and function is BATCH_NORM_CALL:
-            return self._norm(layer, x, kind) if self._inside else kind(reason="not converted")
+            return kind(reason="not converted") if mimic is None else self._norm(layer, x, kind)
         return None
-
-    def _kernel(self, layer: Any, x: jax.Array, transform: KernelTransform | None, reason: str) -> LayerRecord:
-        groups = getattr(layer, "feature_group_count", 1)
-        one = LayerRecord(layer.path, type(layer).__name__, kernel_shape(layer, x), groups, reason=reason)
-        assert one.shape is not None
-        if transform is None or not transform.takes(one.shape, groups):
-            rule = f"by its rule: fan-in {fan_in(one.shape)}, groups {groups}"
-            return replace(one, reason=reason or ("no transform" if transform == IDENTITY else rule))
-        if transform.function is not center:
-            return replace(one, reason=f"its transform is {getattr(transform.function, '__name__', 'another')}")
-        return replace(one, action="centered", gain=exact_gain(one.shape))
 
     def _norm(self, norm: Any, x: Any, kind: Callable[..., LayerRecord]) -> LayerRecord:
         """Of a BatchNorm that became the identity: what it normalized needs a scale of its own from now on."""
@@ -117,7 +110,7 @@ class _Noted:
         reason = f"behind {'/'.join(path)}" + (", where its scale started at 0" if ends_branch else "")
         return kind(action="identity", reason=reason)
 
-    def _unknown(self, layer: nn.Module) -> None:
+    def _unknown(self, path: Path, layer: nn.Module) -> None:
         variables = {name: _own(layer, name) for name in ("params", "batch_stats")}
         if not any(variables.values()):
             return
@@ -126,7 +119,19 @@ class _Noted:
         if variables["batch_stats"]:
             reason = OWN_STATISTICS
         shape = None if kernel is None else kernel.shape
-        self.records[layer.path] = LayerRecord(layer.path, type(layer).__name__, shape, reason=reason)
+        self.records[path] = LayerRecord(path, type(layer).__name__, shape, reason=reason)
+
+
+def _kernel(path: Path, layer: Any, x: jax.Array, transform: KernelTransform | None, reason: str) -> LayerRecord:
+    groups = getattr(layer, "feature_group_count", 1)
+    one = LayerRecord(path, type(layer).__name__, kernel_shape(layer, x), groups, reason=reason)
+    assert one.shape is not None
+    if transform is None or not transform.takes(one.shape, groups):
+        rule = f"by its rule: fan-in {fan_in(one.shape)}, groups {groups}"
+        return replace(one, reason=reason or ("no transform" if transform == IDENTITY else rule))
+    if transform.function is not center:
+        return replace(one, reason=f"its transform is {getattr(transform.function, '__name__', 'another')}")
+    return replace(one, action="centered", gain=exact_gain(one.shape))
 
 
 def _multiplies(layer: Any, function: Any) -> bool:

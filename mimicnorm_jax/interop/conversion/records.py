@@ -129,4 +129,4 @@ def _row(one: LayerRecord) -> tuple[str, ...]:
     groups = f" /{one.groups}" if one.groups > 1 else ""
     block = f" / {one.block}" if one.block is not None else ""
     number = "" if one.gain is None else f"{one.gain:.4g}{block}"
-    return "/".join(one.path), one.kind, shape + groups, one.action, number, one.reason
+    return "/".join(one.path) or ".", one.kind, shape + groups, one.action, number, one.reason
