@@ -2,7 +2,8 @@
 
 from mimicnorm_jax.linen.conv import CenteredConv, CenteredDense, TransformedConv, TransformedDense
 from mimicnorm_jax.linen.dropout import Dropout
-from mimicnorm_jax.linen.norm import LastBatchNorm
+from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
+from mimicnorm_jax.linen.norm import IdentityNorm, LastBatchNorm
 from mimicnorm_jax.linen.remat import NO_REMAT, REMATS, rematerialize
 from mimicnorm_jax.linen.scalars import ScalarBias, ScaledReLU
 from mimicnorm_jax.linen.selection import select_convolutions
@@ -13,11 +14,13 @@ __all__ = [
     "CenteredConv",
     "CenteredDense",
     "Dropout",
+    "IdentityNorm",
     "LastBatchNorm",
     "ScalarBias",
     "ScaledReLU",
     "TransformedConv",
     "TransformedDense",
+    "WithLastBatchNorm",
     "rematerialize",
     "select_convolutions",
 ]
