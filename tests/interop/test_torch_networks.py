@@ -8,9 +8,9 @@ import pytest
 
 from mimicnorm_jax import interop, models
 from tests.conftest import also
+from tests.interop import torch_networks as there
 
-torch = pytest.importorskip("torch", reason="comparing networks with PyTorch's needs it: pip install -e '.[torch]'")
-there = importlib.import_module("tests.interop.torch_networks")
+torch = there.torch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:UserWarning")
 

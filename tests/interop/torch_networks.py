@@ -2,9 +2,10 @@
 
 from collections import OrderedDict
 
-import torch
-from torch import nn
-from torch.nn.functional import max_pool2d, relu
+import pytest
+
+torch = pytest.importorskip("torch", reason="comparing networks with PyTorch's needs it: pip install -e '.[torch]'")
+nn, relu = torch.nn, torch.relu
 
 RESNETS = {
     18: ((3, 3), (2, 2, 2, 2)),
@@ -62,7 +63,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(inputs, 1000)
 
     def forward(self, x):
-        x = max_pool2d(relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        x = nn.functional.max_pool2d(relu(self.bn1(self.conv1(x))), 3, 2, 1)
         for stage in range(1, 5):
             x = self.get_submodule(f"layer{stage}")(x)
         return self.fc(x.mean((2, 3)))
