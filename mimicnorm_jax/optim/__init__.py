@@ -1,5 +1,15 @@
 """Transformations of updates and parameters, for Optax."""
 
+from mimicnorm_jax.optim.fixed_norm import FixedNormState, hyperball, lawn, select_kernels
 from mimicnorm_jax.optim.projection import Select, center_params, keep_kernels_centered, select_conv_kernels
 
-__all__ = ["Select", "center_params", "keep_kernels_centered", "select_conv_kernels"]
+__all__ = [
+    "FixedNormState",
+    "Select",
+    "center_params",
+    "hyperball",
+    "keep_kernels_centered",
+    "lawn",
+    "select_conv_kernels",
+    "select_kernels",
+]

@@ -109,10 +109,21 @@ class TrainConfig:
     )
     decay_epochs: tuple[int, ...] = _field((), "of schedule=step", "increasing positive whole numbers", _increasing)
     decay_factor: float = _field(0.1, "of schedule=step", "above 0 and at most 1", lambda value: 0 < value <= 1)
+    optimizer: str = _one_of("adamw and lion decouple weight decay from the gradient", "sgd", "adam", "adamw", "lion")
+    constraint: str = _one_of(
+        "kernels keep their norm: after free_epochs (optim.lawn), or always (optim.hyperball); wants weight_decay=0",
+        "none",
+        "lawn",
+        "hyperball",
+    )
+    free_epochs: float = _at_least(0.0, 0, "of constraint=lawn, before norms are frozen")
     momentum: float = _fraction(0.9, "of SGD")
     nesterov: bool = _any(False, "Nesterov's momentum")
     weight_decay: float = _at_least(5e-4, 0, "added to the gradient (coupled), on every parameter")
     clip_norm: float = _at_least(0.0, 0, "bound on the gradient's global norm; 0: none")
+    adaptive_clip: float = _at_least(
+        0.0, 0, "bound on a gradient's norm relative to its unit's weights, but for the classifier; 0: none"
+    )
     max_consecutive_nonfinite: int = _at_least(
         0, 0, "steps in a row with a non-finite loss or gradient that are left out; one more stops the run"
     )

@@ -1,9 +1,13 @@
-"""SGD with momentum and coupled weight decay, and its schedules."""
+"""The optimizer that a config asks for, and its schedules."""
 
+from typing import Any
+
+import jax
 import optax
 
-from mimicnorm_jax.optim import keep_kernels_centered, select_conv_kernels
+from mimicnorm_jax.optim import hyperball, keep_kernels_centered, lawn, select_conv_kernels
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.utils.trees import path_names
 
 
 def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
@@ -28,18 +32,51 @@ CONV_KERNELS = select_conv_kernels(window=2)
 """Those of our networks that are centered after a step: all their convolutions are 2-D, and none is stacked."""
 
 
-def make_optimizer(config: TrainConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Clipping, coupled weight decay and SGD; centering after the step where the config has it so.
+def make_optimizer(
+    config: TrainConfig, schedule: optax.Schedule, steps_per_epoch: int = 1
+) -> optax.GradientTransformation:
+    """Clipping, the optimizer, its constraint; centering after the step where the config has it so.
 
     Args:
       config: of the run.
       schedule: from `make_schedule`.
+      steps_per_epoch: steps in an epoch, of which the length of LAWN's free phase is made.
     """
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    parts += [
-        optax.add_decayed_weights(config.weight_decay),
-        optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),
-    ]
+    if config.adaptive_clip:
+        parts.append(optax.masked(optax.adaptive_grad_clip(config.adaptive_clip), _not_classifier))
+    if config.constraint == "hyperball":
+        parts.append(hyperball(_direction(config), schedule))
+    elif config.constraint == "lawn":
+        parts.append(lawn(optax.chain(*_free(config, schedule)), round(config.free_epochs * steps_per_epoch)))
+    else:
+        parts += _free(config, schedule)
     if config.centering == "after_step":
         parts.append(keep_kernels_centered(CONV_KERNELS))
     return optax.chain(*parts)
+
+
+def _free(config: TrainConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
+    """The optimizer by itself; weight decay is coupled but for adamw and lion."""
+    if config.optimizer == "adamw":
+        return [optax.adamw(schedule, weight_decay=config.weight_decay)]
+    if config.optimizer == "lion":
+        return [optax.lion(schedule, weight_decay=config.weight_decay)]
+    coupled = optax.add_decayed_weights(config.weight_decay)
+    if config.optimizer == "adam":
+        return [coupled, optax.adam(schedule)]
+    return [coupled, optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov)]
+
+
+def _direction(config: TrainConfig) -> optax.GradientTransformation:
+    """What the optimizer would follow, before the learning rate."""
+    if config.optimizer == "lion":
+        return optax.scale_by_lion()
+    if config.optimizer == "sgd":
+        return optax.trace(config.momentum, config.nesterov)
+    return optax.scale_by_adam()
+
+
+def _not_classifier(params: optax.Params) -> Any:
+    """Adaptive clipping leaves the classifier alone (Brock et al. 2021, section 4.1)."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "classifier" not in path_names(path), params)

@@ -63,7 +63,7 @@ class RunSpec:
         schedule = make_schedule(config, num_train // config.batch_size)
         step_config = StepConfig(
             model=self.model,
-            tx=make_optimizer(config, schedule),
+            tx=make_optimizer(config, schedule, num_train // config.batch_size),
             augmentation=Augmentation(config.crop_padding, config.flip, config.rotation),
             mean=mean,
             std=std,
@@ -120,6 +120,15 @@ def build_spec(config: TrainConfig, num_devices: int | None = None, model: Any =
         raise ConfigError(
             f"config.batch_size is {config.batch_size}, one image for each of {devices} devices, which a BatchNorm "
             f"cannot normalize by itself: choose at least {2 * devices}, or --config.sync_bn"
+        )
+    if config.constraint != "none" and config.weight_decay:
+        raise ConfigError(
+            f"config.constraint is {config.constraint!r}, under which kernels keep their norm, and config.weight_decay "
+            f"is {config.weight_decay}, which would shrink them: add --config.weight_decay=0.0"
+        )
+    if config.free_epochs and config.constraint != "lawn":
+        raise ConfigError(
+            f"config.free_epochs is {config.free_epochs}, of config.constraint='lawn': set it, or 0 epochs"
         )
     spec = RunSpec(config, dataset, model)
     _check_microbatches(spec, config.batch_size // devices)

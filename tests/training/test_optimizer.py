@@ -45,6 +45,53 @@ def test_sgd_with_clipping_and_coupled_decay_by_hand(nesterov, x64):
     np.testing.assert_allclose(params, w, rtol=1e-12)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "lion"])
+@pytest.mark.parametrize("constraint", ["lawn", "hyperball"])
+def test_constraints_keep_the_kernels_norms_from_where_they_begin(optimizer, constraint, x64):
+    """LAWN after two of three epochs of two steps; a bias moves all the time."""
+    fields = config.validate(
+        config.base(optimizer=optimizer, constraint=constraint, free_epochs=2.0, weight_decay=0.0, momentum=0.5)
+    )
+    tx = make_optimizer(fields, lambda step: 0.1, steps_per_epoch=2)
+    rng = np.random.default_rng(0)
+    params = {"layer": {"kernel": jnp.asarray(rng.normal(size=(4, 3))), "bias": jnp.zeros(3)}}
+    state, norms = tx.init(params), []
+    for _ in range(6):
+        before = params
+        gradients = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), params)
+        updates, state = tx.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        norms.append(float(jnp.linalg.norm(params["layer"]["kernel"])))
+        assert abs(params["layer"]["bias"] - before["layer"]["bias"]).min() > 0
+    kept = norms[3:] if constraint == "lawn" else norms
+    np.testing.assert_allclose(kept, kept[0], rtol=1e-13)
+    assert (constraint == "lawn") == (abs(norms[0] / norms[3] - 1) > 1e-3)
+
+
+def test_adaptive_clipping_bounds_every_unit_but_the_classifiers(x64):
+    """A column's gradient is at most 0.1 of the column (at least 1e-3), and smaller ones pass."""
+    fields = config.validate(config.base(adaptive_clip=0.1, weight_decay=0.0, momentum=0.0))
+    tx = make_optimizer(fields, lambda step: 1.0)
+    kernel = jnp.array([[3.0, 0.1], [4.0, 0.0]])
+    gradient = jnp.array([[30.0, 0.001], [40.0, 0.0]])
+    params = {name: {"kernel": kernel} for name in ("dense1", "classifier")}
+    updates, _ = tx.update({name: {"kernel": gradient} for name in params}, tx.init(params), params)
+    np.testing.assert_allclose(updates["dense1"]["kernel"], [[-0.3, -0.001], [-0.4, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(updates["classifier"]["kernel"], -gradient)
+
+
+def test_adamw_and_lion_decouple_their_decay_and_adam_does_not(x64):
+    """With a zero gradient the decoupled ones shrink by rate times decay; the coupled one takes a step of sign."""
+    found = {}
+    for optimizer in ("adam", "adamw", "lion"):
+        tx = make_optimizer(config.validate(config.base(optimizer=optimizer, weight_decay=0.01)), lambda step: 0.1)
+        params = jnp.array([2.0, -1.0])
+        found[optimizer], _ = tx.update(jnp.zeros(2), tx.init(params), params)
+    np.testing.assert_allclose(found["adam"], [-0.1, 0.1], rtol=1e-5)
+    for optimizer in ("adamw", "lion"):
+        np.testing.assert_allclose(found[optimizer], [-0.002, 0.001], rtol=1e-9)
+
+
 def _trajectory(tx_of, center_in_call, start_centered):
     """Parameters after 20 steps of a small MimicNorm ResNet, centered for comparison."""
     model = models.create(

@@ -1,0 +1,180 @@
+"""Kernels of constant norm: LAWN and Hyperball around any optimizer of Optax.
+
+Behind a normalization the scale of a kernel does not change the function, only how far a step turns it. These two keep
+the scale and leave the turning to the learning rate.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mimicnorm_jax.utils.trees import path_names
+
+SelectNorm = Callable[[tuple[str, ...], jax.Array], bool]
+"""Whether the norm of the leaf at this path of a parameter tree is kept."""
+
+
+def select_kernels(path: tuple[str, ...], leaf: jax.Array) -> bool:
+    """Leaves named `kernel` of rank 2 and more; biases and scalars are left alone."""
+    return path[-1] == "kernel" and leaf.ndim >= 2
+
+
+class FixedNormState(NamedTuple):
+    """State of `lawn` and `hyperball`.
+
+    Attributes:
+      count: steps done, int32.
+      norms: the Frobenius norm that each selected leaf keeps, 0 for the others.
+      inner: the inner optimizer's.
+    """
+
+    count: jax.Array
+    norms: Any
+    inner: optax.OptState
+
+
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+    dtype = jnp.promote_types(a.dtype, jnp.float32)
+    return jnp.sum(a.astype(dtype) * b.astype(dtype))
+
+
+def norm(leaf: jax.Array) -> jax.Array:
+    """The Frobenius norm, in at least float32."""
+    return jnp.sqrt(_dot(leaf, leaf))
+
+
+def tangent(vector: jax.Array, leaf: jax.Array) -> jax.Array:
+    """A vector without its part along a leaf; zero leaves have none."""
+    square = _dot(leaf, leaf)
+    part = _dot(vector, leaf) / jnp.where(square == 0, 1, square)
+    return (vector - part * leaf).astype(vector.dtype)
+
+
+def _scaled(vector: jax.Array, to: jax.Array) -> jax.Array:
+    length = norm(vector)
+    return (vector * (to / jnp.where(length == 0, 1, length))).astype(vector.dtype)
+
+
+def _map(select: SelectNorm, function: Callable[..., Any], otherwise: Callable[..., Any], *trees: Any) -> Any:
+    """Applies one function to the leaves whose norm is kept, another to the rest; the last tree is the parameters'."""
+
+    def at(path: Any, *leaves: Any) -> Any:
+        return function(*leaves) if select(path_names(path), leaves[-1]) else otherwise(*leaves)
+
+    return jax.tree_util.tree_map_with_path(at, *trees)
+
+
+def _norms(select: SelectNorm, params: optax.Params) -> Any:
+    return _map(select, norm, lambda leaf: jnp.zeros((), jnp.promote_types(leaf.dtype, jnp.float32)), params)
+
+
+def _required(params: optax.Params | None, name: str) -> optax.Params:
+    if params is None:
+        raise ValueError(f"{name} needs the parameters: call update(grads, state, params)")
+    return params
+
+
+def lawn(
+    inner: optax.GradientTransformation,
+    free_steps: int,
+    select: SelectNorm = select_kernels,
+    *,
+    project_direction: bool = False,
+) -> optax.GradientTransformation:
+    """Logit Attenuating Weight Normalization (Gupta et al. 2021, arXiv 2108.05839) around an optimizer.
+
+    For `free_steps` steps the inner optimizer works as it is. Then the norm of every selected leaf is frozen: its
+    gradient loses the part along the leaf before the inner optimizer sees it, and after the step the leaf is scaled
+    back.
+    Whether the published code projects the inner optimizer's direction once more is not known to us: an option.
+
+    Args:
+      inner: with its learning rate, and without weight decay on the selected leaves.
+      free_steps: length of the free phase, at least 0.
+      select: whose norm is frozen.
+      project_direction: whether the inner optimizer's update loses its part along the leaf too.
+
+    Returns:
+      A transformation whose `update` needs `params`; it raises ValueError without them.
+
+    Raises:
+      ValueError: for a negative number of free steps.
+    """
+    if free_steps < 0:
+        raise ValueError(f"free_steps is {free_steps}: a phase has at least 0 steps")
+
+    def init(params: optax.Params) -> FixedNormState:
+        return FixedNormState(jnp.zeros((), jnp.int32), _norms(select, params), inner.init(params))
+
+    def update(
+        updates: optax.Updates, state: FixedNormState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, FixedNormState]:
+        params = _required(params, "lawn")
+        frozen = state.count >= free_steps
+        # Until the phase ends the norms follow the leaves.
+        norms = _map(
+            select,
+            lambda kept, leaf: jnp.where(state.count > free_steps, kept, norm(leaf)),
+            lambda kept, leaf: kept,
+            state.norms,
+            params,
+        )
+
+        def projected(vector: jax.Array, leaf: jax.Array) -> jax.Array:
+            return jnp.where(frozen, tangent(vector, leaf), vector)
+
+        def back(step: jax.Array, kept: jax.Array, leaf: jax.Array) -> jax.Array:
+            return jnp.where(frozen, _scaled(leaf + step, kept) - leaf, step)
+
+        updates = _map(select, projected, lambda vector, leaf: vector, updates, params)
+        updates, inner_state = inner.update(updates, state.inner, params)
+        if project_direction:
+            updates = _map(select, projected, lambda vector, leaf: vector, updates, params)
+        updates = _map(select, back, lambda step, kept, leaf: step, updates, norms, params)
+        return updates, FixedNormState(jnp.asarray(optax.safe_increment(state.count)), norms, inner_state)
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]  # a state of our own
+
+
+def hyperball(
+    direction: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    select: SelectNorm = select_kernels,
+) -> optax.GradientTransformation:
+    r"""Updates of fixed norm (Hyperball, arXiv 2606.16899), without weight decay.
+
+    A selected leaf W of initial norm R becomes $R\, n(W - \eta R\, n(u))$ with $n(v) = v / |v|$ and the direction u of
+    an optimizer, so that $\eta$ is the angle of a step. Other leaves take $-\eta u$.
+
+    Args:
+      direction: such as `optax.scale_by_adam()`, without a learning rate.
+      learning_rate: $\eta$, or a schedule of it.
+      select: whose norm is kept.
+
+    Returns:
+      A transformation whose `update` needs `params`; it raises ValueError without them.
+    """
+
+    def init(params: optax.Params) -> FixedNormState:
+        return FixedNormState(jnp.zeros((), jnp.int32), _norms(select, params), direction.init(params))
+
+    def update(
+        updates: optax.Updates, state: FixedNormState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, FixedNormState]:
+        params = _required(params, "hyperball")
+        rate = jnp.asarray(learning_rate(state.count) if callable(learning_rate) else learning_rate)
+        updates, inner_state = direction.update(updates, state.inner, params)
+
+        def turned(u: jax.Array, kept: jax.Array, leaf: jax.Array) -> jax.Array:
+            return _scaled(leaf - rate * _scaled(u, kept), kept) - leaf
+
+        def plain(u: jax.Array, kept: jax.Array, leaf: jax.Array) -> jax.Array:
+            return (-rate * u).astype(u.dtype)
+
+        updates = _map(select, turned, plain, updates, state.norms, params)
+        return updates, FixedNormState(jnp.asarray(optax.safe_increment(state.count)), state.norms, inner_state)
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]  # a state of our own
