@@ -26,12 +26,12 @@ class FixedNormState(NamedTuple):
     """State of `lawn` and `hyperball`.
 
     Attributes:
-      count: steps done, int32.
+      num_steps: done, int32.
       norms: the Frobenius norm that each selected leaf keeps, 0 for the others.
       inner: the inner optimizer's.
     """
 
-    count: jax.Array
+    num_steps: jax.Array
     norms: Any
     inner: optax.OptState
 
@@ -113,11 +113,11 @@ def lawn(
         updates: optax.Updates, state: FixedNormState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, FixedNormState]:
         params = _required(params, "lawn")
-        frozen = state.count >= free_steps
+        frozen = state.num_steps >= free_steps
         # Until the phase ends the norms follow the leaves.
         norms = _map(
             select,
-            lambda kept, leaf: jnp.where(state.count > free_steps, kept, norm(leaf)),
+            lambda kept, leaf: jnp.where(state.num_steps > free_steps, kept, norm(leaf)),
             lambda kept, leaf: kept,
             state.norms,
             params,
@@ -134,7 +134,7 @@ def lawn(
         if project_direction:
             updates = _map(select, projected, lambda vector, leaf: vector, updates, params)
         updates = _map(select, back, lambda step, kept, leaf: step, updates, norms, params)
-        return updates, FixedNormState(jnp.asarray(optax.safe_increment(state.count)), norms, inner_state)
+        return updates, FixedNormState(jnp.asarray(optax.safe_increment(state.num_steps)), norms, inner_state)
 
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]  # a state of our own
 
@@ -165,7 +165,7 @@ def hyperball(
         updates: optax.Updates, state: FixedNormState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, FixedNormState]:
         params = _required(params, "hyperball")
-        rate = jnp.asarray(learning_rate(state.count) if callable(learning_rate) else learning_rate)
+        rate = jnp.asarray(learning_rate(state.num_steps) if callable(learning_rate) else learning_rate)
         updates, inner_state = direction.update(updates, state.inner, params)
 
         def turned(u: jax.Array, kept: jax.Array, leaf: jax.Array) -> jax.Array:
@@ -175,6 +175,6 @@ def hyperball(
             return (-rate * u).astype(u.dtype)
 
         updates = _map(select, turned, plain, updates, state.norms, params)
-        return updates, FixedNormState(jnp.asarray(optax.safe_increment(state.count)), state.norms, inner_state)
+        return updates, FixedNormState(jnp.asarray(optax.safe_increment(state.num_steps)), state.norms, inner_state)
 
     return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]  # a state of our own

@@ -66,7 +66,7 @@ def test_lawn_is_the_inner_optimizer_until_the_norms_freeze_and_keeps_them_then(
             np.testing.assert_allclose(_norms(params), frozen, rtol=1e-13)
         assert abs(found[-1]["conv"]["kernel"] - found[3]["conv"]["kernel"]).max() > 1e-3
         assert abs(found[-1]["conv"]["bias"] - found[3]["conv"]["bias"]).max() > 1e-3
-        assert state.count == 12
+        assert state.num_steps == 12
 
 
 def test_lawn_by_hand(x64):
