@@ -123,6 +123,13 @@ class WithLastBatchNorm(nn.Module):
         )
 
 
+def call_signature(module: nn.Module) -> inspect.Signature:
+    """The signature of a module's call; of `WithLastBatchNorm`, that of the module in it."""
+    while isinstance(module, WithLastBatchNorm):
+        module = module.wrapped
+    return inspect.signature(module.__call__)
+
+
 def _note(
     told: _Norms, norm: nn.BatchNorm, x: Any, use_running_average: bool | None = None, *, mask: Any = None
 ) -> None:
@@ -135,7 +142,7 @@ def _note(
 
 def _said(module: nn.Module, args: Any, kwargs: Any) -> set[bool]:
     """Whether running averages are asked for, by each argument of the call that tells."""
-    signature = inspect.signature(module.__call__)
+    signature = call_signature(module)
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     given = dict(bound.arguments)
