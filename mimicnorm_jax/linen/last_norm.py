@@ -32,7 +32,8 @@ class WithLastBatchNorm(nn.Module):
     Attributes:
       wrapped: any Flax module whose output are logits `(B, C)`.
       norm: makes the norm, with the options of `LastBatchNorm`. Its default is synchronized over the axis of the
-        module's BatchNorms, if they are; `functools.partial(LastBatchNorm, axis_name=...)` says so otherwise.
+        module's BatchNorms, if they are; `functools.partial(LastBatchNorm, axis_name=...)` says so otherwise. None for
+        no norm.
 
     Example:
       >>> import jax.numpy as jnp
