@@ -32,7 +32,8 @@ class WithLastBatchNorm(nn.Module):
     Attributes:
       wrapped: any Flax module whose output are logits `(B, C)`.
       norm: makes the norm, with the options of `LastBatchNorm`. Its default is synchronized over the axis of the
-        module's BatchNorms, if they are; `functools.partial(LastBatchNorm, axis_name=...)` says so otherwise.
+        module's BatchNorms, if they are; `functools.partial(LastBatchNorm, axis_name=...)` says so otherwise. None for
+        no norm.
 
     Example:
       >>> import jax.numpy as jnp
@@ -123,6 +124,13 @@ class WithLastBatchNorm(nn.Module):
         )
 
 
+def call_signature(module: nn.Module) -> inspect.Signature:
+    """The signature of a module's call; of `WithLastBatchNorm`, that of the module in it."""
+    while isinstance(module, WithLastBatchNorm):
+        module = module.wrapped
+    return inspect.signature(module.__call__)
+
+
 def _note(
     told: _Norms, norm: nn.BatchNorm, x: Any, use_running_average: bool | None = None, *, mask: Any = None
 ) -> None:
@@ -135,7 +143,7 @@ def _note(
 
 def _said(module: nn.Module, args: Any, kwargs: Any) -> set[bool]:
     """Whether running averages are asked for, by each argument of the call that tells."""
-    signature = inspect.signature(module.__call__)
+    signature = call_signature(module)
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     given = dict(bound.arguments)

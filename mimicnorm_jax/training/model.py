@@ -1,6 +1,5 @@
 """What training asks of a network: a Flax module that maps images to logits, from this package or your own."""
 
-import inspect
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ from flax import linen as nn
 
 from mimicnorm_jax.data.specs import DatasetSpec
 from mimicnorm_jax.errors import ConfigError
+from mimicnorm_jax.linen.last_norm import call_signature
 from mimicnorm_jax.models.head import HasHead, Split
 
 AXIS = "batch"
@@ -19,7 +19,7 @@ KEPT = {"params", "batch_stats"}
 
 def train_option(model: Any, train: bool) -> dict[str, Any]:
     """`train=` for a network that takes it, nothing for one that does not."""
-    return {"train": train} if "train" in inspect.signature(model.__call__).parameters else {}
+    return {"train": train} if "train" in call_signature(model).parameters else {}
 
 
 def at_least_float32(logits: jax.Array) -> jax.Array:
@@ -61,7 +61,7 @@ def require_trainable(model: nn.Module, dataset: DatasetSpec, dtype: Any) -> Non
       ConfigError: says what is in the way.
     """
     name = type(model).__name__
-    _, *others = inspect.signature(model.__call__).parameters
+    _, *others = call_signature(model).parameters
     if foreign := [other for other in others if other != "train"]:
         raise ConfigError(
             f"the network {name} takes {', '.join(foreign)} besides images: a step gives it images and train= alone. "

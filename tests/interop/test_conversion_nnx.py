@@ -11,6 +11,7 @@ from flax import nnx
 from mimicnorm_jax.functional import always, gain, never
 from mimicnorm_jax.interop import layer_report, mimic, rescale_init
 from mimicnorm_jax.nnx import CenteredConv, IdentityNorm, LastBatchNorm
+from tests.conftest import also
 from tests.interop.foreign import CNN
 
 IMAGES = jax.random.normal(jax.random.key(1), (6, 28, 28, 1))
@@ -96,7 +97,7 @@ def _pure(model, kind=nnx.Param):
     return nnx.to_pure_dict(nnx.state(model, kind))
 
 
-@pytest.mark.parametrize("graph", [True, False])
+@pytest.mark.parametrize("graph", [True, also(False)])
 def test_it_is_the_network_by_hand_and_the_given_one_stays(graph):
     plain, hand = CNN(rngs=nnx.Rngs(0), width=8), Hand(rngs=nnx.Rngs(0))
     before = _pure(plain, nnx.Variable)
