@@ -6,6 +6,7 @@ from mimicnorm_jax.functional.kernels import scaled_standardize, standardize
 from mimicnorm_jax.linen.norm import LastBatchNorm
 from mimicnorm_jax.methods.activations import LEAN, Activation, LeanActivation
 from mimicnorm_jax.methods.branch import Branch, Role, Site
+from mimicnorm_jax.methods.folding import folded
 from mimicnorm_jax.methods.method import CENTERED, RAW, ConvTransform, Method
 from mimicnorm_jax.methods.norms import BatchNorm, GroupNorm, Norm, NormOptions
 from mimicnorm_jax.methods.residuals import PLAIN, AlphaBeta, Fixup, GainScalars, Residual, SkipInit
@@ -64,4 +65,5 @@ __all__ = [
     "Role",
     "Site",
     "SkipInit",
+    "folded",
 ]

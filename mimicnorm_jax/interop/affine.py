@@ -1,0 +1,204 @@
+"""What every convolution and dense layer of a network computes in evaluation: one kernel and one bias."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from mimicnorm_jax.errors import FoldError
+from mimicnorm_jax.linen.norm import LastBatchNorm
+from mimicnorm_jax.linen.scalars import ScalarBias
+from mimicnorm_jax.linen.transformed import TransformedKernel
+from mimicnorm_jax.methods import Activation
+
+Path = tuple[str, ...]
+Shape = tuple[int, int, int]
+CONV = "conv"
+"""What a `ConvNorm` calls its convolution."""
+CLASSIFIER: tuple[Path, ...] = (("classifier",), ("classifier", CONV))
+"""The layer of the logits, dense or a convolution."""
+_IMAGES: tuple[Shape, ...] = ((32, 32, 3), (224, 224, 3), (32, 32, 1), (224, 224, 1))
+_OTHER_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.InstanceNorm, nn.SpectralNorm, nn.WeightNorm)
+
+
+class Affine(NamedTuple):
+    """A layer in evaluation: everything between its input and the next nonlinearity.
+
+    Attributes:
+      kernel: `(*window, n_in / groups, n_out)` or `(n_in, n_out)`.
+      bias: `(n_out,)`.
+    """
+
+    kernel: jax.Array
+    bias: jax.Array
+
+    def scaled(self, factor: jax.Array) -> "Affine":
+        """With the output times `factor`, `()` or `(n_out,)`."""
+        wide = jnp.broadcast_to(factor, self.bias.shape)
+        return Affine(self.kernel * wide.reshape((1,) * (self.kernel.ndim - 1) + wide.shape), self.bias * wide)
+
+    def shifted(self, by: jax.Array) -> "Affine":
+        """With `by` added to the output, `()` or `(n_out,)`."""
+        return Affine(self.kernel, self.bias + jnp.broadcast_to(by, self.bias.shape))
+
+
+class Network(NamedTuple):
+    """A network in evaluation.
+
+    Attributes:
+      layers: by path, in the order of their calls.
+      relu6: whether it has ReLU6.
+    """
+
+    layers: dict[Path, Affine]
+    relu6: bool
+
+
+@dataclass(frozen=True)
+class _Witness:
+    """An activation that notes whether it is asked for ReLU6."""
+
+    activation: Activation
+    asked: list[bool] = field(default_factory=list, compare=False)
+
+    def relu6(self, x: jax.Array) -> jax.Array:
+        self.asked.append(True)
+        return self.activation.relu6(x)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.activation, name)
+
+
+def with_method(model: Any, **changes: Any) -> Any:
+    """The network with other fields of its method's record."""
+    return model.clone(factory=replace(model.factory, method=replace(model.factory.method, **changes)))
+
+
+def image_shape_of(model: nn.Module, variables: Any, given: Shape | None) -> Shape:
+    """The images that a network with these variables takes, `(H, W, C)`: as given, or the first usual one that fits.
+
+    Raises:
+      FoldError: if the variables are not the network's, or for none of these images.
+    """
+    said = ""
+    for shape in [given] if given is not None else _IMAGES:
+        images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+        try:
+            jax.eval_shape(lambda variables, images: model.apply(variables, images), variables, images)
+        except Exception as error:  # whatever Flax and JAX raise for variables of other shapes
+            said = said or " ".join(str(error).split())[:200]
+        else:
+            return shape
+    tried = given or ", ".join(map(str, _IMAGES))
+    raise FoldError(
+        f"the variables are not those of this {type(model).__name__} for images {tried}: give image_shape=(H, W, C), "
+        f"or the model that they belong to ({said})"
+    )
+
+
+def read_affine(model: Any, variables: Mapping[str, Any], image_shape: Shape) -> Network:
+    """Every layer of a network in evaluation, with all that its method puts around it.
+
+    Args:
+      model: of this package, or one whose layers come from a `LayerFactory` as theirs do.
+      variables: `params` and, where there are norms, `batch_stats`.
+      image_shape: `(H, W, C)`.
+
+    Raises:
+      FoldError: names the norm that no layer can take.
+    """
+    witness = _Witness(model.factory.method.activation)
+    model = with_method(model, activation=witness)
+    model = model.clone(factory=replace(model.factory, remat="none"))  # within one, values are not to be had outside
+    paths: list[Path] = []
+
+    def layers(variables: Any) -> list[Affine]:
+        reader = _Reader(variables)
+        with nn.intercept_methods(reader.note):
+            model.apply(variables, jnp.zeros((1, *image_shape)))
+        paths[:] = reader.layers
+        return list(reader.layers.values())
+
+    found = jax.jit(layers)(variables)
+    return Network(dict(zip(paths, found, strict=True)), bool(witness.asked))
+
+
+class _Reader:
+    """Follows the calls of a network's modules.
+
+    Attributes:
+      layers: as they are so far.
+    """
+
+    def __init__(self, variables: Mapping[str, Any]) -> None:
+        self._leaves: dict[Path, Any] = flatten_dict(dict(variables))
+        self.layers: dict[Path, Affine] = {}
+
+    def note(self, call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        result = call(*args, **kwargs)
+        if context.method_name == "__call__":
+            self._read(context.module, args, kwargs)
+        return result
+
+    def _read(self, module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        path = module.path
+        if isinstance(module, TransformedKernel):
+            self.layers[path] = self._layer(module, args[1] if len(args) > 1 else kwargs.get("scale"))
+        elif isinstance(module, nn.BatchNorm | LastBatchNorm):
+            use_average = nn.merge_param(
+                "use_running_average",
+                None if "use_running_average" in kwargs else module.use_running_average,
+                kwargs.get("use_running_average"),
+            )
+            if not use_average:
+                raise FoldError(
+                    f"{'/'.join(path)} is in training mode and normalizes with the statistics of each batch, which no "
+                    "kernel can hold: have it use its running averages where train=False"
+                )
+            self._normalize(module, self._layer_before(module))
+        elif isinstance(module, ScalarBias) and (*path[:-1], CONV) in self.layers:
+            before = (*path[:-1], CONV)
+            self.layers[before] = self.layers[before].shifted(self._leaf("params", path, "bias"))
+        elif isinstance(module, _OTHER_NORMS):
+            raise FoldError(
+                f"{'/'.join(path)} is a {type(module).__name__}, which normalizes each image by its own statistics: no "
+                "kernel can hold them"
+            )
+
+    def _leaf(self, collection: str, path: Path, name: str) -> jax.Array:
+        leaf = self._leaves[collection, *path, name]
+        return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+    def _layer(self, module: Any, scale: jax.Array | None) -> Affine:
+        kernel, path = self._leaf("params", module.path, "kernel"), module.path
+        kernel = module.kernel_transform(kernel, getattr(module, "feature_group_count", 1))
+        bias = self._leaf("params", path, "bias") if module.use_bias else jnp.zeros(kernel.shape[-1], kernel.dtype)
+        own = None if module.scale_init is None else self._leaf("params", path, "scale")
+        layer = Affine(kernel, bias)
+        for one in (own, scale):
+            layer = layer if one is None else layer.scaled(one)
+        return layer
+
+    def _layer_before(self, norm: Any) -> Path:
+        inside = (*norm.path[:-1], CONV)
+        for path in CLASSIFIER if isinstance(norm, LastBatchNorm) else (inside,):
+            if path in self.layers:
+                return path
+        raise FoldError(
+            f"{'/'.join(norm.path)} is a {type(norm).__name__} behind no convolution of its own, as in front of a ReLU "
+            "that reads several: no kernel can take it"
+        )
+
+    def _normalize(self, norm: Any, before: Path) -> None:
+        mean, var = (self._leaf("batch_stats", norm.path, name) for name in ("mean", "var"))
+        factor = jax.lax.rsqrt(var + norm.epsilon)
+        if getattr(norm, "use_scale", False):
+            factor = factor * self._leaf("params", norm.path, "scale")
+        layer = self.layers[before].shifted(-mean).scaled(factor)
+        if getattr(norm, "use_bias", False):
+            layer = layer.shifted(self._leaf("params", norm.path, "bias"))
+        self.layers[before] = layer
