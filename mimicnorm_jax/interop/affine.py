@@ -82,13 +82,21 @@ def image_shape_of(model: nn.Module, variables: Any, given: Shape | None) -> Sha
     """The images that a network with these variables takes, `(H, W, C)`: as given, or the first usual one that fits.
 
     Raises:
-      FoldError: if the variables are not the network's, or for none of these images.
+      FoldError: if the variables are not the network's, or for none of these images; for a norm that uses statistics
+        of the images themselves.
     """
     said = ""
+
+    def evaluate(variables: Any, images: jax.Array) -> jax.Array:
+        with nn.intercept_methods(_refuse_statistics):
+            return model.apply(variables, images)
+
     for shape in [given] if given is not None else _IMAGES:
         images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
         try:
-            jax.eval_shape(lambda variables, images: model.apply(variables, images), variables, images)
+            jax.eval_shape(evaluate, variables, images)
+        except FoldError:
+            raise
         except Exception as error:  # whatever Flax and JAX raise for variables of other shapes
             said = said or " ".join(str(error).split())[:200]
         else:
@@ -127,6 +135,23 @@ def read_affine(model: Any, variables: Mapping[str, Any], image_shape: Shape) ->
     return Network(dict(zip(paths, found, strict=True)), bool(witness.asked))
 
 
+def _refuse_statistics(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    """Raises FoldError for a norm that uses statistics of the images themselves; an interceptor."""
+    module, path = context.module, "/".join(context.module.path)
+    if isinstance(module, nn.BatchNorm | LastBatchNorm) and context.method_name == "__call__":
+        if not kwargs.get("use_running_average", module.use_running_average):
+            raise FoldError(
+                f"{path} is in training mode and normalizes with the statistics of each batch, which no kernel can "
+                "hold: have it use its running averages where train=False"
+            )
+    elif isinstance(module, _OTHER_NORMS):
+        raise FoldError(
+            f"{path} is a {type(module).__name__}, which normalizes by statistics of its own in evaluation too: no "
+            "kernel can hold them"
+        )
+    return call(*args, **kwargs)
+
+
 class _Reader:
     """Follows the calls of a network's modules.
 
@@ -149,25 +174,10 @@ class _Reader:
         if isinstance(module, TransformedKernel):
             self.layers[path] = self._layer(module, args[1] if len(args) > 1 else kwargs.get("scale"))
         elif isinstance(module, nn.BatchNorm | LastBatchNorm):
-            use_average = nn.merge_param(
-                "use_running_average",
-                None if "use_running_average" in kwargs else module.use_running_average,
-                kwargs.get("use_running_average"),
-            )
-            if not use_average:
-                raise FoldError(
-                    f"{'/'.join(path)} is in training mode and normalizes with the statistics of each batch, which no "
-                    "kernel can hold: have it use its running averages where train=False"
-                )
             self._normalize(module, self._layer_before(module))
         elif isinstance(module, ScalarBias) and (*path[:-1], CONV) in self.layers:
             before = (*path[:-1], CONV)
             self.layers[before] = self.layers[before].shifted(self._leaf("params", path, "bias"))
-        elif isinstance(module, _OTHER_NORMS):
-            raise FoldError(
-                f"{'/'.join(path)} is a {type(module).__name__}, which normalizes each image by its own statistics: no "
-                "kernel can hold them"
-            )
 
     def _leaf(self, collection: str, path: Path, name: str) -> jax.Array:
         leaf = self._leaves[collection, *path, name]

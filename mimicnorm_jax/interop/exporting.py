@@ -4,19 +4,24 @@ import contextlib
 import importlib
 import importlib.util
 import io
-from collections.abc import Callable, Mapping
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.export
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.extend import core
 
 from mimicnorm_jax.errors import ExportError, unknown
+from mimicnorm_jax.methods import FlaxActivation, LeanActivation
+from mimicnorm_jax.models import LayerFactory
 from mimicnorm_jax.utils.files import write_bytes
 
 FORMATS: dict[str, tuple[str, ...]] = {"stablehlo": ("flatbuffers",), "onnx": ("jax2onnx", "onnxruntime")}
@@ -81,10 +86,10 @@ def export(
         raise ExportError(f"there is no folder {path.parent} to write {path.name} to")
     if vjp_order < 0 or (vjp_order and format != "stablehlo"):
         raise ExportError(f"vjp_order is {vjp_order}: it is at least 0, and 0 in every format but stablehlo")
+    program = _program(model, nn.meta.unbox(dict(variables)), image_shape)
     for package in FORMATS[format]:
         if importlib.util.find_spec(package) is None:
             raise ExportError(f"format={format!r} needs the package {package}: pip install 'mimicnorm_jax[export]'")
-    program = _program(model, nn.meta.unbox(dict(variables)), image_shape)
     content = _stablehlo(program, vjp_order) if format == "stablehlo" else _onnx(program)
     write_bytes(path, content)
 
@@ -95,8 +100,7 @@ def _program(model: Any, variables: Mapping[str, Any], image_shape: Any) -> _Pro
         raise ExportError(
             f"image_shape is {image_shape}, and a file is for images of one size: give (H, W, C) as whole numbers"
         )
-    if hasattr(model, "factory"):  # what only a backward pass recomputes is nothing to a file
-        model = model.clone(factory=replace(model.factory, recompute_kernel=False, remat="none"))
+    model = _without_backward_pass(model)
 
     def call(images: jax.Array) -> jax.Array:
         return model.apply(variables, images)
@@ -110,9 +114,21 @@ def _program(model: Any, variables: Mapping[str, Any], image_shape: Any) -> _Pro
             f"the {type(model).__name__} with these variables does not take images {tuple(image_shape)} in batches of "
             f"any size: {_said(error)}"
         ) from error
-    if not isinstance(logits, jax.ShapeDtypeStruct):
-        raise ExportError(f"the {type(model).__name__} does not map images to one array: {logits}")
+    if not isinstance(logits, jax.ShapeDtypeStruct) or logits.shape[:1] != (batch,):
+        raise ExportError(
+            f"the {type(model).__name__} does not map each image of a batch to a row of one array: {logits}"
+        )
     return _Program(call, images)
+
+
+def _without_backward_pass(model: Any) -> Any:
+    """A network of this package without what it does for the memory of its backward pass alone."""
+    if not isinstance(getattr(model, "factory", None), LayerFactory):
+        return model
+    method = model.factory.method
+    if isinstance(method.activation, LeanActivation):
+        method = replace(method, activation=FlaxActivation(method.activation.gain))
+    return model.clone(factory=replace(model.factory, method=method, recompute_kernel=False, remat="none"))
 
 
 def _stablehlo(program: _Program, vjp_order: int) -> bytes:
@@ -122,24 +138,64 @@ def _stablehlo(program: _Program, vjp_order: int) -> bytes:
 
 def _onnx(program: _Program) -> bytes:
     # Traced here, since jax2onnx replaces functions that initializers call, which Flax traces for their shapes.
-    traced = jax.extend.core.jaxpr_as_fun(jax.make_jaxpr(program.call)(program.images))
+    traced = jax.make_jaxpr(program.call)(program.images)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # releases of it print what they do
+        with _silence():
             proto = importlib.import_module("jax2onnx").to_onnx(
-                lambda images: traced(images)[0],
+                partial(_pooled_by_flax, traced),
                 [program.images],
                 model_name="network",
                 input_names=[INPUT],
                 output_names=[OUTPUT],
             )
         content = proto.SerializeToString()
-    except Exception as error:  # of every kind, for operations that it does not know
+        _require_same(program, content)
+    except ExportError:
+        raise
+    except Exception as error:  # of every kind, for operations that it or the runtime does not know
         raise ExportError(
             f"jax2onnx cannot convert the network: {_said(error)}. interop.fold makes it simpler, and stablehlo takes "
             "every network"
         ) from error
-    _require_same(program, content)
     return content
+
+
+def _pooled_by_flax(traced: Any, images: jax.Array) -> jax.Array:
+    """A traced network, its max-pooling by the one function of which jax2onnx makes an operation that runtimes know."""
+    jaxpr, values = traced.jaxpr, {}
+    values |= zip(jaxpr.constvars, traced.consts, strict=True)
+    values |= zip(jaxpr.invars, [images], strict=True)
+    for eqn in jaxpr.eqns:
+        inputs = list(dict.fromkeys(atom for atom in eqn.invars if not isinstance(atom, core.Literal)))
+        arrays = [values[atom] for atom in inputs]
+        if eqn.primitive.name == "reduce_window_max":
+            outputs = [_max_pool(*arrays, **eqn.params)]
+        else:
+            alone = core.Jaxpr((), inputs, eqn.outvars, [eqn], eqn.effects)
+            outputs = core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*arrays)
+        values |= zip(eqn.outvars, outputs, strict=True)
+    (output,) = jaxpr.outvars
+    return values[output]
+
+
+def _max_pool(x: jax.Array, *, window_dimensions: Any, window_strides: Any, padding: Any, **_: Any) -> jax.Array:
+    if any(map(any, padding)):
+        x = jnp.pad(x, padding, constant_values=-jnp.inf)
+    return nn.max_pool(x, window_shape=window_dimensions[1:-1], strides=window_strides[1:-1], padding="VALID")
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """jax2onnx prints what it does, and logs plugins for packages that are not there."""
+    logger = logging.getLogger("jax2onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _require_same(program: _Program, content: bytes) -> None:

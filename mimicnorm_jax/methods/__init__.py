@@ -4,7 +4,7 @@ import math
 
 from mimicnorm_jax.functional.kernels import scaled_standardize, standardize
 from mimicnorm_jax.linen.norm import LastBatchNorm
-from mimicnorm_jax.methods.activations import LEAN, Activation, LeanActivation
+from mimicnorm_jax.methods.activations import LEAN, Activation, FlaxActivation, LeanActivation
 from mimicnorm_jax.methods.branch import Branch, Role, Site
 from mimicnorm_jax.methods.folding import folded
 from mimicnorm_jax.methods.method import CENTERED, RAW, ConvTransform, Method
@@ -55,6 +55,7 @@ __all__ = [
     "Branch",
     "ConvTransform",
     "Fixup",
+    "FlaxActivation",
     "GainScalars",
     "GroupNorm",
     "LeanActivation",
