@@ -1,6 +1,6 @@
 """What every convolution and dense layer of a network computes in evaluation: one kernel and one bias."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -121,15 +121,16 @@ def read_affine(model: Any, variables: Mapping[str, Any], image_shape: Shape) ->
     """
     witness = _Witness(model.factory.method.activation)
     model = with_method(model, activation=witness)
-    model = model.clone(factory=replace(model.factory, remat="none"))  # within one, values are not to be had outside
+    model = model.clone(factory=replace(model.factory, remat="none"))
     paths: list[Path] = []
 
     def layers(variables: Any) -> list[Affine]:
         reader = _Reader(variables)
         with nn.intercept_methods(reader.note):
             model.apply(variables, jnp.zeros((1, *image_shape)))
-        paths[:] = reader.layers
-        return list(reader.layers.values())
+        found = reader.layers()
+        paths[:] = found
+        return list(found.values())
 
     found = jax.jit(layers)(variables)
     return Network(dict(zip(paths, found, strict=True)), bool(witness.asked))
@@ -153,38 +154,44 @@ def _refuse_statistics(call: Callable[..., Any], args: Any, kwargs: Any, context
 
 
 class _Reader:
-    """Follows the calls of a network's modules.
+    """Notes the calls of a network's modules, and says afterwards what its layers are.
 
-    Attributes:
-      layers: as they are so far.
+    Afterwards, since what is computed within a rematerialized part cannot be had outside of it.
     """
 
     def __init__(self, variables: Mapping[str, Any]) -> None:
         self._leaves: dict[Path, Any] = flatten_dict(dict(variables))
-        self.layers: dict[Path, Affine] = {}
+        self._calls: list[tuple[Any, Path, jax.Array | None]] = []
+        self._found: dict[Path, Affine] = {}
 
     def note(self, call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         result = call(*args, **kwargs)
+        module: Any = context.module
         if context.method_name == "__call__":
-            self._read(context.module, args, kwargs)
+            scale = args[1] if isinstance(module, TransformedKernel) and len(args) > 1 else kwargs.get("scale")
+            self._calls.append((module, module.path, scale))
         return result
 
-    def _read(self, module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        path = module.path
-        if isinstance(module, TransformedKernel):
-            self.layers[path] = self._layer(module, args[1] if len(args) > 1 else kwargs.get("scale"))
-        elif isinstance(module, nn.BatchNorm | LastBatchNorm):
-            self._normalize(module, self._layer_before(module))
-        elif isinstance(module, ScalarBias) and (*path[:-1], CONV) in self.layers:
+    def layers(self) -> dict[Path, Affine]:
+        """By path, in the order of their calls."""
+        for module, path, scale in self._calls:
             before = (*path[:-1], CONV)
-            self.layers[before] = self.layers[before].shifted(self._leaf("params", path, "bias"))
+            if isinstance(module, TransformedKernel):
+                self._found[path] = self._layer(module, path, scale)
+            elif isinstance(module, LastBatchNorm):
+                self._normalize(module, path, next((one for one in CLASSIFIER if one in self._found), before))
+            elif isinstance(module, nn.BatchNorm):
+                self._normalize(module, path, before)
+            elif isinstance(module, ScalarBias) and before in self._found:
+                self._found[before] = self._found[before].shifted(self._leaf("params", path, "bias"))
+        return self._found
 
     def _leaf(self, collection: str, path: Path, name: str) -> jax.Array:
         leaf = self._leaves[collection, *path, name]
         return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
-    def _layer(self, module: Any, scale: jax.Array | None) -> Affine:
-        kernel, path = self._leaf("params", module.path, "kernel"), module.path
+    def _layer(self, module: Any, path: Path, scale: jax.Array | None) -> Affine:
+        kernel = self._leaf("params", path, "kernel")
         kernel = module.kernel_transform(kernel, getattr(module, "feature_group_count", 1))
         bias = self._leaf("params", path, "bias") if module.use_bias else jnp.zeros(kernel.shape[-1], kernel.dtype)
         own = None if module.scale_init is None else self._leaf("params", path, "scale")
@@ -193,22 +200,17 @@ class _Reader:
             layer = layer if one is None else layer.scaled(one)
         return layer
 
-    def _layer_before(self, norm: Any) -> Path:
-        inside = (*norm.path[:-1], CONV)
-        for path in CLASSIFIER if isinstance(norm, LastBatchNorm) else (inside,):
-            if path in self.layers:
-                return path
-        raise FoldError(
-            f"{'/'.join(norm.path)} is a {type(norm).__name__} behind no convolution of its own, as in front of a ReLU "
-            "that reads several: no kernel can take it"
-        )
-
-    def _normalize(self, norm: Any, before: Path) -> None:
-        mean, var = (self._leaf("batch_stats", norm.path, name) for name in ("mean", "var"))
+    def _normalize(self, norm: Any, path: Path, before: Path) -> None:
+        if before not in self._found:
+            raise FoldError(
+                f"{'/'.join(path)} is a {type(norm).__name__} behind no convolution of its own, as in front of a ReLU "
+                "that reads several: no kernel can take it"
+            )
+        mean, var = (self._leaf("batch_stats", path, name) for name in ("mean", "var"))
         factor = jax.lax.rsqrt(var + norm.epsilon)
         if getattr(norm, "use_scale", False):
-            factor = factor * self._leaf("params", norm.path, "scale")
-        layer = self.layers[before].shifted(-mean).scaled(factor)
+            factor = factor * self._leaf("params", path, "scale")
+        layer = self._found[before].shifted(-mean).scaled(factor)
         if getattr(norm, "use_bias", False):
-            layer = layer.shifted(self._leaf("params", norm.path, "bias"))
-        self.layers[before] = layer
+            layer = layer.shifted(self._leaf("params", path, "bias"))
+        self._found[before] = layer

@@ -70,8 +70,29 @@ def _is_jaxpr(value):
     return hasattr(value, "eqns")
 
 
-PLAIN = {"conv_general_dilated", "dot_general", "add", "max", "reduce_sum", "div", "clamp", "min", "concatenate"}
-SHAPES = {"reshape", "broadcast_in_dim", "transpose", "squeeze", "slice", "split", "pad", "reduce_window_max"}
+@pytest.fixture
+def small_dense(monkeypatch):
+    """A DenseNet of two layers, by this name."""
+    known = models.ARCHITECTURES["densenet121"]
+    small = dataclasses.replace(known, build=partial(known.build, blocks=(1, 1)), stride=2)
+    monkeypatch.setitem(models.ARCHITECTURES, "small_dense", small)
+
+
+PLAIN = {"conv_general_dilated", "dot_general", "add", "max", "reduce_sum", "div", "clamp", "min", "concatenate"} | {
+    "reduce_window_max",
+    "reduce_window_sum",
+}
+SHAPES = {
+    "reshape",
+    "broadcast_in_dim",
+    "transpose",
+    "squeeze",
+    "slice",
+    "split",
+    "pad",
+    "reduce_window_max",
+    "reduce_window_sum",
+}
 NOTHING = {"convert_element_type", "optimization_barrier", "name", "row_major", "copy"}
 
 
@@ -81,9 +102,11 @@ NOTHING = {"convert_element_type", "optimization_barrier", "name", "row_major", 
         *(("resnet8", method) for method in ("batchnorm", "mimicnorm", "nf", "fixup")),
         ("shufflenetv2_x0.5", "mimicnorm"),
         ("mobilenetv2", "batchnorm"),
+        ("small_dense", "mimicnorm"),
         *(also(name, method) for name in FAMILIES for method in models.methods_of(name) if method != "ws_gn"),
     ],
 )
+@pytest.mark.usefixtures("small_dense")
 @pytest.mark.parametrize("depth", ["shallow"], indirect=True)
 def test_a_folded_network_is_the_same_function_of_plain_convolutions(name, method, depth):
     if name.startswith("densenet") and method == "batchnorm":
@@ -166,13 +189,11 @@ def test_layers_are_what_the_text_says_they_are():
     ("name", "method", "message"),
     [
         ("resnet8", "ws_gn", r"stem/gn is a GroupNorm, which normalizes by statistics of its own"),
-        ("densenet121", "batchnorm", r"block1_layer1/norm/bn is a BatchNorm behind no convolution of its own"),
+        ("small_dense", "batchnorm", r"block1_layer1/norm/bn is a BatchNorm behind no convolution of its own"),
     ],
 )
-def test_what_no_kernel_can_hold_is_refused(name, method, message, monkeypatch):
-    known = models.ARCHITECTURES["densenet121"]
-    small = dataclasses.replace(known, build=partial(known.build, blocks=(1, 1)), stride=2)
-    monkeypatch.setitem(models.ARCHITECTURES, "densenet121", small)
+@pytest.mark.usefixtures("small_dense")
+def test_what_no_kernel_can_hold_is_refused(name, method, message):
     model, variables = _network(name, method)
     with pytest.raises(FoldError, match=message):
         interop.fold(model, variables)
