@@ -163,9 +163,9 @@ def page(records: list[Record]) -> str:
     """The page of results."""
     return f"""# Folded inference and exports
 
-`python -m benchmarks.folded_inference`. Images of 32 x 32, 100 classes, float32. Medians of interleaved rounds, quartiles
-in brackets; ratio: to the network with Flax's BatchNorm in the same round. GFLOP as the compiler counts them. Relative
-difference: of the file's logits from those of the unfolded network, over the largest.
+`python -m benchmarks.folded_inference`. Images of 32 x 32, 100 classes, float32. Medians of interleaved rounds,
+quartiles in brackets; ratio: to the network with Flax's BatchNorm in the same round. GFLOP as the compiler counts them.
+Relative difference: of the file's logits from those of the unfolded network, over the largest.
 
 {tables(records)}
 """

@@ -86,7 +86,9 @@ def export(
         raise ExportError(f"there is no folder {path.parent} to write {path.name} to")
     if vjp_order < 0 or (vjp_order and format != "stablehlo"):
         raise ExportError(f"vjp_order is {vjp_order}: it is at least 0, and 0 in every format but stablehlo")
-    program = _program(model, nn.meta.unbox(dict(variables)), image_shape)
+    # On the host: what is spread over devices would make a file for as many.
+    held = jax.tree.map(np.asarray, nn.meta.unbox(dict(variables)))
+    program = _program(model, held, image_shape)
     for package in FORMATS[format]:
         if importlib.util.find_spec(package) is None:
             raise ExportError(f"format={format!r} needs the package {package}: pip install 'mimicnorm_jax[export]'")

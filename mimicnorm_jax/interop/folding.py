@@ -16,7 +16,9 @@ from mimicnorm_jax.methods import METHODS, BatchNorm, Method, folded
 from mimicnorm_jax.models import LayerFactory
 
 TOLERANCE = 1e-3
-"""How far logits may be from the network's own, relative to the largest: far above rounding, far below a mistake."""
+"""How far logits may be from the network's own, relative to the largest: far above rounding, far below a mistake.
+
+Or ten times the rounding of kernels in less than float32."""
 KERNEL_TOLERANCE = 1e-5
 """How far a transform may move a kernel that it is meant to leave alone, relative to its largest entry."""
 _NEUTRAL = {"scale": 1.0, "bias": 0.0, "mean": 0.0, "var": 1 - 1e-5}
@@ -199,7 +201,8 @@ def _require_same_logits(model: Any, variables: Any, target: Any, rebuilt: Any, 
 
     ours, theirs = (np.asarray(logits, np.float64) for logits in both(variables, rebuilt))
     apart = abs(ours - theirs).max()
-    if not apart <= TOLERANCE * abs(ours).max():
+    rounding = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(rebuilt))
+    if not apart <= max(TOLERANCE, 10 * rounding) * abs(ours).max():
         raise FoldError(
             f"the folded {type(model).__name__} gives logits {apart:.2g} away from the network's own, at most "
             f"{abs(ours).max():.2g}: it does something between its layers that only its own code knows"
