@@ -87,7 +87,7 @@ def image_shape_of(model: nn.Module, variables: Any, given: Shape | None) -> Sha
     """
     said = ""
 
-    def evaluate(variables: Any, images: jax.Array) -> jax.Array:
+    def evaluate(variables: Any, images: jax.Array) -> Any:
         with nn.intercept_methods(_refuse_statistics):
             return model.apply(variables, images)
 
