@@ -5,6 +5,7 @@ step_memory: memory and traffic of a training step, as compilers for GPUs and TP
 largest_batch: the largest batch whose plan fits a device.
 confirm_plan: what a device takes and how long a step lasts, beside its plan.
 step_time: time of a training step, beside BatchNorm's.
+folded_inference: time of folded inference, and what exported files hold.
 profile_step: where the time of a training step goes.
 input_pipeline: how much of training is not the training step.
 fault_injection: interrupted runs and corrupted checkpoints.

@@ -16,28 +16,10 @@ from flax import linen as nn
 
 from mimicnorm_jax import models
 from mimicnorm_jax.diagnostics import nbytes, saved_for_backward
-from mimicnorm_jax.methods import METHODS
+from mimicnorm_jax.methods import METHODS, FlaxActivation
 
 VARIANTS = ("batchnorm", "batchnorm_remat", "groupnorm_ws", "ours:batchnorm", "ours:none", "ours:mimicnorm")
 Apply = Callable[..., Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class FlaxActivation:
-    """Flax's own ReLU, max-pooling and dropout."""
-
-    def relu(self, x: jax.Array, *, output_saved_anyway: bool, saved: bool, rectified: bool) -> jax.Array:
-        return nn.relu(x)
-
-    def relu6(self, x: jax.Array) -> jax.Array:
-        return nn.relu6(x)
-
-    def max_pool(self, x: jax.Array, window: int, padding: int) -> jax.Array:
-        edges: Any = [(padding, padding)] * 2
-        return nn.max_pool(x, (window, window), (2, 2), edges)
-
-    def dropout(self, rate: float, axis_name: str | None, *, name: str) -> Callable[[jax.Array], jax.Array]:
-        return nn.Dropout(rate, deterministic=False, name=name)
 
 
 def has_variant(name: str, variant: str) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks import (
     confirm_plan,
     fault_injection,
+    folded_inference,
     input_pipeline,
     largest_batch,
     quickstart,
@@ -33,6 +34,7 @@ from mimicnorm_jax.utils.files import write_text
 BENCHMARKS: tuple[Any, ...] = (
     confirm_plan,
     fault_injection,
+    folded_inference,
     input_pipeline,
     largest_batch,
     quickstart,

@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks import (
     confirm_plan,
     fault_injection,
+    folded_inference,
     input_pipeline,
     largest_batch,
     quickstart,
@@ -313,3 +314,9 @@ def _summary(results: Path) -> str:
     rows.append((many, f"{min(speedups):.2f} to {max(speedups):.0f} times as fast as neural_tangents", "ntk"))
     rows += [(*row, "fault_injection") for row in _faults(results)]
     return table(["what", "result", "more"], [(*row, f"[{m}](benchmarks/results/{m}.md)") for *row, m in rows])
+
+
+@named("folded_inference")
+def _folded_inference(results: Path) -> str:
+    """Time of folded inference, and what exported files hold."""
+    return folded_inference.tables(list(folded_inference.STORE.read(results).values()), "###")

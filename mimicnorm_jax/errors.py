@@ -44,6 +44,14 @@ class StateDictError(UserError):
         self.missing, self.unexpected, self.misshapen = list(missing), list(unexpected), list(misshapen)
 
 
+class FoldError(UserError):
+    """A network cannot be folded; the message names what stands in the way."""
+
+
+class ExportError(UserError):
+    """A network cannot be exported: the format, its package, the image size or the path stands in the way."""
+
+
 class PlanError(UserError):
     """A plan cannot be made: the target, its plugin, or the function stands in the way."""
 

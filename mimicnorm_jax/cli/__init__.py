@@ -1,4 +1,4 @@
-"""The command line: `mimicnorm train|plan|diagnose|import-torch|prepare-data`."""
+"""The command line: `mimicnorm train|plan|diagnose|export|import-torch|prepare-data`."""
 
 import importlib
 import sys
@@ -7,6 +7,7 @@ COMMANDS: dict[str, str] = {
     "train": "train an image classifier, or evaluate a run",
     "plan": "what a run will take on a GPU or TPU, planned by the device's compiler",
     "diagnose": "tangent kernels, Jacobians and the theory of wide networks",
+    "export": "a run's network in one file, StableHLO or ONNX, that runs without this package",
     "import-torch": "a PyTorch state dict of the paper's code or torchvision into variables of ours",
     "prepare-data": "download and prepare a dataset of TFDS once",
 }

@@ -1,7 +1,19 @@
-"""Networks from and to other code: any Flax network under MimicNorm, PyTorch state dicts, variables in one file."""
+"""Networks from and to other code: any Flax network under MimicNorm, PyTorch, one file of variables, folds, exports."""
 
 from mimicnorm_jax.interop import torch
 from mimicnorm_jax.interop.conversion import layer_report, mimic, rescale_init
+from mimicnorm_jax.interop.exporting import export
+from mimicnorm_jax.interop.folding import absorb_batchnorm, fold
 from mimicnorm_jax.interop.variables import read_variables, write_variables
 
-__all__ = ["layer_report", "mimic", "read_variables", "rescale_init", "torch", "write_variables"]
+__all__ = [
+    "absorb_batchnorm",
+    "export",
+    "fold",
+    "layer_report",
+    "mimic",
+    "read_variables",
+    "rescale_init",
+    "torch",
+    "write_variables",
+]

@@ -33,11 +33,13 @@ class ScaledReLU(nn.Module):
       scaled: whether the scalars are there.
       param_dtype: of the scalars.
       relu: the ReLU.
+      sign_only: whether s is 1 or -1, so that the convolution before is left alone.
     """
 
     scaled: bool
     param_dtype: Any = jnp.float32
     relu: Callable[[jax.Array], jax.Array] = partial(relu_save_mask, saved=False)
+    sign_only: bool = False
 
     def setup(self) -> None:
         if self.scaled:
@@ -46,7 +48,7 @@ class ScaledReLU(nn.Module):
 
     def conv_scale(self) -> jax.Array | None:
         """|s|, by which the convolution before has to multiply its kernel and bias."""
-        return jnp.abs(self.scale) if self.scaled else None
+        return jnp.abs(self.scale) if self.scaled and not self.sign_only else None
 
     def __call__(self, z: jax.Array) -> jax.Array:
         """Maps |s| z to s relu(z) + b."""

@@ -4,8 +4,9 @@ import math
 
 from mimicnorm_jax.functional.kernels import scaled_standardize, standardize
 from mimicnorm_jax.linen.norm import LastBatchNorm
-from mimicnorm_jax.methods.activations import LEAN, Activation, LeanActivation
+from mimicnorm_jax.methods.activations import LEAN, Activation, FlaxActivation, LeanActivation
 from mimicnorm_jax.methods.branch import Branch, Role, Site
+from mimicnorm_jax.methods.folding import folded
 from mimicnorm_jax.methods.method import CENTERED, RAW, ConvTransform, Method
 from mimicnorm_jax.methods.norms import BatchNorm, GroupNorm, Norm, NormOptions
 from mimicnorm_jax.methods.residuals import PLAIN, AlphaBeta, Fixup, GainScalars, Residual, SkipInit
@@ -54,6 +55,7 @@ __all__ = [
     "Branch",
     "ConvTransform",
     "Fixup",
+    "FlaxActivation",
     "GainScalars",
     "GroupNorm",
     "LeanActivation",
@@ -64,4 +66,5 @@ __all__ = [
     "Role",
     "Site",
     "SkipInit",
+    "folded",
 ]

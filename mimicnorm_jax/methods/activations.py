@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 from flax import linen as nn
@@ -62,6 +62,30 @@ class LeanActivation:
     def dropout(self, rate: float, axis_name: str | None, *, name: str) -> Callable[[jax.Array], jax.Array]:
         # The backward pass draws the mask again from its key.
         return nn.remat(Dropout)(rate, axis_name, name=name)
+
+
+@dataclass(frozen=True)
+class FlaxActivation:
+    """Flax's own activations and pooling, the same functions: what a program without a backward pass needs.
+
+    Attributes:
+      gain: as in `LeanActivation`.
+    """
+
+    gain: float = 1.0
+
+    def relu(self, x: jax.Array, *, output_saved_anyway: bool, saved: bool, rectified: bool) -> jax.Array:
+        return nn.relu(x if rectified or self.gain == 1.0 else self.gain * x)
+
+    def relu6(self, x: jax.Array) -> jax.Array:
+        return nn.relu6(x)
+
+    def max_pool(self, x: jax.Array, window: int, padding: int) -> jax.Array:
+        edges: Any = [(padding, padding)] * 2
+        return nn.max_pool(x, (window, window), (2, 2), edges)
+
+    def dropout(self, rate: float, axis_name: str | None, *, name: str) -> Callable[[jax.Array], jax.Array]:
+        return nn.Dropout(rate, deterministic=False, name=name)
 
 
 LEAN = LeanActivation()

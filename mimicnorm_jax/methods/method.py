@@ -54,6 +54,8 @@ class Method:
       residual: what happens to residual branches, and the scalars around them.
       activation: what stands between layers.
       last_norm: on the logits, or None.
+      conv_biases: whether every convolution has a bias, also those that a network leaves without one.
+      relu6: whether a network's ReLU6 stays one although no norm keeps activations in its range.
     """
 
     name: str
@@ -63,6 +65,8 @@ class Method:
     residual: Residual = PLAIN
     activation: Activation = LEAN
     last_norm: LastNorm | None = None
+    conv_biases: bool = False
+    relu6: bool = False
 
     @property
     def centers(self) -> bool:

@@ -17,14 +17,18 @@ class Residual:
     Attributes:
       needs_sums: whether the rule says nothing about a network without residual sums.
       for_resnets: whether it is written for the branches of ResNets only.
-      scalar_biases: whether scalar biases stand before and behind convolutions, in place of their biases.
+      scalar_biases: whether scalar biases stand behind convolutions, in place of their biases.
+      front_biases: whether scalar biases stand before a branch's convolutions and the classifier.
       scales_relu: whether a ReLU that ends a concatenated branch has a learnable scale and bias.
+      folded: whether such a scale is but a sign, its size folded into the convolution before.
     """
 
     needs_sums: ClassVar[bool] = False
     for_resnets: ClassVar[bool] = False
     scalar_biases: ClassVar[bool] = False
-    scales_relu: ClassVar[bool] = False
+    front_biases: bool = False
+    scales_relu: bool = False
+    folded: bool = False
 
     def scalar(self, scheme: InitScheme, site: Site, compensates: bool) -> float | None:
         """Initial value of the learnable scalar on a convolution's output; None for no scalar.
@@ -57,7 +61,7 @@ class Residual:
 class GainScalars(Residual):
     """The published learnable scalars, which make up for the gain of centered kernels and for depth (section 3.3)."""
 
-    scales_relu = True
+    scales_relu: bool = True
 
     def scalar(self, scheme: InitScheme, site: Site, compensates: bool) -> float | None:
         if site.role == "residual_out" and site.branch is not None:
@@ -82,6 +86,7 @@ class Fixup(Residual):
     needs_sums = True
     for_resnets = True
     scalar_biases = True
+    front_biases: bool = True
 
     def scalar(self, scheme: InitScheme, site: Site, compensates: bool) -> float | None:
         return 1.0 if site.role == "residual_out" else None

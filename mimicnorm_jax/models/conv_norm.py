@@ -66,6 +66,7 @@ class ConvNorm(nn.Module):
         has_norms = factory.method.norm is not None and not self.classifier
         normalized = self.norm and has_norms
         bias = self.bias if isinstance(self.bias, bool) else self.bias(shape, self.groups)
+        bias = factory.published.keep_conv_bias if normalized else bias
         scalar = residual.scalar(factory.scheme, site, self.compensates)
         is_cheap = self.window == 1 and self.features >= x.shape[-1]
         y = TransformedConv(
@@ -74,7 +75,7 @@ class ConvNorm(nn.Module):
             strides=self.strides,
             padding=self.window // 2 if self.padding is None else self.padding,
             feature_group_count=self.groups,
-            use_bias=(factory.published.keep_conv_bias if normalized else bias) and not residual.scalar_biases,
+            use_bias=factory.method.conv_biases or (bias and not residual.scalar_biases),
             dtype=factory.dtype,
             param_dtype=factory.param_dtype,
             kernel_init=self._kernel_init(site),

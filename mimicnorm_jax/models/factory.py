@@ -97,7 +97,7 @@ class LayerFactory:
 
     def residual_in(self, name: str) -> Callable[[jax.Array], jax.Array]:
         """What stands before a branch's convolutions and the classifier: Fixup's scalar bias."""
-        return ScalarBias(self.param_dtype, name=name) if self.method.residual.scalar_biases else lambda x: x
+        return ScalarBias(self.param_dtype, name=name) if self.method.residual.front_biases else lambda x: x
 
     def branch_relu(self, name: str) -> ScaledReLU:
         """ShuffleNetV2's ReLU at the end of a concatenated branch, with its scale and bias where scalars are."""
@@ -105,7 +105,8 @@ class LayerFactory:
         def relu(x: jax.Array) -> jax.Array:
             return self.relu(x, output_saved_anyway=False, cheap=True)
 
-        return ScaledReLU(self.method.residual.scales_relu, self.param_dtype, relu, name=name)
+        residual = self.method.residual
+        return ScaledReLU(residual.scales_relu, self.param_dtype, relu, sign_only=residual.folded, name=name)
 
     def relu(
         self, x: jax.Array, *, output_saved_anyway: bool = True, cheap: bool = False, rectified: bool = False
@@ -122,8 +123,8 @@ class LayerFactory:
         return self.method.activation.relu(x, output_saved_anyway=output_saved_anyway, saved=saved, rectified=rectified)
 
     def relu6(self, x: jax.Array, *, output_saved_anyway: bool = True, cheap: bool = False) -> jax.Array:
-        """ReLU6 where a norm keeps activations in its range, ReLU elsewhere; arguments as in `relu`."""
-        if self.method.norm is not None:
+        """ReLU6 where a norm keeps activations in its range, or did before it was folded; else ReLU; see `relu`."""
+        if self.method.norm is not None or self.method.relu6:
             return self.method.activation.relu6(x)
         return self.relu(x, output_saved_anyway=output_saved_anyway, cheap=cheap)
 

@@ -73,13 +73,12 @@ def initialized(config: TrainConfig, precision: Any) -> BoundModel:
     return network(config, variables, f"{name}, at initialization")
 
 
-def from_checkpoint(folder: Path, which: str, precision: Any, data_dir: str = "") -> tuple[TrainConfig, BoundModel]:
-    """A network from a run's checkpoint, without reading the data set.
+def read_checkpoint(folder: Path, which: str, data_dir: str = "") -> tuple[TrainConfig, Any, str]:
+    """The config of a run, the variables of a checkpoint as it evaluates them, and a name for a reader; reads no data.
 
     Args:
       folder: the run's.
       which: `latest` or `best`.
-      precision: that parameters are cast to.
       data_dir: if the dataset has moved since.
 
     Raises:
@@ -97,8 +96,19 @@ def from_checkpoint(folder: Path, which: str, precision: Any, data_dir: str = ""
         if step is None:
             raise WorkdirError(f"{folder} holds no complete checkpoint")
         state, metadata = checkpoints.restore(step, spec.state_template())
-    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, precision), state.eval_variables)
     name = f"{config.model} under {config.method}, {which} checkpoint (epoch {metadata.epoch}) of {folder}"
+    return config, state.eval_variables, name
+
+
+def from_checkpoint(folder: Path, which: str, precision: Any, data_dir: str = "") -> tuple[TrainConfig, BoundModel]:
+    """A network from a run's checkpoint, without reading the data set; arguments and errors of `read_checkpoint`.
+
+    Args:
+      folder, which, data_dir: of `read_checkpoint`.
+      precision: that parameters are cast to.
+    """
+    config, variables, name = read_checkpoint(folder, which, data_dir)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, precision), variables)
     return config, network(config, variables, name)
 
 

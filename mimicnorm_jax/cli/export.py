@@ -1,0 +1,50 @@
+"""Writes the network of a run as one file that runs without this package, for any batch size; reads no data.
+
+mimicnorm export --workdir=RUN --format=stablehlo|onnx
+
+Centering, scalars and norms are folded into kernels and biases first (--no-fold leaves them). The file takes float32
+images (batch, height, width, channels), normalized by mean and deviation of the training images as in training, and
+gives logits. docs/export.md has programs that run it."""
+
+import argparse
+from pathlib import Path
+
+from mimicnorm_jax import interop
+from mimicnorm_jax.cli.command import run
+from mimicnorm_jax.data import datasets
+from mimicnorm_jax.interop.exporting import FORMATS
+from mimicnorm_jax.monitoring import networks
+from mimicnorm_jax.training.spec import make_model
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code.
+
+    Args:
+      argv: what follows the program's name; default: the process's.
+    """
+    parser = argparse.ArgumentParser(
+        prog="mimicnorm export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", type=Path, required=True, help="a run of mimicnorm train")
+    parser.add_argument("--checkpoint", choices=("latest", "best"), default="latest", help="default: latest")
+    parser.add_argument("--format", choices=FORMATS, default="stablehlo", help="default: stablehlo")
+    parser.add_argument("--out", type=Path, help="the file to write; default: MODEL.FORMAT in --workdir")
+    parser.add_argument("--fold", action=argparse.BooleanOptionalAction, default=True, help="default: yes")
+    parser.add_argument(
+        "--vjp_order", type=int, default=0, help="how often it can be differentiated by the images (default: 0)"
+    )
+    arguments = parser.parse_args(argv)
+    return run(lambda: _export(arguments), "interrupted; nothing was written")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    config, variables, name = networks.read_checkpoint(arguments.workdir, arguments.checkpoint)
+    model, image_shape = make_model(config), datasets.get_spec(config.dataset).image_shape
+    if arguments.fold:
+        model, variables = interop.fold(model, variables, image_shape=image_shape)
+    path = arguments.out or arguments.workdir / f"{config.model}.{arguments.format}"
+    options = {"image_shape": image_shape, "format": arguments.format, "vjp_order": arguments.vjp_order}
+    interop.export(model, variables, path, **options)
+    print(f"{path}: {path.stat().st_size:,} bytes, {name}, images {image_shape}")
+    return 0
