@@ -238,6 +238,7 @@ class Various(nn.Module):
         x = nn.GroupNorm(2, name="group")(Own(8, (1, 1), name="own")(x))
         x = nn.Conv(8, (1, 1), feature_group_count=8, name="single")(x)
         x = nn.Conv(8, (3, 3), feature_group_count=8, name="depthwise")(x)
+        x = nn.Conv(8, (3, 3), conv_general_dilated_cls=lambda: jax.lax.conv_general_dilated, name="product")(x)
         shared = nn.Conv(8, (3, 3), name="shared")
         x = nn.BatchNorm(not train, name="norm")(shared(nn.relu(shared(x))))
         x = nn.ConvTranspose(8, (2, 2), name="transposed")(x)
@@ -257,6 +258,7 @@ def test_the_report_says_of_each_layer_what_was_done_and_why():
         "group": "left",
         "single": "left",
         "depthwise": "centered",
+        "product": "left",
         "shared": "centered",
         "norm": "identity",
         "transposed": "left",
@@ -274,7 +276,7 @@ def test_the_report_says_of_each_layer_what_was_done_and_why():
     variables = _init(model, IMAGES)
     apply = jax.jit(model.apply)
     logits = apply(variables, IMAGES)
-    for path in ("padded", "own", "single", "depthwise", "shared", "transposed", "first"):
+    for path in ("padded", "own", "single", "depthwise", "product", "shared", "transposed", "first"):
         params = dict(variables["params"])
         params[path] = params[path] | {"kernel": params[path]["kernel"] + 0.5}
         changed = float(abs(apply({**variables, "params": params}, IMAGES) - logits).max())

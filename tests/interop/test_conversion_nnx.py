@@ -168,6 +168,18 @@ def test_the_report_and_the_initial_scale():
         _equal(after[name], before[name])
 
 
+def test_the_last_norm_is_synchronized_where_the_norms_were():
+    plain = Layer(nnx.Rngs(0))
+    assert mimic(plain, num_classes=8).last_bn.axis_name is None
+    plain.norm.axis_name = "batch"
+    assert mimic(plain, num_classes=8).last_bn.axis_name == "batch"
+    assert mimic(plain, num_classes=8, norm=functools.partial(LastBatchNorm, momentum=0.5)).last_bn.axis_name is None
+    other = Shared(nnx.Rngs(0))
+    other.again.norm.axis_name = "batch"
+    with pytest.raises(ValueError, match="over different axes"):
+        mimic(other, num_classes=8)
+
+
 def test_a_kept_bias_is_added():
     plain = Layer(nnx.Rngs(0))
     ours = mimic(plain, norm=None, keep_bias=True)

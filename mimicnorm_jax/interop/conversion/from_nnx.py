@@ -68,12 +68,13 @@ def mimic_nnx(
     reasons = [_center(path, layer, choice) for path, layer in layers if _has_kernel(layer)]
     if None not in reasons:
         raise ValueError(nothing_centered(name, [why for why in reasons if why]))
+    axes = {layer.axis_name for _, layer in layers if isinstance(layer, nnx.BatchNorm) and _is_norm(layer)}
     modes = {_remove(path, layer, keep_bias) for path, layer in layers if _is_norm(layer)} - {None}
     if norm is not None:
-        last: Any = norm(num_classes)
-        if len(modes) == 1 and hasattr(last, "use_running_average"):
-            last.use_running_average = modes.pop()
-        setattr(model, LAST_BN, last)
+        options = _axis(name, axes) if norm is LastBatchNorm else {}
+        if norm is LastBatchNorm and len(modes) == 1:
+            options["use_running_average"] = modes.pop()
+        setattr(model, LAST_BN, norm(num_classes, **options))
         model.__class__ = _with_last_norm(type(model))
     return model
 
@@ -159,6 +160,16 @@ def _remove(path: Any, norm: Any, keep_bias: bool) -> bool | None:
     mode = norm.use_running_average
     norm.use_running_average = bool(mode)
     return mode
+
+
+def _axis(name: str, axes: set[str | None]) -> dict[str, Any]:
+    """The option of the last norm that is synchronized as the norms were."""
+    if len(axes) > 1:
+        raise ValueError(
+            f"the BatchNorms of {name} are synchronized over different axes, {axes}: give "
+            "norm=functools.partial(LastBatchNorm, axis_name=...)"
+        )
+    return {"axis_name": next(iter(axes))} if axes else {}
 
 
 def _record(path: Path, layer: Any, normalized: bool) -> LayerRecord | None:
