@@ -5,7 +5,8 @@ from mimicnorm_jax.linen.dropout import Dropout
 from mimicnorm_jax.linen.norm import LastBatchNorm
 from mimicnorm_jax.linen.remat import NO_REMAT, REMATS, rematerialize
 from mimicnorm_jax.linen.scalars import ScalarBias, ScaledReLU
-from mimicnorm_jax.linen.selection import select_convolutions
+from mimicnorm_jax.linen.selection import LayerKernel, find_kernels, select_convolutions, select_kernels
+from mimicnorm_jax.linen.wrapper import Transformed
 
 __all__ = [
     "NO_REMAT",
@@ -14,10 +15,14 @@ __all__ = [
     "CenteredDense",
     "Dropout",
     "LastBatchNorm",
+    "LayerKernel",
     "ScalarBias",
     "ScaledReLU",
+    "Transformed",
     "TransformedConv",
     "TransformedDense",
+    "find_kernels",
     "rematerialize",
     "select_convolutions",
+    "select_kernels",
 ]

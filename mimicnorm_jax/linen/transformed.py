@@ -10,6 +10,7 @@ from jax.nn import initializers
 from mimicnorm_jax.functional.product import with_transformed_kernel
 from mimicnorm_jax.functional.row_major import row_major
 from mimicnorm_jax.functional.transform import IDENTITY, KernelTransform
+from mimicnorm_jax.initializers import centered_he
 
 
 class _Arrays:
@@ -59,7 +60,8 @@ class TransformedKernel(nn.Module):
         window = (window,) if isinstance(window, int) else tuple(window)
         shape = (*window, jnp.shape(inputs)[-1] // groups, layer.features)
         # Flax's names and order, and the scalar last: the random numbers are those of the plain layer.
-        kernel = self.param("kernel", layer.kernel_init, shape, layer.param_dtype)
+        kernel_init = layer.kernel_init or centered_he(self.kernel_transform.takes, groups)
+        kernel = self.param("kernel", kernel_init, shape, layer.param_dtype)
         bias = self.param("bias", layer.bias_init, (layer.features,), layer.param_dtype) if layer.use_bias else None
         own = None if self.scale_init is None else self.param("scale", self.scale_init, (), layer.param_dtype)
         plain: Any = super().__call__

@@ -1,5 +1,7 @@
 """Explicit meshes (what `jax.make_mesh` gives) and exported programs compute what one device does."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,38 @@ def test_gradients_of_a_batch_on_an_explicit_mesh_are_those_of_one_device(name, 
     scale = max(abs(leaf).max() for leaf in jax.tree.leaves(expected))
     # float32: sums over the batch in another order; another mask would be of order 1.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * scale), found, expected)
+
+
+@pytest.mark.parametrize("kind", ["auto", "explicit"])
+def test_last_batch_norm_takes_the_whole_batch_under_jit_and_the_devices_share_under_shard_map(kind):
+    """Without an axis_name: programs under `jit` see whole arrays, whatever the mesh; inside `shard_map`, shares."""
+    types = {"auto": jax.sharding.AxisType.Auto, "explicit": jax.sharding.AxisType.Explicit}
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(types[kind],))
+    share = PartitionSpec("batch")
+    z = jax.random.normal(jax.random.key(0), (8, 3)) + jnp.arange(8.0)[:, None]  # no two devices have one mean
+    layer = LastBatchNorm(use_running_average=False)
+    variables = layer.init(jax.random.key(0), z)
+
+    def apply(z, layer=layer):
+        return layer.apply(variables, z, mutable=["batch_stats"])
+
+    whole = apply(z)
+    spread = jax.device_put(z, NamedSharding(mesh, share))
+    # float32: the same sums in another order, of numbers of order 10.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jax.jit(apply)(spread), whole)
+
+    mapped = functools.partial(jax.shard_map, mesh=mesh, in_specs=share, check_vma=False)
+    alone, stats = jax.jit(mapped(lambda z: jax.tree.map(lambda x: x[None], apply(z)), out_specs=share))(spread)
+    alone, stats = jax.device_get((alone, stats))
+    for device in range(4):
+        expected = apply(z[2 * device : 2 * device + 2])
+        found = jax.tree.map(lambda x, device=device: x[device], (alone, stats))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    assert abs(alone.reshape(8, 3) - whole[0]).max() > 0.5
+
+    named = functools.partial(apply, layer=layer.clone(axis_name="batch"))
+    synced = jax.jit(mapped(named, out_specs=(share, PartitionSpec())))(spread)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), synced, whole)
 
 
 @pytest.mark.parametrize("axis", [2, 3])
