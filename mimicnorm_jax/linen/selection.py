@@ -46,7 +46,7 @@ def find_kernels(module: nn.Module, *args: Any, **kwargs: Any) -> dict[tuple[str
 
     Args:
       module: any Flax module.
-      args: what `module.init` takes after the key; arrays or `jax.ShapeDtypeStruct`.
+      args: what `module.init` takes after the key; arrays, `jax.ShapeDtypeStruct`, or what is no array, as it is.
       kwargs: further arguments of `module.init`.
 
     Returns:
@@ -80,8 +80,17 @@ def find_kernels(module: nn.Module, *args: Any, **kwargs: Any) -> dict[tuple[str
             found[*layer.path, "kernel"] = LayerKernel(type(layer), layout, own)
         return result
 
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    is_array = [hasattr(leaf, "shape") for leaf in leaves]  # a train=True stays what it is
+
+    def init(*arrays: Any) -> Any:
+        given = iter(arrays)
+        whole = (next(given) if one else leaf for one, leaf in zip(is_array, leaves, strict=True))
+        args, kwargs = jax.tree.unflatten(tree, whole)
+        return module.init(jax.random.key(0), *args, **kwargs)
+
     with intercept(note, object()):
-        jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args, **kwargs), *args)
+        jax.eval_shape(init, *(leaf for one, leaf in zip(is_array, leaves, strict=True) if one))
     return found
 
 

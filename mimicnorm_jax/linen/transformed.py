@@ -37,6 +37,16 @@ class _Arrays:
         return inputs, row_major(kernel) if self._layer.recompute_kernel else kernel, bias
 
 
+def refuse_product_module(layer: Any) -> None:
+    """Raises ValueError for a layer whose product is a module: it would keep values of the trace of a checkpoint."""
+    for name in ("dot_general", "conv_general_dilated"):
+        if getattr(layer, f"{name}_cls", None) is not None:
+            raise ValueError(
+                f"{'/'.join(layer.path) or type(layer).__name__}: a transformed kernel is multiplied inside of a "
+                f"checkpoint, where {name}_cls= cannot make a module with variables; give {name}=, a function"
+            )
+
+
 class TransformedKernel(nn.Module):
     """Transforms kernel and bias where the layer reads them; the raw kernel is what is stored.
 
@@ -56,6 +66,7 @@ class TransformedKernel(nn.Module):
     def __call__(self, inputs: jax.Array, scale: jax.Array | None = None) -> jax.Array:
         """The layer's output; `scale`, a scalar `()`, multiplies kernel and bias as the parameter does."""
         layer: Any = self  # the options are those of the Flax layer beside this class
+        refuse_product_module(layer)
         window, groups = getattr(layer, "kernel_size", ()), getattr(layer, "feature_group_count", 1)
         window = (window,) if isinstance(window, int) else tuple(window)
         shape = (*window, jnp.shape(inputs)[-1] // groups, layer.features)

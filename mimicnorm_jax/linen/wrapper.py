@@ -11,7 +11,7 @@ from mimicnorm_jax.functional.product import with_transformed_kernel
 from mimicnorm_jax.functional.transform import KernelTransform
 from mimicnorm_jax.linen.interception import intercept
 from mimicnorm_jax.linen.layouts import KERNEL_LAYERS, equation_of, layout_of
-from mimicnorm_jax.linen.transformed import TransformedKernel
+from mimicnorm_jax.linen.transformed import TransformedKernel, refuse_product_module
 
 
 class Transformed(nn.Module):
@@ -46,7 +46,7 @@ class Transformed(nn.Module):
 
         Raises:
           ValueError: for a layer in it that is a subclass of one of Flax's with a `__call__` or `param` of its own,
-            and for a `Transformed` in it.
+            or whose product is a module (`dot_general_cls=`), and for a `Transformed` in it.
         """
         module: Any = self.module
         with intercept(_reading_through(self.kernel_transform), self.kernel_transform):
@@ -84,6 +84,7 @@ def _call_transformed(layer: Any, transform: KernelTransform, call: Any, args: A
             "own, which may not read its kernel as that does; leave its kernel out by a rule of the transform, or take "
             "one of Flax's own layers"
         )
+    refuse_product_module(layer)
     plain: Any = known.__call__
     inputs = kwargs.pop("inputs") if "inputs" in kwargs else args[0]
 

@@ -10,7 +10,7 @@ from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mimicnorm_jax import LastBatchNorm, models
-from mimicnorm_jax.functional import center
+from mimicnorm_jax.functional import center, over_fan_in
 
 
 def _spread(tree, *axes):
@@ -84,6 +84,18 @@ def test_kernels_spread_over_an_explicit_mesh_are_centered(axis):
     axes[axis] = "batch"
     # float32: a mean of 72 numbers of order 1, summed in another order.
     np.testing.assert_allclose(center(_spread(kernel, *axes)), center(kernel), atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_attention_kernels_spread_over_an_explicit_mesh_are_centered_in_their_place(axis):
+    kernel = jax.random.normal(jax.random.key(0), (8, 4, 8))
+    axes = [None] * 3
+    axes[axis] = "batch"
+    found = over_fan_in(center, [0])(_spread(kernel, *axes))
+    # float32: a mean of 8 numbers of order 1, summed in another order.
+    np.testing.assert_allclose(found, kernel - kernel.mean(0, keepdims=True), atol=1e-6)
+    if axis:  # the outputs stay where they are
+        assert jax.typeof(found).sharding.spec == PartitionSpec(*axes)
 
 
 @pytest.mark.parametrize("running_variance", ["biased", "unbiased"])

@@ -99,7 +99,7 @@ def test_what_a_network_reads_centered_is_known():
     """The published rule leaves out the stem and narrow pointwise kernels; classifiers are dense, and are found."""
     net = models.create("squeezenet", method="mimicnorm", num_classes=10, width=0.25)
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    found = find_kernels(net, image)
+    found = find_kernels(net, image, False)  # train
     raw = {path[:-2]: kernel.layout.shape for path, kernel in found.items() if not kernel.transformed}
     assert all(math.prod(shape[:-1]) <= 50 for shape in raw.values())
     assert ("stem",) in raw

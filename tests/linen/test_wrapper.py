@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from mimicnorm_jax.diagnostics import saved_for_backward
 from mimicnorm_jax.functional import CENTER, KernelTransform, center, standardize
-from mimicnorm_jax.linen import CenteredConv, Transformed, find_kernels, select_kernels
+from mimicnorm_jax.linen import CenteredConv, CenteredDense, Transformed, find_kernels, select_kernels
 from mimicnorm_jax.optim import center_params
 
 X = (2, 6, 6, 4)
@@ -176,6 +176,10 @@ def test_what_cannot_be_read_through_a_transform_is_refused_and_what_no_rule_tak
     left = Transformed(OwnParam(3), KernelTransform(center, lambda shape, groups: False))
     variables = left.init(jax.random.key(0), x)
     np.testing.assert_array_equal(left.apply(variables, x), OwnParam(3).apply(variables, x))
+    options = {"dot_general_cls": lambda: jax.lax.dot_general}
+    for layer in (Transformed(nn.Dense(3, **options), CENTER), CenteredDense(3, **options)):
+        with pytest.raises(ValueError, match=r"Dense: .*dot_general_cls= .*give dot_general="):
+            layer.init(jax.random.key(0), x)
     with pytest.raises(ValueError, match=r"Transformed in a Transformed.*compose"):
         Transformed(nn.Sequential([Transformed(nn.Dense(3), CENTER)]), CENTER).init(jax.random.key(0), x)
     with pytest.raises(ValueError, match=r"nn.Einsum.*by a letter; got '...,...->'"):
