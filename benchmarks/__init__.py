@@ -10,7 +10,9 @@ input_pipeline: how much of training is not the training step.
 fault_injection: interrupted runs and corrupted checkpoints.
 trainability: condition of the tangent kernel and growth of perturbations at initialization.
 ntk.compare: the tangent kernel beside neural_tangents' (ntk.cases: the networks, and one process that evaluates them).
-paper.reproduce: the paper's tables and figures (paper.experiments: what they are; paper.comparison: their pages).
+paper.reproduce: the paper's tables and figures, and small networks trained to the end (paper.experiments: what they
+    are; paper.comparison, paper.convergence, paper.pages: their pages; paper.paired: differences by seed).
+paper.calibration: calibration of a finished run.
 render: every page of results/ and every table of results in README.md and docs/, from the records.
 
 Not commands:

@@ -19,13 +19,10 @@ import numpy as np
 
 from benchmarks import _results
 from benchmarks._results import Record, Store
-from mimicnorm_jax.data import datasets
-from mimicnorm_jax.data.augment import Augmentation
+from mimicnorm_jax.data import Augmentation, datasets
 from mimicnorm_jax.data.pipeline import Selection
-from mimicnorm_jax.training import config, loop
+from mimicnorm_jax.training import Trainer, build_spec, build_trainer, config, loop
 from mimicnorm_jax.training.metrics import Metrics
-from mimicnorm_jax.training.spec import build_spec
-from mimicnorm_jax.training.trainer import Trainer, build_trainer
 
 NETS = ("resnet8", "resnet18")
 STEPS_PER_CALL = (1, 4, 16)
@@ -54,9 +51,9 @@ def make_trainer(net: str, arguments: argparse.Namespace, images: datasets.Datas
         return build_trainer(build_spec(config.validate(fields)))
 
 
-def arms(trainer: Trainer) -> dict[str, Arm]:
+def arms(trainer: Trainer, train: datasets.Split) -> dict[str, Arm]:
     """What is timed, by name: each does an epoch's steps on a state and returns the next state."""
-    size, devices, train = trainer.config.batch_size, trainer.num_devices, trainer.dataset.train
+    size, devices = trainer.config.batch_size, trainer.num_devices
     batch = trainer.data_parallel.replicate((train.images[:size].reshape(size, -1), train.labels[:size]))
     there = Selection(np.arange(size, dtype=np.int32).reshape(devices, 1, -1))
     plain = dataclasses.replace(trainer.step_config, augmentation=Augmentation())
@@ -83,9 +80,9 @@ def arms(trainer: Trainer) -> dict[str, Arm]:
     return {"step": step, "augmented": augmented} | {f"loop, {k} a call": epoch(k) for k in STEPS_PER_CALL}
 
 
-def measure(trainer: Trainer, rounds: int) -> dict[str, list[float]]:
+def measure(trainer: Trainer, train: datasets.Split, rounds: int) -> dict[str, list[float]]:
     """Seconds a step of each arm in each round; the arms take turns, after one round that compiles."""
-    todo = arms(trainer)
+    todo = arms(trainer, train)
     start_state = jax.device_get(trainer.spec.init_state())
     states = {name: trainer.data_parallel.replicate(start_state) for name in todo}
     seconds: dict[str, list[float]] = {name: [] for name in todo}
@@ -174,7 +171,7 @@ def main() -> None:
         given = [f"--{name} {' '.join(value) if name == 'nets' else value}" for name, value in flags.items()]
         command = " ".join(["python -m benchmarks.input_pipeline", *given])
         for net in arguments.nets:
-            seconds = measure(make_trainer(net, arguments, images), arguments.rounds)
+            seconds = measure(make_trainer(net, arguments, images), images.train, arguments.rounds)
             record = {"net": net, **setting, "seconds_per_step": seconds, "machine": _results.machine()}
             print(table([record]), flush=True)
             STORE.add(arguments.results, record | {"command": command})

@@ -24,7 +24,8 @@ from benchmarks import (
 )
 from benchmarks._results import RESULTS, ROOT
 from benchmarks.ntk import compare
-from benchmarks.paper import comparison, reproduce
+from benchmarks.paper import pages as paper_pages
+from benchmarks.paper import reproduce
 from benchmarks.tables import TABLES
 from mimicnorm_jax.utils.console import log_line
 from mimicnorm_jax.utils.files import write_text
@@ -57,7 +58,7 @@ def pages(folder: Path) -> Iterator[tuple[Path, str]]:
             yield folder / f"{module.STORE.name}.md", module.page(records)
     for study in reproduce.studies(folder):
         records = list(study.store.read(folder).values())
-        yield folder / f"{study.name}.md", comparison.page(study, folder, records)
+        yield folder / f"{study.name}.md", paper_pages.page(study, folder, records)
 
 
 def filled(text: str, path: Path, results: Path = RESULTS) -> str:

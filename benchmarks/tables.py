@@ -16,7 +16,7 @@ from benchmarks import (
 )
 from benchmarks._results import Record, grouped, mean_and_deviation, table
 from benchmarks.ntk import compare
-from benchmarks.paper import comparison, reproduce
+from benchmarks.paper import comparison, convergence, reproduce
 
 Table = Callable[[Path], str]
 TABLES: dict[str, Table] = {}
@@ -106,6 +106,13 @@ def _ablation(results: Path) -> str:
 def _final(runs: Sequence[Record], quantity: str, unit: float = 1) -> str:
     values = [unit * run["curve"][-1][quantity] for run in runs]
     return mean_and_deviation(values) + (f" ({len(runs)} seeds)" if len(runs) == 2 else "")
+
+
+@named("convergence")
+def _convergence(results: Path) -> str:
+    """What small networks that were trained to the end show, and what they do not."""
+    study = reproduce.make_study("convergence", False, None, "float32")
+    return convergence.conclusion(study, list(study.store.read(results).values()))
 
 
 @named("accuracy_by_rate")

@@ -20,7 +20,7 @@ from benchmarks._results import Record, Store
 from mimicnorm_jax import plots
 from mimicnorm_jax.diagnostics import RegimeMeter
 from mimicnorm_jax.models import methods_of
-from mimicnorm_jax.monitoring.networks import images, initialized
+from mimicnorm_jax.monitoring import images, initialized
 from mimicnorm_jax.training import config
 from mimicnorm_jax.utils.console import log_line
 

@@ -1,6 +1,7 @@
 """Imports point downwards only, wings do not know each other, files stay small, names stay in their place."""
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
@@ -41,15 +42,8 @@ WITHOUT_FLAX = {
 }
 
 
-WIDE = {
-    "diagnostics/propagation/growth.py": {"perturbation_growth"},
-    "diagnostics/propagation/nngp.py": {"correlations", "kernels", "moments"},
-    "diagnostics/spectra/curvature.py": {"gauss_newton_eigenvalues", "ntk_eigenvalues"},
-    "diagnostics/spectra/jacobian.py": {"density", "largest", "mean_square"},
-    "models/creation.py": {"create"},
-    "nnx/norm.py": {"__init__"},
-}
-"""The public functions with more than six arguments: all beyond the third are options by keyword."""
+WIDE = {"nnx/norm.py": {"__init__"}}
+"""The functions with more than six arguments: a constructor that takes `nnx.BatchNorm`'s."""
 
 
 def _imports(path: Path) -> set[str]:
@@ -123,3 +117,19 @@ def test_functions_take_at_most_six_arguments(path):
             if len([a for a in every if a.arg not in ("self", "cls")]) > 6:
                 wide.add(node.name)
     assert wide == WIDE.get(path.relative_to(ROOT / PACKAGE).as_posix(), set())
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks"])
+def test_users_import_what_a_package_exports_from_the_package(folder):
+    """Nothing private, and nothing from an inner module that its package exports."""
+    deep = set()
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        for module, name in [(node.module or "", alias.name) for node in nodes for alias in node.names]:
+            if not module.startswith(PACKAGE + "."):
+                continue
+            parts = module.split(".")
+            packages = [importlib.import_module(".".join(parts[:n])) for n in range(2, len(parts))]
+            if name.startswith("_") or any(name in getattr(package, "__all__", ()) for package in packages):
+                deep.add(f"{path.name}: {module}.{name}")
+    assert not deep

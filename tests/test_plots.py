@@ -141,6 +141,18 @@ def test_bars_are_means_and_points_are_seeds(tmp_path, drawn):
     assert centers["x"][1] < 1 < centers["y"][0]
 
 
+def test_intervals_are_about_the_mean_and_left_out_where_there_is_none(tmp_path, drawn):
+    from mimicnorm_jax import plots
+
+    plots.intervals({"a": ([1.0, 3.0], 0.5), "b": ([-2.0], None)}, tmp_path / "intervals.png", "", "points")
+    (axes,) = drawn[0].axes
+    segments = {name: bars.lines[2] for name, bars in zip("ab", axes.containers, strict=True)}
+    np.testing.assert_allclose(segments["a"][0].get_segments()[0], [[1.5, 0], [2.5, 0]])
+    assert segments["b"] == ()
+    assert [bars.lines[0].get_xydata().tolist() for bars in axes.containers] == [[[2.0, 0.0]], [[-2.0, 1.0]]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+
+
 def test_diagnostics_along_a_run_leave_out_what_was_not_measured(tmp_path, drawn):
     from mimicnorm_jax import plots
 

@@ -22,8 +22,9 @@ def belongs(record: Record, arm: Arm, seed: int | None = None) -> bool:
     """Whether a run is of this arm (and seed)."""
     config = record["config"]
     init = arm.fields.get("init_scheme", "published")
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in arm.fields.items()}
     return (
-        all(config.get(name) == value for name, value in arm.fields.items())
+        all(config.get(name) == value for name, value in fields.items())
         and config.get("init_scheme") == init
         and seed in (None, record["seed"])
     )
@@ -95,15 +96,6 @@ class Study:
     def runs(self, records: Sequence[Record]) -> list[tuple[Arm, list[Record]]]:
         """The runs of every arm."""
         return [(arm, [record for record in records if belongs(record, arm)]) for arm in self.experiment.arms]
-
-
-def write(study: Study, folder: Path) -> None:
-    """Writes NAME.md and, where matplotlib is installed, its figures, from NAME.jsonl in the same folder."""
-    if plots.available():
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, draw in figures(study, list(study.store.read(folder).values())).items():
-            draw(folder / name)
-    study.store.write_page(folder, partial(page, study, folder))
 
 
 def page(study: Study, folder: Path, records: Sequence[Record]) -> str:
@@ -185,10 +177,11 @@ def figures(study: Study, records: Sequence[Record]) -> dict[str, Callable[[Path
     if all("diagnostics" in record for _, found in done for record in found):
         return {f"{name}.png": partial(_draw_variances, name, done)}
     nets = dict.fromkeys(arm.net for arm, _ in done)
-    return {f"{name}-{net}.png": partial(_draw_curves, f"{name}: {net}", net, done) for net in nets}
+    return {f"{name}-{net}.png": partial(draw_curves, f"{name}: {net}", net, done) for net in nets}
 
 
-def _draw_curves(title: str, net: str, runs: Sequence[tuple[Arm, list[Record]]], path: Path) -> None:
+def draw_curves(title: str, net: str, runs: Sequence[tuple[Arm, list[Record]]], path: Path) -> None:
+    """Draws loss and accuracy by epoch of a network's arms, of the runs that survived."""
     curves = {arm.method: [r["curve"] for r in found if not r["ended"]] for arm, found in runs if arm.net == net}
     plots.curves({method: survived for method, survived in curves.items() if survived}, path, title)
 

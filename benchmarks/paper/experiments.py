@@ -3,10 +3,12 @@
 Everything trains on CIFAR-100 by the recipe of configs/cifar100.py, except for the fields that an arm names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+Comparison = tuple[str, float | None]
+"""Network and learning rate."""
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
@@ -28,15 +30,19 @@ class Arm:
       method: what stands in for BatchNorm, with what else sets the arm apart.
       fields: of the config, besides the recipe's.
       published: the best one that the paper reports; None where it shows a curve or nothing.
+      seeds: that it is run with where no others are asked for.
+      stage: all that is of a lower one is run first.
     """
 
     net: str
     method: str
     fields: Mapping[str, Any]
     published: Accuracy | None = None
+    seeds: tuple[int, ...] = (0,)
+    stage: int = 0
 
     @property
-    def comparison(self) -> tuple[str, float | None]:
+    def comparison(self) -> Comparison:
         """What arms have in common that are to be compared: network, and learning rate where that is varied."""
         return self.net, self.fields.get("learning_rate")
 
@@ -48,14 +54,17 @@ class Experiment:
     Attributes:
       summary: one line.
       arms: compared.
-      epochs: of each run.
+      epochs: of each run, but for arms whose fields say otherwise.
       small: fields that make its runs small enough for a CPU, `epochs` among them; empty if it has no such form.
+      converged: whether networks are trained to the end: then their calibration is measured, and they are compared by
+        seed.
     """
 
     summary: str
     arms: tuple[Arm, ...]
     epochs: int
     small: Mapping[str, Any] = field(default_factory=dict)
+    converged: bool = False
 
 
 def _arm(net: str, method: str, published: Accuracy | None = None, **fields: Any) -> Arm:
@@ -104,6 +113,29 @@ def _ablation(*nets: str) -> tuple[Arm, ...]:
     return tuple(_arm(net, method) for net in nets for method in methods)
 
 
+DROPS = (0.53, 0.73, 0.9)
+"""Of a run: where the paper's schedule divides the learning rate by ten, after 80, 110 and 135 of 150 epochs."""
+
+
+def _converged(net: str, methods: Sequence[str], *, rate: float = 0.05, **about: Any) -> tuple[Arm, ...]:
+    """Arms trained to the end of a schedule of the paper's shape; 0.05 at batch 128 is its 0.1 at batch 256."""
+    epochs = about.pop("epochs", 30)
+    fields = {"epochs": epochs, "warmup_epochs": 1.0, "batch_size": 128, "learning_rate": rate}
+    fields |= {"decay_epochs": tuple(round(share * epochs) for share in DROPS)}
+    return tuple(replace(_arm(net, method, **fields), **about) for method in methods)
+
+
+def _convergence() -> tuple[Arm, ...]:
+    pair, three = ("batchnorm", "mimicnorm"), (0, 1, 2)
+    others = ("weightmean", "lastbn", "skipinit", "fixup", "nf", "ws_gn")
+    return (
+        *_converged("resnet8", (*pair, "none", "none, he"), seeds=three),
+        *_converged("resnet8", others, seeds=three, stage=1),
+        *(arm for rate in (0.02, 0.1, 0.2) for arm in _converged("resnet8", pair, rate=rate, stage=2)),
+        *_converged("squeezenet", pair, epochs=20, seeds=(0, 1), stage=3),
+    )
+
+
 _SMALL = {"width_multiplier": 0.25, "batch_size": 128, "schedule": "cosine"}
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -127,6 +159,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         2,
         {"width_multiplier": 0.25, "batch_size": 128},
     ),
+    "convergence": Experiment("small networks trained to the end", _convergence(), 30, converged=True),
 }
 """Every experiment by name."""
 
@@ -141,5 +174,8 @@ def small_form(experiment: Experiment) -> Experiment:
         raise ValueError("it has no small form")
     own = dict(experiment.small)
     epochs = own.pop("epochs", experiment.epochs)
-    arms = tuple(Arm(own.get("model", arm.net), arm.method, {**arm.fields, **own}) for arm in experiment.arms)
+    arms = tuple(
+        replace(arm, net=own.get("model", arm.net), fields={**arm.fields, **own}, published=None)
+        for arm in experiment.arms
+    )
     return replace(experiment, summary=f"a small form of: {experiment.summary}", arms=arms, epochs=epochs)

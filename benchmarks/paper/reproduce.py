@@ -6,6 +6,7 @@ Every finished run is a record of results/NAME.jsonl and never repeated; a stopp
   python -m benchmarks.paper.reproduce table1 --data_dir=DIR --nets vgg11 resnet18 --seeds 0 1 2 --dtype=bfloat16
   python -m benchmarks.paper.reproduce figure6 --small --data_dir=DIR      # for a machine without GPU
   python -m benchmarks.paper.reproduce table1 --render                     # table and figures only
+  python -m benchmarks.paper.reproduce table1 --dry_run                    # without GPU: would it run, how fast at best
 """
 
 import argparse
@@ -21,11 +22,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks import _results
 from benchmarks._results import ROOT, Record
-from benchmarks.paper import comparison
-from benchmarks.paper.experiments import EXPERIMENTS, Arm, Experiment, small_form
+from benchmarks.paper import calibration, comparison, pages
+from benchmarks.paper import dry_run as dry_run_lib
+from benchmarks.paper.experiments import EXPERIMENTS, Arm, Comparison, Experiment, small_form
 from mimicnorm_jax.training.writers import read_metrics
 from mimicnorm_jax.utils.console import log_line
 
@@ -56,6 +59,8 @@ def make_study(name: str, small: bool, epochs: int | None, dtype: str) -> compar
             sys.exit(f"error: {name} --small: {error}")
         command.append("--small")
     if epochs is not None and epochs != experiment.epochs:
+        if any("epochs" in arm.fields for arm in experiment.arms):
+            sys.exit(f"error: {name} --epochs={epochs}: its schedules are made for the epochs that its arms name")
         name, experiment = f"{name}_{epochs}_epochs", replace(experiment, epochs=epochs)
         command.append(f"--epochs={epochs}")
     if dtype != "float32":
@@ -95,7 +100,7 @@ def chosen(experiment: Experiment, nets: Sequence[str], methods: Sequence[str]) 
 
 def next_run(
     arms: Sequence[Arm],
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None,
     records: Sequence[Record],
     begun: Callable[[Arm, int], bool],
     remaining: float,
@@ -104,7 +109,7 @@ def next_run(
 
     Args:
       arms: of the experiment.
-      seeds: of each arm.
+      seeds: of each arm; None: its own.
       records: of finished runs.
       begun: whether a run was stopped on its way.
       remaining: seconds.
@@ -124,15 +129,25 @@ def next_run(
         too_long = bool(took) and len(open_runs) * sum(took) / len(took) > remaining
         return not started, too_long
 
-    groups = {
-        (seed, arm.comparison): [a for a in arms if a.comparison == arm.comparison] for seed in seeds for arm in arms
-    }
-    open_groups = {key: members for key, members in groups.items() if not all(done(arm, key[0]) for arm in members)}
+    open_groups = [
+        (seed, members) for seed, members in _comparisons(arms, seeds) if not all(done(arm, seed) for arm in members)
+    ]
     if not open_groups:
         return None
-    seed, which = min(open_groups, key=lambda key: rank(key[0], open_groups[key]))
-    members = [arm for arm in open_groups[seed, which] if not done(arm, seed)]
-    return min(members, key=lambda arm: not begun(arm, seed)), seed
+    seed, members = min(open_groups, key=lambda group: rank(*group))
+    return min((arm for arm in members if not done(arm, seed)), key=lambda arm: not begun(arm, seed)), seed
+
+
+def _comparisons(arms: Sequence[Arm], seeds: Sequence[int] | None) -> list[tuple[int, list[Arm]]]:
+    """Seed and arms of every comparison: by stage, then by seed, then as the arms come."""
+    by_stage: dict[int, dict[tuple[int, Comparison], list[Arm]]] = {}
+    for stage in sorted({arm.stage for arm in arms}):
+        of_stage = [arm for arm in arms if arm.stage == stage]
+        for seed in dict.fromkeys(seeds if seeds is not None else sorted({s for arm in of_stage for s in arm.seeds})):
+            for arm in of_stage:
+                if seeds is not None or seed in arm.seeds:
+                    by_stage.setdefault(stage, {}).setdefault((seed, arm.comparison), []).append(arm)
+    return [(seed, members) for groups in by_stage.values() for (seed, _), members in groups.items()]
 
 
 def train(command: Sequence[str], remaining: float) -> int:
@@ -162,6 +177,22 @@ def record_of(folder: Path, arm: Arm, seed: int, command: Sequence[str], ended: 
     return record | {"config": config, "machine": about["machine"], "command": shlex.join(command)}
 
 
+def fields_of(experiment: Experiment, arm: Arm, seed: int, steps_per_call: int) -> dict[str, Any]:
+    """What the command of a run sets of the config."""
+    fields = {"epochs": experiment.epochs, **arm.fields, "seed": seed, "keep_checkpoints": 1}
+    return {**fields, "steps_per_call": steps_per_call}
+
+
+def dry_run(arguments: argparse.Namespace, study: comparison.Study) -> str:
+    """A table of what the study's programs would take on a GPU; each has taken its steps here."""
+    arms = chosen(study.experiment, arguments.nets, arguments.methods)
+    return dry_run_lib.dry_run(
+        arms,
+        lambda arm: fields_of(study.experiment, arm, 0, arguments.steps_per_call),
+        lambda folder, arm: record_of(folder, arm, 0, [], ""),
+    )
+
+
 def run(arguments: argparse.Namespace, study: comparison.Study) -> bool:
     """Runs what is missing until all is done or the budget spent; whether all is done."""
     deadline = time.monotonic() + arguments.budget
@@ -184,8 +215,7 @@ def run(arguments: argparse.Namespace, study: comparison.Study) -> bool:
             return False
         arm, seed = found
         workdir = folder(arm, seed)
-        fields = {**arm.fields, "epochs": experiment.epochs, "seed": seed, "keep_checkpoints": 1}
-        fields |= {"steps_per_call": arguments.steps_per_call}
+        fields = fields_of(experiment, arm, seed, arguments.steps_per_call)
         command = ["train.py", "--config=configs/cifar100.py", *(f"--config.{k}={v}" for k, v in fields.items())]
         log_line(f"{name}: {workdir.name}")
         where = [f"--config.data_dir={arguments.data_dir}", f"--workdir={workdir.absolute()}"]
@@ -195,9 +225,12 @@ def run(arguments: argparse.Namespace, study: comparison.Study) -> bool:
         if code not in (0, 3):
             sys.exit(f"error: train.py ended with exit code {code}; its folder is {workdir}")
         ended = json.loads((workdir / "failure.json").read_text())["error"].split(". ")[0] if code else ""
-        study.store.add(arguments.results, record_of(workdir, arm, seed, ["python", *command], ended))
+        record = record_of(workdir, arm, seed, ["python", *command], ended)
+        if experiment.converged and not ended:
+            record["calibration"] = calibration.of_run(workdir)
+        study.store.add(arguments.results, record)
         shutil.rmtree(workdir)
-        comparison.write(study, arguments.results)
+        pages.write(study, arguments.results)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -205,9 +238,14 @@ def make_parser() -> argparse.ArgumentParser:
     summaries = "; ".join(f"{name}: {experiment.summary}" for name, experiment in EXPERIMENTS.items())
     parser.add_argument("experiment", choices=EXPERIMENTS, help=summaries)
     parser.add_argument("--small", action="store_true", help="in a form for a CPU, without published numbers")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help=f"record nothing: compile every program for an {dry_run_lib.TARGET}, take {dry_run_lib.STEPS} steps here",
+    )
     parser.add_argument("--nets", nargs="+", default=[], help="default: all of the experiment's")
     parser.add_argument("--methods", nargs="+", default=[], help="default: all of the experiment's")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0; the paper has three runs")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: the experiment's; 0 for the paper's, of three")
     parser.add_argument("--epochs", type=int, help="default: the paper's; others go to files of their own")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of activations")
     parser.add_argument("--steps_per_call", type=int, default=1, help="of train.py; 1 on a CPU, 8 or so on a GPU")
@@ -225,8 +263,11 @@ def make_parser() -> argparse.ArgumentParser:
 def main() -> None:
     arguments = make_parser().parse_args()
     asked = make_study(arguments.experiment, arguments.small, arguments.epochs, arguments.dtype)
+    if arguments.dry_run:
+        log_line(dry_run(arguments, asked))
+        return
     finished = arguments.render or run(arguments, asked)
-    comparison.write(asked, arguments.results)
+    pages.write(asked, arguments.results)
     log_line((arguments.results / f"{asked.name}.md").read_text())
     if not finished:
         sys.exit("stopped before all was done: the same command resumes")

@@ -7,7 +7,7 @@ COMMANDS: dict[str, str] = {
     "train": "train an image classifier, or evaluate a run",
     "plan": "what a run will take on a GPU or TPU, planned by the device's compiler",
     "diagnose": "tangent kernels, Jacobians and the theory of wide networks",
-    "import-torch": "a PyTorch state dict of a published network into variables of ours",
+    "import-torch": "a PyTorch state dict of the paper's code or torchvision into variables of ours",
     "prepare-data": "download and prepare a dataset of TFDS once",
 }
 """Every command, with what it does; each is `main(argv)` of the module of its name."""

@@ -22,6 +22,7 @@ from mimicnorm_jax.data import datasets
 from mimicnorm_jax.diagnostics import (
     IMPLEMENTATIONS,
     EmpiricalNTK,
+    View,
     all_parameters,
     condition_number,
     curvature,
@@ -164,8 +165,9 @@ def run_jacobian(arguments: argparse.Namespace) -> int:
     found, x = _subject(arguments)
     key = jax.random.key(arguments.seed or 0)
     log_line(found.name)
-    moments = nngp.moments(found.apply_fn, found.params, x, batch_coupled=found.batch_coupled)
-    grown = perturbation_growth(found.apply_fn, found.params, x, key=key, batch_coupled=found.batch_coupled)
+    view = View(batch_coupled=found.batch_coupled)
+    moments = nngp.moments(found.apply_fn, found.params, x, view)
+    grown = perturbation_growth(found.apply_fn, found.params, x, view, key=key)
     logs = grown.log_ratios.mean(0)
     log_line(f"{'layer':44}{'mean square':>13}{'correlation':>13}{'growth so far':>15}")
     layers = {}

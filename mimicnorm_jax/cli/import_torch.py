@@ -1,9 +1,10 @@
-"""Turns a PyTorch state dict of a published network into variables of ours, in one .npz file.
+"""Turns a PyTorch state dict of a network of the paper's code, or of torchvision, into variables, in one .npz file.
 
 mimicnorm import-torch FILE --model=resnet50_imagenet --method=batchnorm --num_classes=1000 --out=resnet50.npz
 
 FILE is .pth, .pt, .bin or .tar (which needs PyTorch, and is refused where it holds more than tensors), .npz or
-.safetensors. `mimicnorm_jax.interop.read_variables` reads what is written."""
+.safetensors. `mimicnorm_jax.interop.read_variables` reads what is written. Which networks have which names under which
+method: docs/interop.md."""
 
 import argparse
 
@@ -24,9 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="mimicnorm import-torch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file")
+    parser.add_argument("file", help="the state dict")
     parser.add_argument("--model", required=True, help=f"one of {', '.join(models.ARCHITECTURES)}")
-    parser.add_argument("--method", default="mimicnorm", help="that it was trained under; default: mimicnorm")
+    parser.add_argument("--method", default="mimicnorm", help="default: mimicnorm; or batchnorm, none, fixup, ...")
     parser.add_argument("--num_classes", type=int, default=100, help="default: 100")
     parser.add_argument("--out", required=True, help="the .npz file to write")
     arguments = parser.parse_args(argv)

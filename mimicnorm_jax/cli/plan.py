@@ -23,6 +23,8 @@ import jax
 from absl import flags
 
 from mimicnorm_jax.cli import command
+from mimicnorm_jax.data import Cut
+from mimicnorm_jax.data.decoding_rate import decoding_rate
 from mimicnorm_jax.errors import ConfigError, DoesNotFitError, UserError, unknown
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.planning import Cache, targets
@@ -30,6 +32,7 @@ from mimicnorm_jax.planning.cache import default_folder
 from mimicnorm_jax.training import config as config_lib
 from mimicnorm_jax.training import fit, plan_report
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.dataset import dataset_of, is_streamed
 from mimicnorm_jax.training.plan import REMAT_SUFFIX, TrainingPlan, plan_training
 from mimicnorm_jax.training.plan_report import Row
 from mimicnorm_jax.training.spec import build_spec
@@ -211,6 +214,9 @@ def _plan(argv: Sequence[str]) -> int:
     rows = _frontier(config, planners) if values.frontier else _compare(config, planners, values.compare)
     log_line(f"{config.model}, batch {config.batch_size}, {config.dtype}, {config.dataset}\n{plan_report.table(rows)}")
     log_line(plan_report.LEGEND)
+    if is_streamed(config):
+        rate = decoding_rate(Cut(dataset_of(config).image_shape[0], config.min_crop_area))
+        log_line(plan_report.decoding(rows, rate))
     if values.out:
         _write(config, rows, Path(values.out), values.frontier)
     for planner in planners:

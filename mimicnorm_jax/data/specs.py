@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,6 +16,24 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+class Encoded(NamedTuple):
+    """An image as it is stored: the bytes of its file, its label, and a name to find it by."""
+
+    data: bytes
+    label: int
+    name: str
+
+
+class ImageSource(Protocol):
+    """Random access to the stored images of a split, from any thread."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Encoded:
+        """The image at a place; raises what it likes where that cannot be read."""
+        ...
 
 
 def _nothing_to_prepare(spec: "DatasetSpec", data_dir: str) -> None:
@@ -31,9 +50,10 @@ class DatasetSpec:
       num_classes: labels are 0 to this minus 1.
       num_train: number of training images.
       num_test: number of test images.
-      read: reads the training and the test split, given the spec and the config's `data_dir`. Of several processes
-        each returns the whole.
-      require_prepared: raises DataError if `read` could not start, and reads no images.
+      read: reads the training and the test split into memory, given the spec and the config's `data_dir`. Of several
+        processes each returns the whole. None for what is only streamed.
+      require_prepared: raises DataError if `read` and `open` could not start, and reads no images.
+      open: gives both splits as sources to stream from, given the same; None for what is only read.
     """
 
     name: str
@@ -41,8 +61,9 @@ class DatasetSpec:
     num_classes: int
     num_train: int
     num_test: int
-    read: Callable[["DatasetSpec", str], tuple[Split, Split]]
+    read: Callable[["DatasetSpec", str], tuple[Split, Split]] | None = None
     require_prepared: Callable[["DatasetSpec", str], None] = _nothing_to_prepare
+    open: Callable[["DatasetSpec", str], tuple[ImageSource, ImageSource]] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,5 +73,16 @@ class Dataset:
     spec: DatasetSpec
     train: Split
     test: Split
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class StreamedDataset:
+    """The same of a data set whose images are read and decoded as they are needed."""
+
+    spec: DatasetSpec
+    train: ImageSource
+    test: ImageSource
     mean: tuple[float, ...]
     std: tuple[float, ...]

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from mimicnorm_jax import distributed
-from mimicnorm_jax.data.specs import DatasetSpec, Split
+from mimicnorm_jax.data.specs import DatasetSpec, Encoded, ImageSource, Split
 from mimicnorm_jax.errors import DataError
+
+PREFIX = "tfds:"
 
 
 def tfds_dir(data_dir: str = "") -> Path:
@@ -20,7 +23,7 @@ def tfds_dir(data_dir: str = "") -> Path:
 
 
 def _require_prepared(spec: DatasetSpec, data_dir: str) -> None:
-    _prepared(spec.name, tfds_dir(data_dir))
+    _prepared(_plain_name(spec.name), tfds_dir(data_dir))
 
 
 def _prepared(name: str, folder: Path) -> Path:
@@ -73,5 +76,82 @@ def _read(spec: DatasetSpec, data_dir: str) -> tuple[Split, Split]:
     return read("train"), read("test")
 
 
-CIFAR10 = DatasetSpec("cifar10", (32, 32, 3), 10, 50_000, 10_000, _read, _require_prepared)
-CIFAR100 = DatasetSpec("cifar100", (32, 32, 3), 100, 50_000, 10_000, _read, _require_prepared)
+class TfdsSource:
+    """The stored images of one split of a prepared data set.
+
+    Args:
+      folder: of the prepared version.
+      split: its name.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        import tensorflow_datasets as tfds
+
+        builder: Any = tfds.builder_from_directory(folder)
+        self._name = f"{builder.info.name} {split}"
+        self._source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Encoded:
+        example = self._source[index]
+        where = example.get("file_name", example.get("id", index))
+        where = where.decode() if isinstance(where, bytes) else where
+        return Encoded(example["image"], int(example["label"]), f"{self._name} {where}")
+
+
+def _test_split(names: Iterable[str]) -> str:
+    return "test" if "test" in names else "validation"
+
+
+def _plain_name(name: str) -> str:
+    return name.split(":", 1)[1] if name.startswith(PREFIX) else name
+
+
+def _open(spec: DatasetSpec, data_dir: str) -> tuple[ImageSource, ImageSource]:
+    folder = _prepared(_plain_name(spec.name), tfds_dir(data_dir))
+    splits = _splits(folder)
+    # ImageNet's test images carry no labels.
+    test = "validation" if spec.name == IMAGENET.name else _test_split(splits)
+    return TfdsSource(folder, "train"), TfdsSource(folder, test)
+
+
+def _splits(folder: Path) -> dict[str, int]:
+    """Number of examples by split."""
+    import tensorflow_datasets as tfds
+
+    builder: Any = tfds.builder_from_directory(folder)
+    return {name: split.num_examples for name, split in builder.info.splits.items()}
+
+
+def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
+    """What is known of `tfds:NAME`, an image classification data set that is prepared.
+
+    Args:
+      name: with its prefix.
+      data_dir: see `tfds_dir`.
+      image_size: side of the squares that images are cut to.
+
+    Raises:
+      DataError: if it is not prepared, or is no image classification with a test or validation split.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = _prepared(_plain_name(name), tfds_dir(data_dir))
+    builder: Any = tfds.builder_from_directory(folder)
+    features, splits = builder.info.features, _splits(folder)
+    test = _test_split(splits)
+    if not {"image", "label"} <= set(features) or not {"train", test} <= set(splits):
+        raise DataError(
+            f"{name} has the features {', '.join(features)} and the splits {', '.join(splits)}: image classification "
+            "needs image and label, train and test or validation"
+        )
+    classes = features["label"].num_classes
+    shape = (image_size, image_size, 3)
+    return DatasetSpec(name, shape, classes, splits["train"], splits[test], None, _require_prepared, _open)
+
+
+CIFAR10 = DatasetSpec("cifar10", (32, 32, 3), 10, 50_000, 10_000, _read, _require_prepared, _open)
+CIFAR100 = DatasetSpec("cifar100", (32, 32, 3), 100, 50_000, 10_000, _read, _require_prepared, _open)
+IMAGENET = DatasetSpec("imagenet2012", (224, 224, 3), 1000, 1_281_167, 50_000, None, _require_prepared, _open)

@@ -2,11 +2,11 @@
 
 Everything takes `apply_fn(params, x) -> (N, O)`; a Flax module becomes one by `from_linen`.
 
-`batch_coupled`, an option of most functions here, says that the examples of a batch influence one another, as with a
-BatchNorm in training mode. Derivatives are then those of the whole batch, through everyone's statistics. If it is False
-(the default), that they do not is made sure of, once for each function and shapes: proved from the jaxpr where that can
-be, else tried in numbers; a network whose examples do influence one another is refused with the operation that brings
-them together.
+`batch_coupled`, an option of tangent kernels and of a `View` of the layers, says that the examples of a batch influence
+one another, as with a BatchNorm in training mode. Derivatives are then those of the whole batch, through everyone's
+statistics. If it is False (the default), that they do not is made sure of, once for each function and shapes: proved
+from the jaxpr where that can be, else tried in numbers; a network whose examples do influence one another is refused
+with the operation that brings them together.
 """
 
 from mimicnorm_jax.diagnostics import regime
@@ -23,18 +23,31 @@ from mimicnorm_jax.diagnostics.ntk import (
 )
 from mimicnorm_jax.diagnostics.propagation import Growth, nngp, perturbation_growth
 from mimicnorm_jax.diagnostics.regime import Regime, RegimeMeter, describe_condition
-from mimicnorm_jax.diagnostics.spectra import Eigenvalues, condition_number, curvature, jacobian, unit_diagonal
-from mimicnorm_jax.diagnostics.tracing import ApplyFn
+from mimicnorm_jax.diagnostics.spectra import (
+    Eigenvalues,
+    Ends,
+    Quadrature,
+    Search,
+    condition_number,
+    curvature,
+    jacobian,
+    unit_diagonal,
+)
+from mimicnorm_jax.diagnostics.tracing import ApplyFn, View
 
 __all__ = [
     "IMPLEMENTATIONS",
     "ApplyFn",
     "Eigenvalues",
     "EmpiricalNTK",
+    "Ends",
     "Growth",
     "Plan",
+    "Quadrature",
     "Regime",
     "RegimeMeter",
+    "Search",
+    "View",
     "all_parameters",
     "condition_number",
     "curvature",

@@ -10,6 +10,7 @@ import numpy as np
 from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK
 from mimicnorm_jax.diagnostics.propagation.growth import Growth, perturbation_growth
 from mimicnorm_jax.diagnostics.spectra.conditioning import condition_number, unit_diagonal
+from mimicnorm_jax.diagnostics.tracing.layers import View
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 
 FLOAT32_LIMIT = 1e6
@@ -83,7 +84,7 @@ class RegimeMeter:
     def __call__(self, params: Any, x: jax.Array, key: jax.Array) -> Regime:
         """Measures the network at these parameters on inputs `(N, ...)`; `key` draws the tangents."""
         kernel = np.asarray(self.kernel(params, x))
-        grown = perturbation_growth(self.apply_fn, params, x, key=key, batch_coupled=self.batch_coupled)
+        grown = perturbation_growth(self.apply_fn, params, x, View(batch_coupled=self.batch_coupled), key=key)
         seen = measured_layers(grown, self.batch_coupled)
         chi, error = grown.rate(grown.names[seen[0]], grown.names[seen[-1]])
         return Regime(

@@ -3,13 +3,13 @@
 import numpy as np
 
 
-def to_flax(array: np.ndarray, shape: tuple[int, ...], side: int = 1) -> np.ndarray:
+def to_flax(array: np.ndarray, shape: tuple[int, ...], pixels: int = 1) -> np.ndarray:
     """A parameter in Flax's layout.
 
     Args:
       array: a convolution's weight `(out, in, h, w)`, a dense layer's `(out, in)`, a vector, or one number `(1,)`.
       shape: of the result.
-      side: of the map whose flattening a dense layer reads, in the order C, H, W there and H, W, C here.
+      pixels: of the map whose flattening a dense layer reads, in the order C, H, W there and H, W, C here.
 
     Returns:
       `(h, w, in, out)`, `(in, out)`, the vector, or `()`.
@@ -18,17 +18,17 @@ def to_flax(array: np.ndarray, shape: tuple[int, ...], side: int = 1) -> np.ndar
         return array.transpose(2, 3, 1, 0)
     if len(shape) == 2:
         out, inputs = array.shape
-        return array.reshape(out, inputs // side**2, side**2).transpose(2, 1, 0).reshape(inputs, out)
+        return array.reshape(out, inputs // pixels, pixels).transpose(2, 1, 0).reshape(inputs, out)
     return array.reshape(shape)
 
 
-def to_torch(array: np.ndarray, side: int = 1) -> np.ndarray:
+def to_torch(array: np.ndarray, pixels: int = 1) -> np.ndarray:
     """The inverse of `to_flax`, contiguous as PyTorch and safetensors want it."""
     if array.ndim == 4:
         array = array.transpose(3, 2, 0, 1)
     elif array.ndim == 2:
         inputs, out = array.shape
-        array = array.reshape(side**2, inputs // side**2, out).transpose(2, 1, 0).reshape(out, inputs)
+        array = array.reshape(pixels, inputs // pixels, out).transpose(2, 1, 0).reshape(out, inputs)
     return np.ascontiguousarray(array.reshape(array.shape or (1,)))
 
 

@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mimicnorm_jax.errors import StateDictError
+from mimicnorm_jax.functional.rules import ungrouped
 from mimicnorm_jax.methods import BatchNorm, Fixup, GainScalars, Method
-from mimicnorm_jax.models import mobilenet
+from mimicnorm_jax.models import mobilenet, seresnet
+from mimicnorm_jax.models.densenet import DenseNet
+from mimicnorm_jax.models.factory import scale_width
 from mimicnorm_jax.models.mobilenet import MobileNetV2
 from mimicnorm_jax.models.resnet import ResNet
+from mimicnorm_jax.models.seresnet import SEResNet
 from mimicnorm_jax.models.shufflenet import ShuffleNetV2
 from mimicnorm_jax.models.squeezenet import SqueezeNet
-from mimicnorm_jax.models.vgg import VGG
+from mimicnorm_jax.models.vgg import CHANNELS, STAGES, VGG
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Rules:
       blocks: pattern of our blocks' names, with groups for their numbers.
       block: maps those numbers to the block's name there.
       image_shape: that the network was published for, `(H, W, C)`.
-      flattened: the dense layer that reads a flattened map, and the map's side: PyTorch's order is C, H, W.
+      flattened: the dense layer that reads a flattened map, and the map's channels: PyTorch's order is C, H, W.
       unused: parameters there that the network does not use, of one number each.
     """
 
@@ -36,12 +40,12 @@ class Rules:
     blocks: str = r"stage(\d+)_block(\d+)"
     block: Callable[..., str] = "{}.{}".format
     image_shape: tuple[int, int, int] = (32, 32, 3)
-    flattened: tuple[str, int] = ("", 1)
+    flattened: tuple[str, int] = ("", 0)
     unused: tuple[str, ...] = ()
 
     def modules(self, method: Method) -> dict[str, str]:
-        """Names there by path of ours without the block: of modules, and of scalars."""
-        found = dict(self.names)
+        """Names there by path of ours, of modules and of scalars; `{}` in a name, and first in its path, is a block."""
+        found = {_inside(name) + path: name for path, name in self.names.items()}
         for chain, held in self.chains.items():
             place, layer = 0, ""
             for element in held.split():
@@ -52,23 +56,42 @@ class Rules:
                     found[f"{layer}/conv/scale"] = f"{chain}.{place}.scale"
                     place += isinstance(method.residual, GainScalars)
                 else:
-                    layer = element
+                    layer = _inside(chain) + element
                     found[f"{layer}/conv"] = found[layer] = f"{chain}.{place}"
                     place += 1
         return found
 
+    def pixels(self, layer: str, shape: tuple[int, ...]) -> int:
+        """Of the map whose flattening a layer's kernel of `shape` reads; 1 where it reads none."""
+        flattened, channels = self.flattened
+        return shape[0] // channels if layer == flattened and len(shape) == 2 else 1
+
     def split(self, path: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-        """The name there of the block that a path of ours begins with, empty for none, and the rest of the path."""
+        """The name there of the block that a path of ours begins with, or nothing, and the path with `{}` for it."""
         match = re.fullmatch(self.blocks, path[0])
-        return (self.block(*map(int, match.groups())), path[1:]) if match else ("", path)
+        return (self.block(*map(int, match.groups())), ("{}", *path[1:])) if match else ("", path)
+
+
+def _inside(name: str) -> str:
+    return "{}/" if "{}" in name else ""
 
 
 def _vgg(net: Any) -> Rules:
+    """The names of torchvision, too, for the ImageNet form, whose factory alone centers every kernel."""
+    imagenet = net.factory.rule is ungrouped
+    method: Method = net.factory.method
+    # Two networks of CIFAR with neither norm are numbered as if BatchNorms were in them.
+    numbered = net.stages in (STAGES[13], STAGES[19]) and not imagenet and method.norm is method.last_norm is None
+    norm = "place" if numbered else "bn"
     layers = ""
     for stage, repeats in enumerate(net.stages, 1):
-        layers += "".join(f" stage{stage}_conv{i + 1} bn relu" for i in range(repeats)) + " pool"
+        layers += "".join(f" stage{stage}_conv{i + 1} {norm} relu" for i in range(repeats)) + " pool"
     head = "dense1 relu dropout dense2 relu dropout classifier last_bn"
-    return Rules({"features": layers, "classifier": head}, flattened=("dense1", 1))
+    return Rules(
+        {"features": layers, "classifier": head},
+        image_shape=(224, 224, 3) if imagenet else (32, 32, 3),
+        flattened=("dense1", scale_width(CHANNELS[-1], net.width)),
+    )
 
 
 def _resnet(net: Any) -> Rules:
@@ -118,6 +141,35 @@ def _torchvision_block(stage: int, block: int) -> str:
     return f"layer{stage}.{block - 1}"
 
 
+def _seresnet(net: Any) -> Rules:
+    convolutions = ("conv1", "conv2") if net.block is seresnet.BasicBlock else ("conv1", "conv2", "conv3")
+    return Rules(
+        chains={
+            "pre": "stem bn relu",
+            "{}.residual": " bn relu ".join(convolutions) + " bn scale relu",
+            "{}.shortcut": "shortcut bn scale",
+            "{}.excitation": "excitation/dense1 relu excitation/dense2 sigmoid",
+        },
+        names={"classifier": "linear", "last_bn": "lastbn"},
+        block=lambda stage, block: f"stage{stage}.{block - 1}",
+    )
+
+
+def _densenet(net: Any) -> Rules:
+    """Places of norms stay where there are none."""
+    last = len(net.blocks)
+
+    def layer(block: int, layer: int) -> str:
+        there = f"dense_block_layer_{block - 1}" if block < last else f"dense_block{block - 1}"
+        return f"features.{there}.bottle_neck_layer_{layer - 1}"
+
+    chains = {"{}.bottle_neck": "norm/bn relu conv1 conv1/bn relu conv2"}
+    for i in range(1, last):
+        chains[f"features.transition_layer_{i - 1}.down_sample"] = f"transition{i}/norm/bn transition{i}/conv"
+    names = {"stem/conv": "conv1", "norm/bn": "features.bn", "classifier": "linear", "last_bn": "lastbn"}
+    return Rules(chains, names, blocks=r"block(\d+)_layer(\d+)", block=layer)
+
+
 def _squeezenet(net: Any) -> Rules:
     chains = {
         "stem": "stem bn",
@@ -130,16 +182,19 @@ def _squeezenet(net: Any) -> Rules:
 
 
 def _shufflenet(net: Any) -> Rules:
+    """The names of torchvision, too, for the ImageNet form."""
+    stem, shortcut, branch = ("conv1", "branch1", "branch2") if net.imagenet else ("pre", "shortcut", "residual")
     return Rules(
         chains={
-            "pre": "stem bn",
-            "{}.residual": "conv1 bn relu conv2 bn conv3 bn scale relu",
-            "{}.shortcut": "shortcut1 bn shortcut2 bn scale relu",
+            stem: "stem bn relu",
+            f"{{}}.{branch}": "conv1 bn relu conv2 bn conv3 bn scale relu",
+            f"{{}}.{shortcut}": "shortcut1 bn shortcut2 bn scale relu",
             "conv5": "last_conv bn scale relu",
         },
         names={"after/scale": "{}.scale", "after/bias": "{}.bias", "classifier": "fc", "last_bn": "lastbn"},
         blocks=r"stage(\d+)_unit(\d+)",
         block=lambda stage, unit: f"stage{stage + 1}.{unit - 1}",
+        image_shape=(224, 224, 3) if net.imagenet else (32, 32, 3),
     )
 
 
@@ -163,6 +218,8 @@ FAMILIES: dict[type, Callable[[Any], Rules]] = {
     VGG: _vgg,
     ResNet: _resnet,
     SqueezeNet: _squeezenet,
+    SEResNet: _seresnet,
+    DenseNet: _densenet,
     ShuffleNetV2: _shufflenet,
     MobileNetV2: _mobilenet,
 }

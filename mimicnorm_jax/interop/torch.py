@@ -29,13 +29,13 @@ class _Entry:
     Attributes:
       path: in the variables, collection first.
       shape, dtype: there.
-      side: see `Rules.flattened`.
+      pixels: see `Rules.pixels`.
     """
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: Any
-    side: int
+    pixels: int
 
 
 def load(
@@ -44,8 +44,8 @@ def load(
     """Reads a PyTorch state dict into variables of our network.
 
     The published networks of the paper's code under batchnorm, mimicnorm (and weightmean, lastbn, none, which have its
-    parameters) and fixup; the ResNets of torchvision into `resnet50_imagenet` and its like under batchnorm. Kernels may
-    be centered or not: the layers center them.
+    parameters) and fixup; torchvision's ResNets, VGGs and ShuffleNets into the ImageNet forms under batchnorm. Kernels
+    may be centered or not: the layers center them.
 
     Args:
       source: a state dict of tensors or arrays, or a file of one: see `files.read_state_dict`. It may stand under
@@ -76,7 +76,7 @@ def load(
     wanted = {name: torch_shape(entry.shape) for name, entry in entries.items()}
     _require_equal(wanted, {name: array.shape for name, array in given.items()}, "the state dict", model)
     arrays = {
-        entry.path: np.array(to_flax(given[name], entry.shape, entry.side), entry.dtype, order="C")
+        entry.path: np.array(to_flax(given[name], entry.shape, entry.pixels), entry.dtype, order="C")
         for name, entry in entries.items()
     }
     return unflatten_dict(arrays)
@@ -105,7 +105,7 @@ def dump(
     shapes = {"/".join(path): np.shape(leaf) for path, leaf in given.items()}
     wanted = {"/".join(entry.path): entry.shape for entry in entries.values()}
     _require_equal(wanted, shapes, "the tree of variables", model)
-    arrays = {name: to_torch(np.asarray(given[entry.path]), entry.side) for name, entry in entries.items()}
+    arrays = {name: to_torch(np.asarray(given[entry.path]), entry.pixels) for name, entry in entries.items()}
     return arrays | {name: np.zeros(1, np.float32) for name in rules.unused}
 
 
@@ -124,8 +124,7 @@ def _entries(model: nn.Module, rules: Rules, image_shape: tuple[int, int, int] |
         name = _name(path[1:], rules, modules)
         if name in entries:
             raise StateDictError(f"{'/'.join(path)} and {'/'.join(entries[name].path)} have one name there, {name}")
-        side = rules.flattened[1] if path[1] == rules.flattened[0] else 1
-        entries[name] = _Entry(path, leaf.shape, leaf.dtype, side)
+        entries[name] = _Entry(path, leaf.shape, leaf.dtype, rules.pixels(path[1], leaf.shape))
     return entries
 
 

@@ -2,7 +2,8 @@
 
 from mimicnorm_jax.linen.conv import CenteredConv, CenteredDense, TransformedConv, TransformedDense
 from mimicnorm_jax.linen.dropout import Dropout
-from mimicnorm_jax.linen.norm import LastBatchNorm
+from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
+from mimicnorm_jax.linen.norm import IdentityNorm, LastBatchNorm
 from mimicnorm_jax.linen.remat import NO_REMAT, REMATS, rematerialize
 from mimicnorm_jax.linen.scalars import ScalarBias, ScaledReLU
 from mimicnorm_jax.linen.selection import LayerKernel, find_kernels, select_convolutions, select_kernels
@@ -14,6 +15,7 @@ __all__ = [
     "CenteredConv",
     "CenteredDense",
     "Dropout",
+    "IdentityNorm",
     "LastBatchNorm",
     "LayerKernel",
     "ScalarBias",
@@ -21,6 +23,7 @@ __all__ = [
     "Transformed",
     "TransformedConv",
     "TransformedDense",
+    "WithLastBatchNorm",
     "find_kernels",
     "rematerialize",
     "select_convolutions",

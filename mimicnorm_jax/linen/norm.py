@@ -1,4 +1,4 @@
-"""Normalization of logits: the last BatchNorm."""
+"""Normalization of logits, the last BatchNorm, and none in the place of the others."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,30 @@ from mimicnorm_jax.functional.logits import (
     running_averages,
     wide_logits,
 )
+
+
+class IdentityNorm(nn.BatchNorm):
+    """Takes what `nn.BatchNorm` takes, fields and call, and does nothing: no parameters, no running averages.
+
+    For networks that are given their norm, such as `ResNet(norm=IdentityNorm)`, and `functools.partial`s of it.
+
+    Attributes:
+      dtype: of the output; None for that of the input. No other field does anything.
+
+    Example:
+      >>> norm = IdentityNorm(use_running_average=False, momentum=0.9)
+      >>> y, variables = norm.init_with_output(jax.random.key(0), jnp.array([[1.0, 5.0]]))
+      >>> y.tolist(), variables
+      ([[1.0, 5.0]], {})
+    """
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """`x` of any shape, as it is."""
+        del use_running_average, mask
+        return x if self.dtype is None else x.astype(self.dtype)
 
 
 class LastBatchNorm(nn.Module):

@@ -15,6 +15,7 @@ from mimicnorm_jax.linen.layouts import KERNEL_LAYERS, equation_of, layout_of
 from mimicnorm_jax.linen.transformed import TransformedKernel
 from mimicnorm_jax.linen.wrapper import Transformed
 from mimicnorm_jax.optim.projection import Select
+from mimicnorm_jax.utils.trees import path_names
 
 _Path = tuple[str, ...]
 
@@ -52,6 +53,9 @@ def find_kernels(module: nn.Module, *args: Any, **kwargs: Any) -> dict[tuple[str
     Returns:
       By the path of the kernel in the parameters, in the order of the calls.
 
+    Raises:
+      ValueError: for what `interop.mimic` made, of which `interop.layer_report` says it.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from mimicnorm_jax.linen import CenteredConv
@@ -62,22 +66,26 @@ def find_kernels(module: nn.Module, *args: Any, **kwargs: Any) -> dict[tuple[str
       layers_1/kernel (3, 3, 64, 64) True
     """
     found: dict[_Path, LayerKernel] = {}
-    around: list[KernelTransform] = []
+    around: list[Transformed] = []
 
     def note(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer, is_call = context.module, context.method_name == "__call__"
         if is_call and isinstance(layer, Transformed):
-            around.append(layer.kernel_transform)
+            around.append(layer)
             try:
                 return call(*args, **kwargs)
             finally:
                 around.pop()
+        if getattr(layer, "converts_kernels", False) and not isinstance(layer, Transformed):
+            raise ValueError(f"{type(layer).__name__} at {'/'.join(layer.path)!r}: ask interop.layer_report instead")
         result = call(*args, **kwargs)
         if is_call and isinstance(layer, KERNEL_LAYERS) and layer.has_variable("params", "kernel"):
             kernel = nn.meta.unbox(layer.get_variable("params", "kernel"))
-            own = layer.kernel_transform if isinstance(layer, TransformedKernel) else (around or [IDENTITY])[-1]
+            reads = layer if isinstance(layer, TransformedKernel) else (around or [None])[-1]
             layout = layout_of(layer, kernel.shape, equation_of(args, kwargs))
-            found[*layer.path, "kernel"] = LayerKernel(type(layer), layout, own)
+            found[*layer.path, "kernel"] = LayerKernel(
+                type(layer), layout, reads.kernel_transform if reads else IDENTITY
+            )
         return result
 
     leaves, tree = jax.tree.flatten((args, kwargs))
@@ -90,8 +98,22 @@ def find_kernels(module: nn.Module, *args: Any, **kwargs: Any) -> dict[tuple[str
         return module.init(jax.random.key(0), *args, **kwargs)
 
     with intercept(note, object()):
-        jax.eval_shape(init, *(leaf for one, leaf in zip(is_array, leaves, strict=True) if one))
-    return found
+        variables = jax.eval_shape(init, *(leaf for one, leaf in zip(is_array, leaves, strict=True) if one))
+    made = {path_names(path) for path, _ in jax.tree.leaves_with_path(nn.meta.unbox(variables.get("params", {})))}
+    return {_real_path(path, made): kernel for path, kernel in found.items()}
+
+
+def _real_path(path: _Path, made: set[_Path]) -> _Path:
+    """The path without the fields of wrappers that share their scope, under which Flax has bound what is in them."""
+    fields = [name in ("module", "wrapped") for name in path]
+    choices = itertools.product(*((True, False) if field else (True,) for field in fields))
+    real = {tuple(itertools.compress(path, kept)) for kept in choices} & made
+    if len(real) != 1:
+        raise ValueError(
+            f"the parameter {'/'.join(path)} could be any of {sorted(map('/'.join, real or made))}: give submodules "
+            "other names than 'module' and 'wrapped'"
+        )
+    return real.pop()
 
 
 def select_convolutions(

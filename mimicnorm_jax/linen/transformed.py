@@ -1,5 +1,6 @@
 """How a Flax layer reads a transformed kernel: what convolutions and dense layers have in common."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,8 +24,8 @@ class _Arrays:
 
     use_bias = False
 
-    def __init__(self, layer: Any, kernel: jax.Array, bias: jax.Array | None) -> None:
-        self._layer, self._kernel, self.bias = layer, kernel, bias
+    def __init__(self, layer: Any, kernel: jax.Array, bias: jax.Array | None, recompute: bool) -> None:
+        self._layer, self._kernel, self.bias, self._recompute = layer, kernel, bias, recompute
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
@@ -34,7 +35,24 @@ class _Arrays:
 
     def promote_dtype(self, inputs: jax.Array, kernel: jax.Array, bias: None, **options: Any) -> tuple[Any, ...]:
         inputs, kernel, self.bias = self._layer.promote_dtype(inputs, kernel, self.bias, **options)
-        return inputs, row_major(kernel) if self._layer.recompute_kernel else kernel, bias
+        return inputs, row_major(kernel) if self._recompute else kernel, bias
+
+
+def kernel_shape(layer: Any, inputs: jax.Array) -> tuple[int, ...]:
+    """Shape of the kernel that an `nn.Conv` or `nn.Dense` makes for these inputs."""
+    window, groups = getattr(layer, "kernel_size", ()), getattr(layer, "feature_group_count", 1)
+    window = (window,) if isinstance(window, int) else tuple(window)
+    return *window, jnp.shape(inputs)[-1] // groups, layer.features
+
+
+def read_kernel(layer: Any, inputs: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """Kernel and bias of an `nn.Conv` or `nn.Dense` in its compact method; only ours may have no `kernel_init`."""
+    groups = getattr(layer, "feature_group_count", 1)
+    kernel_init = layer.kernel_init or centered_he(layer.kernel_transform.takes, groups)
+    # Flax's names and order: the random numbers are those of the plain layer.
+    kernel = layer.param("kernel", kernel_init, kernel_shape(layer, inputs), layer.param_dtype)
+    bias = layer.param("bias", layer.bias_init, (layer.features,), layer.param_dtype) if layer.use_bias else None
+    return kernel, bias
 
 
 def refuse_product_module(layer: Any) -> None:
@@ -45,6 +63,25 @@ def refuse_product_module(layer: Any) -> None:
                 f"{'/'.join(layer.path) or type(layer).__name__}: a transformed kernel is multiplied inside of a "
                 f"checkpoint, where {name}_cls= cannot make a module with variables; give {name}=, a function"
             )
+
+
+def transformed_layer(
+    layer: Any, plain: Callable[..., jax.Array], transform: KernelTransform, *, recompute: bool
+) -> Callable[..., jax.Array]:
+    """The layer `(inputs, kernel, bias or None, *scales) -> output`, with a transformed kernel.
+
+    Args:
+      layer: an `nn.Conv` or `nn.Dense`, of which only the options are read.
+      plain: Flax's `__call__` of it, as a function.
+      transform, recompute: see `with_transformed_kernel`.
+    """
+    refuse_product_module(layer)
+
+    def product(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[Any, Any]:
+        arrays = _Arrays(layer, kernel, bias, recompute)
+        return plain(arrays, inputs), arrays.bias
+
+    return with_transformed_kernel(product, transform, getattr(layer, "feature_group_count", 1), recompute=recompute)
 
 
 class TransformedKernel(nn.Module):
@@ -66,21 +103,9 @@ class TransformedKernel(nn.Module):
     def __call__(self, inputs: jax.Array, scale: jax.Array | None = None) -> jax.Array:
         """The layer's output; `scale`, a scalar `()`, multiplies kernel and bias as the parameter does."""
         layer: Any = self  # the options are those of the Flax layer beside this class
-        refuse_product_module(layer)
-        window, groups = getattr(layer, "kernel_size", ()), getattr(layer, "feature_group_count", 1)
-        window = (window,) if isinstance(window, int) else tuple(window)
-        shape = (*window, jnp.shape(inputs)[-1] // groups, layer.features)
-        # Flax's names and order, and the scalar last: the random numbers are those of the plain layer.
-        kernel_init = layer.kernel_init or centered_he(self.kernel_transform.takes, groups)
-        kernel = self.param("kernel", kernel_init, shape, layer.param_dtype)
-        bias = self.param("bias", layer.bias_init, (layer.features,), layer.param_dtype) if layer.use_bias else None
+        kernel, bias = read_kernel(layer, inputs)
+        # After Flax's own, so that theirs are the random numbers of the plain layer.
         own = None if self.scale_init is None else self.param("scale", self.scale_init, (), layer.param_dtype)
         plain: Any = super().__call__
-
-        def product(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[Any, Any]:
-            arrays = _Arrays(self, kernel, bias)
-            return plain.__func__(arrays, inputs), arrays.bias
-
-        scales = (one for one in (own, scale) if one is not None)
-        call = with_transformed_kernel(product, self.kernel_transform, groups, recompute=self.recompute_kernel)
-        return call(inputs, kernel, bias, *scales)
+        call = transformed_layer(layer, plain.__func__, self.kernel_transform, recompute=self.recompute_kernel)
+        return call(inputs, kernel, bias, *(one for one in (own, scale) if one is not None))

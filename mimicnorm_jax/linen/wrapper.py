@@ -38,6 +38,8 @@ class Transformed(nn.Module):
     module: nn.Module
     kernel_transform: KernelTransform
 
+    converts_kernels = True  # as `interop.mimic` does: one in another would not know which of them reads a kernel
+
     def setup(self) -> None:
         nn.share_scope(self, self.module)
 
@@ -56,10 +58,10 @@ class Transformed(nn.Module):
 def _reading_through(transform: KernelTransform) -> Callable[..., Any]:
     def read(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer = context.module
-        if isinstance(layer, Transformed):
+        if getattr(layer, "converts_kernels", False):
             raise ValueError(
-                f"{'/'.join(layer.path) or 'a module'}: a Transformed in a Transformed; say both transforms in one, "
-                "compose(first, second)"
+                f"{'/'.join(layer.path) or 'a module'}: a {type(layer).__name__} in a Transformed, which of them "
+                "transforms a kernel is open; say both transforms in one, compose(first, second)"
             )
         is_kernel_layer = isinstance(layer, KERNEL_LAYERS) and not isinstance(layer, TransformedKernel)
         if not is_kernel_layer or context.method_name != "__call__":

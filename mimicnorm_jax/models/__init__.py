@@ -1,7 +1,7 @@
 """The networks by name: `create` builds any of them under any method that makes sense for it."""
 
 from mimicnorm_jax.models.conv_norm import ConvNorm
-from mimicnorm_jax.models.creation import check_image, create, methods_of
+from mimicnorm_jax.models.creation import LayerOptions, check_image, create, methods_of
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 from mimicnorm_jax.models.registry import ARCHITECTURES, Architecture
 
@@ -10,6 +10,7 @@ __all__ = [
     "Architecture",
     "ConvNorm",
     "LayerFactory",
+    "LayerOptions",
     "check_image",
     "create",
     "methods_of",

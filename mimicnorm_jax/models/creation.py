@@ -1,9 +1,8 @@
 """Builds a network by name under a method, or says why not."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
-import jax.numpy as jnp
 from flax import linen as nn
 
 from mimicnorm_jax.errors import unknown
@@ -46,6 +45,30 @@ def check_image(name: str, shape: Sequence[int]) -> None:
         )
 
 
+class LayerOptions(TypedDict, total=False):
+    """Options of all layers of a network.
+
+    Attributes:
+      dtype: of activations; float32.
+      param_dtype: of parameters; float32.
+      axis_name: mapped axis over which every BatchNorm, or the last, is synchronized; None.
+      batch_axis_name: mapped axis over which a batch is spread, with the same dropout key on every device: dropout
+        then does not depend on the number of devices; None.
+      center_in_call: False leaves centering to `optim.keep_kernels_centered` in the optimizer; True.
+      running_variance: convention of the last BatchNorm's running variance, see `LastBatchNorm`; "biased".
+      remat: what is recomputed in the backward pass instead of being kept, see `linen.REMATS`, the gradient being
+        the same up to rounding; "none".
+    """
+
+    dtype: Any
+    param_dtype: Any
+    axis_name: str | None
+    batch_axis_name: str | None
+    center_in_call: bool
+    running_variance: Literal["biased", "unbiased"]
+    remat: str
+
+
 def create(
     name: str,
     *,
@@ -53,13 +76,7 @@ def create(
     num_classes: int = 100,
     init: str = "published",
     width: float = 1.0,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
-    axis_name: str | None = None,
-    batch_axis_name: str | None = None,
-    center_in_call: bool = True,
-    running_variance: Literal["biased", "unbiased"] = "biased",
-    remat: str = NO_REMAT,
+    **options: Unpack[LayerOptions],
 ) -> nn.Module:
     """Builds a network under a method: in its CIFAR form for small images, or its ImageNet form.
 
@@ -73,15 +90,7 @@ def create(
       num_classes: number of logits.
       init: one of `init_schemes.SCHEMES`; `published_batchnorm` needs the method batchnorm.
       width: factor on all channels; the published networks have 1.
-      dtype: of activations.
-      param_dtype: of parameters.
-      axis_name: mapped axis over which every BatchNorm, or the last, is synchronized.
-      batch_axis_name: mapped axis over which a batch is spread, with the same dropout key on every device: dropout
-        then does not depend on the number of devices.
-      center_in_call: False leaves centering to `optim.keep_kernels_centered` in the optimizer.
-      running_variance: convention of the last BatchNorm's running variance, see `LastBatchNorm`.
-      remat: what is recomputed in the backward pass instead of being kept, see `linen.REMATS`; the gradient stays
-        the same up to rounding.
+      **options: of its layers, such as `dtype`, by keyword: see `LayerOptions`.
 
     Returns:
       A module with `init(key, images)` and `apply(variables, images, train=...)`, images
@@ -100,6 +109,7 @@ def create(
         _choose("method", method, METHODS)
         method = METHODS[method]
     _choose("init", init, SCHEMES)
+    remat = options.get("remat", NO_REMAT)
     _choose("remat", remat, REMATS)
     _require_sense(name, method, init, remat)
     if num_classes < 2:
@@ -107,19 +117,7 @@ def create(
     if width <= 0:
         raise ValueError(f"width is {width}: it is a positive factor on the channels")
     architecture = ARCHITECTURES[name]
-    factory = LayerFactory(
-        method,
-        SCHEMES[init],
-        architecture.published,
-        rule=architecture.rule,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        axis_name=axis_name,
-        batch_axis_name=batch_axis_name,
-        center_in_call=center_in_call,
-        running_variance=running_variance,
-        remat=remat,
-    )
+    factory = LayerFactory(method, SCHEMES[init], architecture.published, rule=architecture.rule, **options)
     return architecture.build(factory=factory, num_classes=num_classes, width=width)
 
 

@@ -5,8 +5,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flax import linen as nn
 
-LAST_BN = "last_bn"
-"""Name of the last BatchNorm in every network, and so of its running averages."""
+from mimicnorm_jax.linen.last_norm import LAST_BN
 
 
 class Split(NamedTuple):

@@ -1,5 +1,6 @@
 """ResNets (He et al. 2016), in the paper's CIFAR form, 3x3 stem and no max-pool, and in its ImageNet form."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -92,6 +93,38 @@ def make_shortcut(block: Any, features: int, branch: Branch, *, scaled: bool, bi
     )
 
 
+def apply_stages(net: Any, x: jax.Array, train: bool, *, channels: Sequence[int], **options: Any) -> jax.Array:
+    """The stages of residual blocks of a network, inside its compact method.
+
+    Args:
+      net: a module with `factory`, `width`, `block` and `stages`.
+      x: the stem's output, `(B, H, W, C)`.
+      train: whether BatchNorms see the batch.
+      channels: of each stage, before the width's factor.
+      **options: of the blocks.
+    """
+    for stage in range(len(net.stages)):
+        blocks = partial(_stage, stage=stage, train=train, channels=channels[stage], options=options)
+        x = net.factory.part(blocks)(net, x)
+    return x
+
+
+def _stage(net: Any, x: jax.Array, stage: int, train: bool, channels: int, options: dict[str, Any]) -> jax.Array:
+    for i in range(net.stages[stage]):
+        x = net.block(
+            net.factory,
+            scale_width(channels, net.width),
+            strides=2 if stage > 0 and i == 0 else 1,
+            block=sum(net.stages[:stage]) + i + 1,
+            blocks=sum(net.stages),
+            # A stage's first block reads what the stage before has summed up, but for the stem's output.
+            sums=i if i or not stage else net.stages[stage - 1],
+            name=f"stage{stage + 1}_block{i + 1}",
+            **options,
+        )(x, train)
+    return x
+
+
 class ResNet(LastBatchNormHead, nn.Module):
     """A stem, stages of residual blocks, the first of each but the first with stride 2, a classifier.
 
@@ -124,22 +157,7 @@ class ResNet(LastBatchNormHead, nn.Module):
         else:
             x = ConvNorm(factory, stem, 3, untouched=True, name="stem")(x, train)
         x = factory.relu(x)
-        for stage in range(len(self.stages)):
-            x = factory.part(partial(ResNet._stage, stage=stage, train=train))(self, x)
+        channels = [self.channels * 2**stage for stage in range(len(self.stages))]
+        x = apply_stages(self, x, train, channels=channels, scale_shortcut=self.imagenet)
         x = factory.residual_in("classifier_shift")(x.mean((1, 2)))
         return factory.logits(factory.classifier(self.num_classes)(x), train)
-
-    def _stage(self, x: jax.Array, stage: int, train: bool) -> jax.Array:
-        for i in range(self.stages[stage]):
-            x = self.block(
-                self.factory,
-                scale_width(self.channels * 2**stage, self.width),
-                strides=2 if stage > 0 and i == 0 else 1,
-                block=sum(self.stages[:stage]) + i + 1,
-                blocks=sum(self.stages),
-                # A stage's first block reads what the stage before has summed up, but for the stem's output.
-                sums=i if i or not stage else self.stages[stage - 1],
-                scale_shortcut=self.imagenet,
-                name=f"stage{stage + 1}_block{i + 1}",
-            )(x, train)
-        return x

@@ -4,7 +4,6 @@ They are not the ResNets of `resnet` with a gate: a branch ends in a ReLU before
 has 516 channels, every convolution a bias, and the shortcut's convolution a scalar of its own.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from mimicnorm_jax.methods import Branch
 from mimicnorm_jax.models.conv_norm import ConvNorm
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 from mimicnorm_jax.models.head import LastBatchNormHead
-from mimicnorm_jax.models.resnet import make_shortcut
+from mimicnorm_jax.models.resnet import apply_stages, make_shortcut
 
 CHANNELS = (64, 128, 256, 516)
 """Of the stages; 516 is the published code's."""
@@ -124,20 +123,5 @@ class SEResNet(LastBatchNormHead, nn.Module):
         """Maps images `(B, H, W, C)` to logits `(B, num_classes)`."""
         factory = self.factory
         x = factory.relu(ConvNorm(factory, scale_width(CHANNELS[0], self.width), 3, name="stem")(x, train))
-        for stage in range(len(self.stages)):
-            x = factory.part(partial(SEResNet._stage, stage=stage, train=train))(self, x)
+        x = apply_stages(self, x, train, channels=CHANNELS)
         return factory.logits(factory.classifier(self.num_classes)(x.mean((1, 2))), train)
-
-    def _stage(self, x: jax.Array, stage: int, train: bool) -> jax.Array:
-        for i in range(self.stages[stage]):
-            x = self.block(
-                self.factory,
-                scale_width(CHANNELS[stage], self.width),
-                strides=2 if stage > 0 and i == 0 else 1,
-                block=sum(self.stages[:stage]) + i + 1,
-                blocks=sum(self.stages),
-                # A stage's first block reads what the stage before has summed up, but for the stem's output.
-                sums=i if i or not stage else self.stages[stage - 1],
-                name=f"stage{stage + 1}_block{i + 1}",
-            )(x, train)
-        return x

@@ -16,6 +16,7 @@ from mimicnorm_jax.errors import ConfigError, WorkdirError
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training import workdir
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.dataset import dataset_of, read_dataset
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
 from mimicnorm_jax.training.spec import build_spec, make_model
 
@@ -59,7 +60,7 @@ def initialized(config: TrainConfig, precision: Any) -> BoundModel:
     Raises:
       ConfigError: names the field.
     """
-    shape = datasets.get_spec(config.dataset).image_shape
+    shape = dataset_of(config).image_shape
     try:
         model = make_model(config, dtype=precision, param_dtype=precision)
         models.check_image(config.model, shape)
@@ -111,14 +112,12 @@ def images(config: TrainConfig, count: int, kind: str, precision: Any) -> jax.Ar
       precision: of the images.
 
     Raises:
-      ConfigError: if the dataset has fewer images.
-      DataError: if it is not prepared.
+      DataError: if the dataset is not prepared, or has fewer images.
     """
-    shape = datasets.get_spec(config.dataset).image_shape
+    shape = dataset_of(config).image_shape
     if kind == "random":
         noise = np.random.default_rng(config.seed).standard_normal((count, *shape))
         return jnp.asarray(noise, precision)
-    dataset = datasets.load(config.dataset, config.data_dir)
-    if count > len(dataset.test):
-        raise ConfigError(f"{count} images were asked for, and {config.dataset} has {len(dataset.test)} test images")
-    return jnp.asarray(normalize(jnp.asarray(dataset.test.images[:count]), dataset.mean, dataset.std, precision))
+    dataset = read_dataset(config)
+    shown = jnp.asarray(datasets.first_test_images(dataset, count))
+    return jnp.asarray(normalize(shown, dataset.mean, dataset.std, precision))

@@ -1,6 +1,13 @@
 """Flax NNX layers over the functions of `mimicnorm_jax.functional`: those of `mimicnorm_jax.linen`, to the bit."""
 
 from mimicnorm_jax.nnx.conv import CenteredConv, CenteredLinear, TransformedConv, TransformedLinear
-from mimicnorm_jax.nnx.norm import LastBatchNorm
+from mimicnorm_jax.nnx.norm import IdentityNorm, LastBatchNorm
 
-__all__ = ["CenteredConv", "CenteredLinear", "LastBatchNorm", "TransformedConv", "TransformedLinear"]
+__all__ = [
+    "CenteredConv",
+    "CenteredLinear",
+    "IdentityNorm",
+    "LastBatchNorm",
+    "TransformedConv",
+    "TransformedLinear",
+]

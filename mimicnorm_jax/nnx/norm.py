@@ -1,5 +1,6 @@
-"""Normalization of logits: the last BatchNorm."""
+"""Normalization of logits, the last BatchNorm, and none in the place of the others."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -15,6 +16,41 @@ from mimicnorm_jax.functional.logits import (
     running_averages,
     wide_logits,
 )
+
+
+class IdentityNorm(nnx.BatchNorm):
+    """Takes what `nnx.BatchNorm` takes, when it is made and when it is called, and does nothing: no variables.
+
+    Attributes:
+      dtype: of the output; None for that of the input.
+
+    Example:
+      >>> norm = IdentityNorm(2, momentum=0.9, rngs=nnx.Rngs(0))
+      >>> norm(jnp.array([[1.0, 5.0]])).tolist(), jax.tree.leaves(nnx.state(norm))
+      ([[1.0, 5.0]], [])
+    """
+
+    def __init__(self, num_features: int, **options: Any) -> None:
+        """Args of `nnx.BatchNorm`.
+
+        Args:
+          num_features, options: of `nnx.BatchNorm`.
+
+        Raises:
+          TypeError: for what that does not take.
+        """
+        given = inspect.signature(nnx.BatchNorm.__init__).bind(self, num_features, **{"rngs": None} | options)
+        given.apply_defaults()
+        self.num_features = num_features
+        self.use_running_average = given.arguments["use_running_average"]
+        self.dtype = given.arguments["dtype"]
+
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """`x` of any shape, as it is."""
+        del use_running_average, mask
+        return x if self.dtype is None else x.astype(self.dtype)
 
 
 class LastBatchNorm(nnx.Module):

@@ -1,7 +1,7 @@
 """Results to figures. The only package that imports matplotlib, and only when something is drawn."""
 
 from mimicnorm_jax.plots.figure import Series, available
-from mimicnorm_jax.plots.runs import Rows, along_run, bars, curves, lines, stacked_bars
+from mimicnorm_jax.plots.runs import Rows, along_run, bars, curves, intervals, lines, stacked_bars
 from mimicnorm_jax.plots.theory import (
     activations_by_layer,
     condition_numbers,
@@ -20,6 +20,7 @@ __all__ = [
     "condition_numbers",
     "correlations_by_depth",
     "curves",
+    "intervals",
     "lines",
     "spectra",
     "stacked_bars",

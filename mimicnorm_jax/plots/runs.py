@@ -131,6 +131,27 @@ def bars(
         figure.suptitle(title)
 
 
+def intervals(groups: Mapping[str, tuple[Sequence[float], float | None]], path: Path, title: str, label: str) -> None:
+    """Draws, for every name, values as points and their mean with an interval, beside a line at 0.
+
+    Args:
+      groups: by name, the values and half the width of the interval about their mean, None for no interval.
+      path: of the picture.
+      title: above the figure.
+      label: of the values' axis.
+    """
+    with picture(path, (8.5, 1.2 + 0.45 * len(groups))) as (_, grid):
+        axes = grid[0, 0]
+        for place, (values, half_width) in enumerate(groups.values()):
+            axes.plot(values, np.full(len(values), place), ".", color="gray", markersize=5)
+            axes.errorbar(np.mean(values), place, xerr=half_width, color="C0", marker="o", capsize=3)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_yticks(range(len(groups)), list(groups))
+        axes.invert_yaxis()
+        axes.set(xlabel=label, title=title)
+        axes.grid(alpha=0.3, axis="x")
+
+
 def stacked_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path, title: str, label: str) -> None:
     """Draws in every panel a bar a name, stacked of its parts, one color a part."""
     parts = list(dict.fromkeys(part for bars in panels.values() for bar in bars.values() for part in bar))

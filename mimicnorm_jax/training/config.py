@@ -38,6 +38,13 @@ def _increasing(value: tuple[Any, ...]) -> bool:
     return all(isinstance(v, int) and v > 0 for v in value) and list(value) == sorted(set(value))
 
 
+_COLORS = "numbers above 0 and below 1"
+
+
+def _are_colors(value: tuple[Any, ...]) -> bool:
+    return all(isinstance(v, float) and 0 < v < 1 for v in value)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A training run. `validate` makes one; config files and flags edit the ConfigDict of `base`."""
@@ -48,8 +55,20 @@ class TrainConfig:
         "at least 0 and below 2**32",
         lambda value: 0 <= value < 2**32,
     )
-    dataset: str = _any("digits", "name, see mimicnorm_jax.data.DATASETS")
+    dataset: str = _any(
+        "digits",
+        "name, see mimicnorm_jax.data.DATASETS; folder:DIR of train/CLASS/FILE and val/CLASS/FILE; "
+        "records:DIR, see mimicnorm prepare-data; tfds:NAME",
+    )
     data_dir: str = _any("", "folder of TFDS datasets; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
+    image_size: int = _at_least(0, 0, "side of the squares that images are cut to; 0: the data set's own")
+    streaming: bool = _any(
+        False, "decode images as they are needed instead of keeping all on every device; large data sets always do"
+    )
+    decoding_threads: int = _at_least(0, 0, "that decode streamed images; 0: one for each core")
+    max_bad_images: int = _at_least(0, 0, "streamed images that cannot be decoded and are skipped; one more stops")
+    mean: tuple[float, ...] = _field((), "of training pixels, a channel; empty: measured", _COLORS, _are_colors)
+    std: tuple[float, ...] = _field((), "their standard deviation; empty: measured", _COLORS, _are_colors)
     model: str = _any("resnet8", "network, see mimicnorm_jax.models")
     method: str = _any("mimicnorm", "what stands in for BatchNorm, see mimicnorm_jax.methods")
     init_scheme: str = _any("published", "initialization, see mimicnorm_jax.init_schemes")
@@ -99,6 +118,9 @@ class TrainConfig:
     )
     label_smoothing: float = _fraction(0.0, "probability spread over all classes")
     ema_decay: float = _fraction(0.0, "of an average of the parameters that evaluation uses; 0: none")
+    min_crop_area: float = _fraction(
+        0.0, "smallest share of a streamed image's area that a random cut has, see data.Cut; 0: the middle"
+    )
     crop_padding: int = _at_least(0, 0, "pixels around an image before a random crop")
     flip: bool = _any(False, "mirror images with probability 1/2")
     rotation: float = _field(0.0, "rotate by up to so many degrees", "from 0 to 180", lambda value: 0 <= value <= 180)

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
-from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import ConfigError, DoesNotFitError
 from mimicnorm_jax.linen.remat import REMATS
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.dataset import dataset_of
 from mimicnorm_jax.training.plan import TrainingPlan
 
 PlanOf = Callable[[TrainConfig], TrainingPlan]
@@ -52,7 +52,7 @@ def largest_batch(plan_of: PlanOf, config: TrainConfig, devices: int = 1) -> int
       ConfigError: if the dataset is smaller than the smallest batch.
     """
     unit = ROUND * devices * config.microbatches
-    top = datasets.get_spec(config.dataset).num_train // unit
+    top = dataset_of(config).num_train // unit
     if top < 1:
         raise ConfigError(f"{config.dataset} has fewer than {unit} training images, the smallest batch that is tried")
     known: dict[int, int | None] = {}

@@ -47,6 +47,14 @@ class DataParallel:
         # pmap takes and returns what is on this process's devices, shard_map what is on all.
         return jax.device_put(tree, self._sharding(REPLICATED, local=self.parallelism == "pmap"))
 
+    def place(self, feed: Tree) -> Tree:
+        """Puts this process's part of a feed, every leaf `(L, ...)`, on its devices, where steps take it as it is."""
+        return (
+            jax.device_put(feed, self._sharding(SHARDED, local=True))
+            if self.parallelism == "pmap"
+            else (jax.tree.map(partial(jax.make_array_from_process_local_data, self._sharding(SHARDED)), feed))
+        )
+
     def make_train_steps(self, config: step.StepConfig, make_batch: MakeBatch) -> TrainSteps:
         """`step.train_steps` over devices: `(state, resident, feeds (L, K, ...), num_steps) -> (state, metrics (K,))`.
 
@@ -99,7 +107,10 @@ class DataParallel:
 
     def _shard_map(self, function: Callable[..., Any], specs: Specs, donate: tuple[int, ...]) -> Any:
         mapped, _ = self._program(function, specs, donate)
-        place = partial(jax.make_array_from_process_local_data, self._sharding(SHARDED))
+        sharding = self._sharding(SHARDED)
+
+        def place(leaf: Any) -> jax.Array:
+            return leaf if isinstance(leaf, jax.Array) else jax.make_array_from_process_local_data(sharding, leaf)
 
         def from_local(*arguments: Any) -> Any:
             return mapped(*_sharded(place, arguments, specs))

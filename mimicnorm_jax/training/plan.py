@@ -10,14 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mimicnorm_jax.data.pipeline import Selection, gather_batch
+from mimicnorm_jax.data.pipeline import Batch, MakeBatch, Selection, gather_batch
 from mimicnorm_jax.data.specs import DatasetSpec
+from mimicnorm_jax.data.streaming import take_feed
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.models.head import Split
 from mimicnorm_jax.planning import Cache, Plan, Target, plan, target
 from mimicnorm_jax.planning.liveness import Buffer
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.dataset import is_streamed
 from mimicnorm_jax.training.model import head_of
 from mimicnorm_jax.training.spec import build_spec
 
@@ -137,14 +139,13 @@ def plan_training(
     if checkpointed:
         model: Any = _Checkpointed(step_config.model)
         step_config = dataclasses.replace(step_config, model=model)
-    state, make_batch = spec.state_template(), partial(gather_batch, dataset.image_shape)
-    training, test = _resident(dataset, dataset.num_train), _resident(dataset, dataset.num_test)
+    state, (training, test), make_batch = spec.state_template(), *_pipeline(config, dataset)
     share, steps = config.batch_size // count, config.steps_per_call
-    feeds = Selection(jax.ShapeDtypeStruct((count, steps, share), jnp.int32))
+    feeds = _feed(config, dataset, (count, steps, share), masked=False)
     num_steps = jax.ShapeDtypeStruct((), jnp.int32)
     program = data_parallel.train_program(step_config, make_batch)
     step = _plan(program, (state, training, feeds, num_steps), found, cache)
-    feed = Selection(*(jax.ShapeDtypeStruct((count, share), dtype) for dtype in (jnp.int32, jnp.float32)))
+    feed = _feed(config, dataset, (count, share), masked=True)
     program = data_parallel.eval_program(step_config, make_batch)
     evaluation = _plan(program, (state.eval_variables, test, feed), found, cache)
     waiting = _nbytes(training) + _nbytes(state) - _nbytes(state.eval_variables)
@@ -154,6 +155,24 @@ def plan_training(
 
 def _target(name: Target | str) -> Target:
     return target(name) if isinstance(name, str) else name
+
+
+def _pipeline(config: TrainConfig, dataset: DatasetSpec) -> tuple[tuple[Any, Any], MakeBatch]:
+    """What a run keeps on the devices of training and test images, and what makes a batch of it."""
+    if is_streamed(config):
+        return ((), ()), take_feed
+    resident = _resident(dataset, dataset.num_train), _resident(dataset, dataset.num_test)
+    return resident, partial(gather_batch, dataset.image_shape)
+
+
+def _feed(config: TrainConfig, dataset: DatasetSpec, shape: tuple[int, ...], masked: bool) -> Any:
+    def leaf(dtype: Any, *inner: int) -> Any:
+        return jax.ShapeDtypeStruct((*shape, *inner), dtype)
+
+    mask = leaf(jnp.float32) if masked else None
+    if is_streamed(config):
+        return Batch(leaf(jnp.uint8, *dataset.image_shape), leaf(jnp.int32), mask)
+    return Selection(leaf(jnp.int32), mask)
 
 
 def _resident(dataset: DatasetSpec, count: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:

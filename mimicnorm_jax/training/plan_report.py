@@ -79,10 +79,10 @@ HEAD = (
 )  # fmt: skip
 LEGEND = """\
 Planned by the compiler, for one device; nothing was run. In brackets: ratio to the target's first run. Peak: the step
-and the dataset, both splits of which wait on the device; ! does not fit. GFLOP: of convolutions and products, what is
-done again included. GB moved: what kernels read and write. Bound: a step cannot take less time, by its operations or
-bytes; it is no prediction. Fused: forward convolutions that apply an activation / add a residual in their kernel / all
-(CUDA)."""
+and the dataset, which waits on the device unless it is streamed; ! does not fit. GFLOP: of convolutions and products,
+what is done again included. GB moved: what kernels read and write. Bound: a step cannot take less time, by its
+operations or bytes; it is no prediction. Fused: forward convolutions that apply an activation / add a residual in their
+kernel / all (CUDA)."""
 
 
 def references(rows: Sequence[Row]) -> dict[str, TrainingPlan]:
@@ -105,6 +105,22 @@ def table(rows: Sequence[Row]) -> str:
         for i, (column, width) in enumerate(zip(columns, widths, strict=True))
     ]
     return "\n".join("  ".join(line).rstrip() for line in zip(*aligned, strict=True))
+
+
+def decoding(rows: Sequence[Row], rate: float) -> str:
+    """How many cores that decode each run could use, were its steps as fast as their bound.
+
+    Args:
+      rows: of streamed runs.
+      rate: images a second that a core decodes.
+    """
+    lines = [f"streamed images, of which a core of this machine decodes {rate:,.0f} a second (500 x 375 JPEG):"]
+    for row in rows:
+        if isinstance(row.plan, TrainingPlan) and (seconds := row.plan.step.bound_seconds):
+            needed = row.plan.batch_size / seconds
+            cores = f"which {needed / rate:,.1f} such cores decode"
+            lines.append(f"  {row.target} {row.label}: at most {needed:,.0f} images/s, {cores}")
+    return "\n".join(lines)
 
 
 def alive(plan: TrainingPlan) -> dict[str, float]:

@@ -86,6 +86,7 @@ def summarize(
         "final_test_loss": rows[-1]["test_loss"],
         "images_per_second": max(row["images_per_second"] for row in rows),
         "seconds": round(seconds, 1),
+        **({"skipped_images": skipped} if (skipped := trainer.bad_images.found) else {}),
         **environment.peak_memory(),
         "config": workdir.as_json(config),
         "machine": environment.describe(),
@@ -99,6 +100,7 @@ def summarize(
         "speed": f"{summary['images_per_second']:,.0f} images/s in the fastest epoch",
         "time": f"{seconds:.1f} s for {len(rows)} epochs, compilation included",
         "memory": environment.memory_line(),
+        **({"skipped images": f"{len(skipped)}, named in {SUMMARY}"} if skipped else {}),
         "files": f"{folder}: checkpoints, metrics.jsonl, summary.json",
     }
     if plots.available():

@@ -15,6 +15,7 @@ from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.optim import center_params
 from mimicnorm_jax.training.config import FIELDS, TrainConfig
+from mimicnorm_jax.training.dataset import check_dataset, dataset_of
 from mimicnorm_jax.training.model import AXIS, head_of, init_variables, is_exact_in_parts, require_trainable
 from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule
 from mimicnorm_jax.training.state import TrainState, create_state
@@ -103,7 +104,8 @@ def build_spec(config: TrainConfig, num_devices: int | None = None, model: Any =
       DataError: if the dataset is unknown.
     """
     devices = jax.device_count() if num_devices is None else num_devices
-    dataset = datasets.get_spec(config.dataset)
+    dataset = dataset_of(config)
+    check_dataset(config)
     if model is None:
         model = _build_model(config, dataset)
     else:
@@ -131,7 +133,7 @@ def validate_run(config: TrainConfig, model: Any = None) -> RunSpec:
       ConfigError: names the field.
       DataError: if the dataset is unknown or not prepared.
     """
-    datasets.require_prepared(config.dataset, config.data_dir)
+    datasets.require_prepared(config.dataset, config.data_dir, config.image_size)
     return build_spec(config, model=model)
 
 
@@ -140,7 +142,7 @@ def make_model(config: TrainConfig, **options: Any) -> Any:
     return models.create(
         config.model,
         method=config.method,
-        num_classes=datasets.get_spec(config.dataset).num_classes,
+        num_classes=dataset_of(config).num_classes,
         init=config.init_scheme,
         width=config.width_multiplier,
         **options,

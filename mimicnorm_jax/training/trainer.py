@@ -1,17 +1,27 @@
 """What stays the same during a run, once its data is there."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import optax
 
-from mimicnorm_jax.data import datasets
+from mimicnorm_jax.data import (
+    BadImages,
+    Cut,
+    Dataset,
+    Pipeline,
+    ResidentPipeline,
+    StreamedDataset,
+    StreamingPipeline,
+)
 from mimicnorm_jax.data.batching import BatchLayout
-from mimicnorm_jax.data.pipeline import Pipeline, ResidentPipeline
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.dataset import read_dataset
 from mimicnorm_jax.training.resilience.nonfinite import NonFiniteMonitor
 from mimicnorm_jax.training.spec import RunSpec
 from mimicnorm_jax.training.step import StepConfig
@@ -24,23 +34,25 @@ class Trainer:
     Attributes:
       spec: what the run is.
       data_parallel: the devices.
-      dataset: as it was read.
+      dataset: as it was read, or opened.
       pipeline: where batches come from.
       step_config: what the steps close over.
       schedule: the learning rate by step.
       train_steps, eval_step: the steps over the devices, see `DataParallel`.
       nonfinite: counts steps that were left out.
+      bad_images: counts streamed images that were skipped.
     """
 
     spec: RunSpec
     data_parallel: parallel.DataParallel
-    dataset: datasets.Dataset
+    dataset: Dataset | StreamedDataset
     pipeline: Pipeline
     step_config: StepConfig
     schedule: optax.Schedule
     train_steps: parallel.TrainSteps
     eval_step: parallel.EvalStep
     nonfinite: NonFiniteMonitor
+    bad_images: BadImages
 
     @property
     def config(self) -> TrainConfig:
@@ -70,7 +82,8 @@ def build_trainer(spec: RunSpec) -> Trainer:
     """
     config = spec.config
     data_parallel = parallel.DataParallel(tuple(jax.devices()), config.parallelism)
-    dataset = datasets.load(config.dataset, config.data_dir)
+    bad = BadImages(config.max_bad_images)
+    dataset = read_dataset(config, bad)
     if config.batch_size > len(dataset.train):
         raise ConfigError(
             f"config.batch_size is {config.batch_size}, more than the {len(dataset.train)} training images of "
@@ -79,7 +92,11 @@ def build_trainer(spec: RunSpec) -> Trainer:
     layout = BatchLayout(
         config.batch_size, len(data_parallel.devices), data_parallel.local_devices, config.steps_per_call
     )
-    pipeline = ResidentPipeline.put(dataset, data_parallel.replicate, config.seed, layout)
+    pipeline: Pipeline = (
+        _stream(config, dataset, layout, bad, data_parallel.place)
+        if isinstance(dataset, StreamedDataset)
+        else ResidentPipeline.put(dataset, data_parallel.replicate, config.seed, layout)
+    )
     step_config, schedule = spec.make_step(len(dataset.train), dataset.mean, dataset.std)
     return Trainer(
         spec,
@@ -91,4 +108,23 @@ def build_trainer(spec: RunSpec) -> Trainer:
         data_parallel.make_train_steps(step_config, pipeline.make_batch),
         data_parallel.make_eval_step(step_config, pipeline.make_batch),
         NonFiniteMonitor(config.max_consecutive_nonfinite),
+        bad,
+    )
+
+
+def _stream(
+    config: TrainConfig,
+    dataset: StreamedDataset,
+    layout: BatchLayout,
+    bad: BadImages,
+    place: Callable[[Any], Any],
+) -> StreamingPipeline:
+    return StreamingPipeline(
+        sources=(dataset.train, dataset.test),
+        cut=Cut(dataset.spec.image_shape[0], config.min_crop_area),
+        seed=config.seed,
+        layout=layout,
+        bad=bad,
+        num_threads=config.decoding_threads or len(os.sched_getaffinity(0)),
+        place=place,
     )

@@ -24,7 +24,14 @@ except ImportError:  # Windows
 
 CONFIG = "config.json"
 LOCK = "lock"
-MUTABLE_ON_RESUME = ("data_dir", "keep_checkpoints", "checkpoint_epochs", "parallelism")
+MUTABLE_ON_RESUME = (
+    "data_dir",
+    "keep_checkpoints",
+    "checkpoint_epochs",
+    "parallelism",
+    "decoding_threads",
+    "max_bad_images",
+)
 """Fields that do not change a run's numbers, so a resumed run may change them."""
 
 

@@ -19,8 +19,8 @@ def test_an_arm_that_leaves_out_steps_after_the_first_round_is_refused(done, mon
     )
     steps = iter([4, 4, done])
     arms = {"loop": lambda state: SimpleNamespace(step=state.step + next(steps))}
-    monkeypatch.setattr(input_pipeline, "arms", lambda trainer: arms)
+    monkeypatch.setattr(input_pipeline, "arms", lambda trainer, train: arms)
     monkeypatch.setattr(input_pipeline.jax, "block_until_ready", lambda state: state)
     monkeypatch.setattr(input_pipeline.jax, "device_get", lambda state: state)
     with pytest.raises(RuntimeError, match="loop has not done the steps"):
-        input_pipeline.measure(trainer, rounds=2)
+        input_pipeline.measure(trainer, None, rounds=2)

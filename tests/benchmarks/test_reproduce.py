@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks.paper import comparison, reproduce
+from benchmarks.paper import comparison, pages, reproduce
 from benchmarks.paper.experiments import EXPERIMENTS, Accuracy, Arm, small_form
 
 ARMS = tuple(
@@ -84,7 +84,7 @@ def test_a_page_shows_best_and_final_the_paper_and_what_was_not_run(tmp_path):
         record["config"]["batch_size"] = 256
     asked = reproduce.make_study("table1", False, None, "float32")
     asked.store.add(tmp_path, *records)
-    comparison.write(asked, tmp_path)
+    pages.write(asked, tmp_path)
     page = (tmp_path / "table1.md").read_text()
     assert "2 of 16 rows have been run" in page
     assert "| vgg11 | 0.1 | batchnorm | 2 | 70.00 ± 0.00 | 65.50 ± 0.71 | 67.90 ± 0.14 | +2.10 (+26.0 SE) |" in page

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.data.augment import Augmentation, augment, normalize
+from mimicnorm_jax.data import Augmentation, augment, normalize
 
 
 def _keys(count, seed=0):

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from mimicnorm_jax.diagnostics import saved_for_backward
-from mimicnorm_jax.functional.activations import relu, relu6, relu_save_mask
+from mimicnorm_jax.functional import relu, relu6, relu_save_mask
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 POINTS = jnp.array([-3.0, -0.5, 0.0, 0.5, 5.9, 6.0, 7.0])

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from mimicnorm_jax.diagnostics import nbytes, saved_for_backward
-from mimicnorm_jax.functional.pooling import max_pool
+from mimicnorm_jax.functional import max_pool
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ def _equal(a, b):
     return jax.tree.all(jax.tree.map(np.array_equal, dict(a), dict(b)))
 
 
-def _network(method="mimicnorm", name="resnet8"):
+def _network(method="mimicnorm", name="resnet8", width=0.5):
     """A small network with random variables, no two of them alike, and its state dict."""
-    model = models.create(name, method=method, num_classes=10, width=0.5)
+    model = models.create(name, method=method, num_classes=10, width=width)
     template = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((2, 32, 32, 3)))
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda leaf: rng.uniform(0.1, 1, leaf.shape).astype(leaf.dtype), template)
@@ -96,16 +96,15 @@ def test_integers_are_no_weights():
 
 def test_a_flattened_map_is_read_in_its_own_order():
     rng = np.random.default_rng(0)
-    weight, x = rng.normal(size=(5, 4 * 9)), rng.normal(size=(4, 3, 3))  # there: (out, C H W) and (C, H, W)
-    kernel = layouts.to_flax(weight, (36, 5), side=3)
+    weight, x = rng.normal(size=(5, 4 * 6)), rng.normal(size=(4, 2, 3))  # there: (out, C H W) and (C, H, W)
+    kernel = layouts.to_flax(weight, (24, 5), pixels=6)
     np.testing.assert_allclose(x.transpose(1, 2, 0).reshape(-1) @ kernel, weight @ x.reshape(-1))
-    assert np.array_equal(layouts.to_torch(kernel, side=3), weight)
+    assert np.array_equal(layouts.to_torch(kernel, pixels=6), weight)
 
 
 def test_a_file_of_arrays_is_imported_by_the_command_and_read_back(tmp_path, capsys):
     _, variables, _ = _network()
-    whole = models.create("resnet8", num_classes=10)
-    state_dict = _whole_state_dict()
+    whole, _, state_dict = _network(width=1)
     np.savez(tmp_path / "weights.npz", **state_dict)
     out = tmp_path / "variables.npz"
     arguments = [str(tmp_path / "weights.npz"), "--model=resnet8", "--num_classes=10", f"--out={out}"]
@@ -126,16 +125,11 @@ def test_a_file_of_arrays_is_imported_by_the_command_and_read_back(tmp_path, cap
     ],
 )
 def test_bad_input_of_the_command_is_one_sentence_and_writes_nothing(change, message, tmp_path, capsys):
-    np.savez(tmp_path / "weights.npz", **_whole_state_dict())
+    np.savez(tmp_path / "weights.npz", **_network(width=1)[2])
     arguments = [str(tmp_path / "weights.npz"), "--model=resnet8", "--num_classes=10", f"--out={tmp_path / 'x.npz'}"]
     assert cli.main(["import-torch", *arguments, change]) == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["weights.npz"]
-
-
-def _whole_state_dict():
-    model = models.create("resnet8", num_classes=10)
-    return interop.torch.dump(model.init(jax.random.key(0), jnp.ones((1, 32, 32, 3))), model)
 
 
 def test_files_that_cannot_be_read_say_so(tmp_path):

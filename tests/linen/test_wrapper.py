@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from mimicnorm_jax import interop
 from mimicnorm_jax.diagnostics import saved_for_backward
 from mimicnorm_jax.functional import CENTER, KernelTransform, center, standardize
-from mimicnorm_jax.linen import CenteredConv, CenteredDense, Transformed, find_kernels, select_kernels
+from mimicnorm_jax.linen import (
+    CenteredConv,
+    CenteredDense,
+    Transformed,
+    WithLastBatchNorm,
+    find_kernels,
+    select_kernels,
+)
 from mimicnorm_jax.optim import center_params
+from mimicnorm_jax.utils.trees import path_names
 
 X = (2, 6, 6, 4)
 LAYERS = {
@@ -167,6 +176,63 @@ class OwnParam(nn.Dense):
 
     def param(self, name, *args, **options):
         return 2 * super().param(name, *args, **options)
+
+
+class Held(nn.Module):
+    """A module with another in a field, which Flax binds before scopes are shared."""
+
+    inner: nn.Module
+
+    def __call__(self, x):
+        return self.inner(x)
+
+
+class Holder(nn.Module):
+    """One that makes its wrapped module in `setup`."""
+
+    def setup(self):
+        self.part = Transformed(Held(nn.Dense(4)), CENTER)
+
+    def __call__(self, x):
+        return self.part(x)
+
+
+class Given(nn.Module):
+    """One whose layers are its own, and given to the wrapped module."""
+
+    @nn.compact
+    def __call__(self, x):
+        return Transformed(nn.Sequential([nn.Dense(4), nn.Dense(4, name="named")]), CENTER)(x)
+
+
+HELD = Held(nn.remat(nn.Dense)(4))
+NETS = {
+    "alone": Transformed(nn.Sequential([nn.Dense(4), HELD]), CENTER),
+    "setup": Holder(),
+    "given": Given(),
+    "under a last norm": WithLastBatchNorm(Transformed(nn.Sequential([nn.Dense(4), HELD]), CENTER)),
+}
+
+
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+def test_kernels_are_found_at_the_paths_of_their_parameters(net):
+    x = _inputs(jnp.float32)[:, 0, 0]
+    params = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
+    paths = {path_names(path) for path, _ in jax.tree.leaves_with_path(params)}
+    assert {path for path in paths if path[-1] == "kernel"} == set(find_kernels(net, x))
+
+
+def test_one_conversion_in_another_is_refused():
+    x = _inputs(jnp.float32)
+    plain = nn.Sequential([nn.Conv(64, (3, 3)), nn.Conv(8, (3, 3)), lambda x: x.mean((1, 2))])
+    wrapped = Transformed(plain, CENTER)
+    for net in (Transformed(interop.mimic(plain), CENTER), interop.mimic(nn.Sequential([wrapped]))):
+        with pytest.raises(ValueError, match=r"Transformed|converted twice"):
+            net.init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match=r"linen.find_kernels"):
+        interop.layer_report(wrapped, x)
+    with pytest.raises(ValueError, match=r"interop.layer_report"):
+        find_kernels(interop.mimic(plain), x)
 
 
 def test_what_cannot_be_read_through_a_transform_is_refused_and_what_no_rule_takes_is_left():

@@ -11,11 +11,10 @@ import pytest
 from mimicnorm_jax import models, monitoring
 from mimicnorm_jax.cli.diagnose import main
 from mimicnorm_jax.data import datasets
-from mimicnorm_jax.errors import ConfigError, WorkdirError
+from mimicnorm_jax.errors import ConfigError, DataError, WorkdirError
 from mimicnorm_jax.monitoring import networks
-from mimicnorm_jax.training import config, loop
+from mimicnorm_jax.training import build_spec, config, loop
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
-from mimicnorm_jax.training.spec import build_spec
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -104,7 +103,7 @@ def test_batch_norm_is_taken_over_the_batch():
 
 
 def test_what_cannot_be_measured_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"361 images .* 360"):
+    with pytest.raises(DataError, match=r"361 images .* 360"):
         networks.images(_config(), 361, "real", "float32")
     with pytest.raises(ConfigError, match="at least 32 x 32"):
         networks.initialized(_config(model="vgg11"), "float32")

@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from mimicnorm_jax.data.datasets import DATASETS
+from mimicnorm_jax.data import DATASETS
 from mimicnorm_jax.errors import UserError
 from mimicnorm_jax.init_schemes import SCHEMES
 from mimicnorm_jax.methods import METHODS

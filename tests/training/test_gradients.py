@@ -10,14 +10,13 @@ import pytest
 from flax import linen as nn
 
 from mimicnorm_jax import models
-from mimicnorm_jax.data.augment import Augmentation
-from mimicnorm_jax.data.pipeline import Batch
+from mimicnorm_jax.data import Augmentation, Batch
 from mimicnorm_jax.linen import LastBatchNorm
-from mimicnorm_jax.models.factory import LayerFactory
+from mimicnorm_jax.models import LayerFactory
 from mimicnorm_jax.models.head import LAST_BN, LastBatchNormHead
+from mimicnorm_jax.training import AXIS, StepConfig, train_step
 from mimicnorm_jax.training.gradients import LossAndGrad
 from mimicnorm_jax.training.state import create_state
-from mimicnorm_jax.training.step import AXIS, StepConfig, train_step
 
 SHAPE = (8, 8, 1)
 RNG = np.random.default_rng(0)

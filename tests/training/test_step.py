@@ -11,12 +11,11 @@ import pytest
 from flax import linen as nn
 
 from mimicnorm_jax import models
-from mimicnorm_jax.data.augment import Augmentation
+from mimicnorm_jax.data import Augmentation
 from mimicnorm_jax.data.pipeline import Selection, gather_batch
-from mimicnorm_jax.linen.dropout import Dropout
-from mimicnorm_jax.training import parallel
-from mimicnorm_jax.training.state import TrainState, create_state
-from mimicnorm_jax.training.step import AXIS, StepConfig
+from mimicnorm_jax.linen import Dropout
+from mimicnorm_jax.training import AXIS, StepConfig, TrainState, parallel
+from mimicnorm_jax.training.state import create_state
 
 SHAPE = (8, 8, 1)
 RNG = np.random.default_rng(0)

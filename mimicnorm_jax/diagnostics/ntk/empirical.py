@@ -3,7 +3,7 @@ r"""The empirical neural tangent kernel of any network: $\Theta(x_1, x_2) = J(x_
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path as File
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -155,9 +155,21 @@ class EmpiricalNTK:
         return bool(jaxprs.without_jvp(request.network.program)) or (verdict is not None and not verdict.proven)
 
 
+class NTKOptions(TypedDict, total=False):
+    """Options of `EmpiricalNTK`, where they are described."""
+
+    output: Output | int
+    weights: Weights
+    implementation: Name
+    batch_coupled: bool
+    per_parameter: bool
+    memory: int
+    check: bool | None
+
+
 def empirical_ntk(
-    apply_fn: ApplyFn, params: Any, x1: jax.Array, x2: jax.Array | None = None, **options: Any
-) -> jax.Array:
+    apply_fn: ApplyFn, params: Any, x1: jax.Array, x2: jax.Array | None = None, **options: Unpack[NTKOptions]
+) -> Any:
     """`EmpiricalNTK` once; make an `EmpiricalNTK` to call it again without compiling.
 
     Args:
@@ -166,5 +178,11 @@ def empirical_ntk(
       x1: inputs `(N, ...)`.
       x2: inputs `(M, ...)`, by default `x1`.
       **options: of `EmpiricalNTK`.
+
+    Returns:
+      What `EmpiricalNTK` returns.
+
+    Raises:
+      ValueError: as `EmpiricalNTK`.
     """
     return EmpiricalNTK(apply_fn, **options)(params, x1, x2)

@@ -7,7 +7,6 @@ weight mean, not at all for a plain MLP. (1.53/n is by how much the arithmetic m
 lower, see `theory.verify`.)
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax.diagnostics.tracing.layers import (
+    EVERYTHING,
     ByLayer,
     View,
     check_floating,
@@ -25,6 +25,7 @@ from mimicnorm_jax.diagnostics.tracing.layers import (
     forward_mode,
     prepared,
     select,
+    static,
     trace,
 )
 from mimicnorm_jax.diagnostics.tracing.outputs import check_finite
@@ -122,11 +123,10 @@ def perturbation_growth(
     apply_fn: ApplyFn,
     params: Any,
     x: jax.Array,
+    view: View = EVERYTHING,
     *,
     key: jax.Array,
     num_samples: int = 4,
-    layers: str | Sequence[str] | None = None,
-    batch_coupled: bool = False,
 ) -> Growth:
     r"""Growth of a random tangent's mean square relative to the signal's, layer by layer.
 
@@ -140,10 +140,9 @@ def perturbation_growth(
       apply_fn: the network.
       params: its parameters.
       x: inputs, `(N, ...)`, floating-point; the tangents are standard normal in their space.
+      view: which layers, at least two. If it is `batch_coupled`, the perturbation is one of all of `x` together.
       key: for the tangents.
       num_samples: tangents of each example.
-      layers: names of at least two layers; None for all.
-      batch_coupled: see `diagnostics`; the perturbation is then one of all of `x` together.
 
     Returns:
       The growth, over all N examples.
@@ -151,14 +150,15 @@ def perturbation_growth(
     Raises:
       ValueError: for an unknown layer, fewer than two layers or samples, or values that are not finite.
     """
-    apply_fn, params, x = prepared(apply_fn, params, x, batch_coupled)
+    view = static(view)
+    apply_fn, params, x = prepared(apply_fn, params, x, view.batch_coupled)
     check_floating(x)
-    if batch_coupled or len(x) == 1:
+    if view.batch_coupled or len(x) == 1:
         check_num_samples(num_samples)
     elif num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}: each example needs at least one tangent")
     with forward_mode("growth"):
-        found, outputs, finite = _log_ratios(apply_fn, params, x, key, num_samples, View.of(layers, batch_coupled))
+        found, outputs, finite = _log_ratios(apply_fn, params, x, key, num_samples, view)
     check_finite(outputs)
     if not finite.all():
         raise ValueError(

@@ -17,7 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall
-from mimicnorm_jax.diagnostics.tracing.layers import ByLayer, View, coupled_groups, prepared, select, trace
+from mimicnorm_jax.diagnostics.tracing.layers import (
+    EVERYTHING,
+    ByLayer,
+    View,
+    coupled_groups,
+    prepared,
+    select,
+    static,
+    trace,
+)
 from mimicnorm_jax.diagnostics.tracing.outputs import check_finite
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 from mimicnorm_jax.errors import unknown
@@ -130,11 +139,10 @@ def kernels(
     apply_fn: ApplyFn,
     params: Any,
     x: jax.Array,
-    layers: str | Sequence[str] | None = None,
+    view: View = EVERYTHING,
     *,
     x2: jax.Array | None = None,
     part: Part = "product",
-    batch_coupled: bool = False,
 ) -> dict[str, jax.Array]:
     r"""Empirical NNGP kernels $K_{ij} = \langle h_i, h_j \rangle / d$.
 
@@ -144,10 +152,9 @@ def kernels(
       apply_fn: the network.
       params: its parameters.
       x: inputs, `(N, ...)`.
-      layers: names of layers, or one; None for all. See `names`.
+      view: which layers. If it is `batch_coupled`, `x` is one batch and `x2` another.
       x2: other inputs, `(M, ...)`; None for `x` itself.
       part: of the layers.
-      batch_coupled: see `diagnostics`. `x` is then one batch and `x2` another.
 
     Returns:
       By layer, in the order of evaluation, `(N, M)` in the network's precision, at least float32.
@@ -161,25 +168,24 @@ def kernels(
       >>> kernels(apply_fn, {"head": jnp.eye(2)}, jnp.array([[1.0, 0.0], [1.0, 1.0]]))["head"].tolist()
       [[0.5, 0.5], [0.5, 1.0]]
     """
-    return _compared(apply_fn, params, (x, x2), View.of(layers, batch_coupled), part, cosine=False)
+    return _compared(apply_fn, params, (x, x2), static(view), part, cosine=False)
 
 
 def correlations(
     apply_fn: ApplyFn,
     params: Any,
     x: jax.Array,
-    layers: str | Sequence[str] | None = None,
+    view: View = EVERYTHING,
     *,
     x2: jax.Array | None = None,
     part: Part = "product",
-    batch_coupled: bool = False,
 ) -> dict[str, jax.Array]:
     r"""Pair correlations $\rho_{ij} = K_{ij} / \sqrt{K_{ii} K_{jj}}$; arguments and errors as in `kernels`.
 
     Returns:
       By layer, in the order of evaluation, `(N, M)`; NaN for an example on which a layer vanishes.
     """
-    return _compared(apply_fn, params, (x, x2), View.of(layers, batch_coupled), part, cosine=True)
+    return _compared(apply_fn, params, (x, x2), static(view), part, cosine=True)
 
 
 @partial(jax.jit, static_argnames=("apply_fn", "view", "part"))
@@ -198,10 +204,9 @@ def moments(
     apply_fn: ApplyFn,
     params: Any,
     x: jax.Array,
-    layers: str | Sequence[str] | None = None,
+    view: View = EVERYTHING,
     *,
     part: Part = "product",
-    batch_coupled: bool = False,
     batch: int = 256,
 ) -> dict[str, Moments]:
     """Second moments and pair correlations of all layers in one pass over the examples.
@@ -210,9 +215,8 @@ def moments(
       apply_fn: the network.
       params: its parameters.
       x: inputs, `(N, ...)`, at least two.
-      layers: names of layers, or one; None for all.
+      view: which layers. If it is `batch_coupled`, `x` is one batch.
       part: of the layers.
-      batch_coupled: see `diagnostics`; `x` is then one batch.
       batch: examples that are evaluated, and compared with one another, at a time.
 
     Returns:
@@ -222,15 +226,16 @@ def moments(
       ValueError: for an unknown layer, outputs that are not finite, or fewer than two examples.
     """
     _check_part(part)
+    view = static(view)
     apply_fn, params, x = prepared(apply_fn, params, x)
-    if not batch_coupled:
-        prepared(apply_fn, params, x[:batch], batch_coupled)
+    if not view.batch_coupled:
+        prepared(apply_fn, params, x[:batch], batch_coupled=False)
     if min(len(x), batch) < 2:
         raise ValueError(f"{len(x)} examples, batch {batch}: spread and correlations need at least 2 of both")
     found: list[ByLayer] = []
-    size = len(x) if batch_coupled else batch
+    size = len(x) if view.batch_coupled else batch
     for start in range(0, len(x), size):
-        sums, outputs = _sums(apply_fn, params, x[start : start + size], View.of(layers, batch_coupled), part)
+        sums, outputs = _sums(apply_fn, params, x[start : start + size], view, part)
         check_finite(outputs)
         found.append(jax.device_get(sums))
     return {name: _moments([sums.values[i] for sums in found]) for i, name in enumerate(found[0].names)}

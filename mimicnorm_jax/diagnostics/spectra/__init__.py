@@ -2,12 +2,16 @@
 
 from mimicnorm_jax.diagnostics.spectra import curvature, jacobian, lanczos
 from mimicnorm_jax.diagnostics.spectra.conditioning import condition_number, unit_diagonal
-from mimicnorm_jax.diagnostics.spectra.lanczos import Eigenvalues
-from mimicnorm_jax.diagnostics.spectra.operators import LinearOperator
+from mimicnorm_jax.diagnostics.spectra.jacobian import Quadrature
+from mimicnorm_jax.diagnostics.spectra.lanczos import Eigenvalues, Search
+from mimicnorm_jax.diagnostics.spectra.operators import Ends, LinearOperator
 
 __all__ = [
     "Eigenvalues",
+    "Ends",
     "LinearOperator",
+    "Quadrature",
+    "Search",
     "condition_number",
     "curvature",
     "jacobian",

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from mimicnorm_jax.diagnostics.spectra.lanczos import Eigenvalues, Search, largest
+from mimicnorm_jax.diagnostics.spectra.lanczos import LARGEST, Eigenvalues, Search, largest
 from mimicnorm_jax.diagnostics.tracing.layers import forward_mode, prepared
 from mimicnorm_jax.diagnostics.tracing.outputs import check_finite, check_outputs
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, Split
@@ -72,9 +72,7 @@ def ntk_eigenvalues(
     x: jax.Array,
     *,
     key: jax.Array,
-    count: int = 1,
-    num_matvecs: int = 100,
-    tolerance: float = 1e-3,
+    search: Search = LARGEST,
 ) -> Eigenvalues:
     r"""Largest eigenvalues of the empirical tangent kernel $\Theta = J J^\top$, `(N O, N O)`, of all outputs.
 
@@ -86,14 +84,12 @@ def ntk_eigenvalues(
       params: its parameters; leaves that are not floating-point arrays are held fixed.
       x: inputs, `(N, ...)`.
       key: for the start vector.
-      count: number of eigenvalues.
-      num_matvecs: at most this many products with the kernel, each a forward and a backward pass.
-      tolerance: of the residuals, relative to the largest eigenvalue.
+      search: how many eigenvalues, and when to stop; each product is a forward and a backward pass.
 
     Raises:
       ValueError: unless `1 <= count <= N O` and `num_matvecs >= count`, or if outputs are not finite.
     """
-    return _checked(apply_fn, params, x, key, _plain, Search(count, num_matvecs, tolerance))
+    return _checked(apply_fn, params, x, key, _plain, search)
 
 
 def _checked(apply_fn: ApplyFn, params: Any, x: jax.Array, key: jax.Array, root: _Root, search: Search) -> Eigenvalues:
@@ -111,9 +107,7 @@ def gauss_newton_eigenvalues(
     *,
     key: jax.Array,
     loss: Loss = "softmax",
-    count: int = 1,
-    num_matvecs: int = 100,
-    tolerance: float = 1e-3,
+    search: Search = LARGEST,
 ) -> Eigenvalues:
     r"""Largest eigenvalues of the Gauss-Newton matrix $G = J^\top H J / N$ of the mean loss over the N examples.
 
@@ -127,9 +121,7 @@ def gauss_newton_eigenvalues(
       x: inputs, `(N, ...)`.
       key: for the start vector.
       loss: of the outputs.
-      count: number of eigenvalues.
-      num_matvecs: at most this many products with the matrix, each a forward and a backward pass.
-      tolerance: of the residuals, relative to the largest eigenvalue.
+      search: how many eigenvalues, and when to stop; each product is a forward and a backward pass.
 
     Raises:
       ValueError: for an unknown loss, unless `1 <= count <= N O` and `num_matvecs >= count`, or if outputs are not
@@ -146,4 +138,4 @@ def gauss_newton_eigenvalues(
     """
     if loss not in _ROOTS:
         raise ValueError(unknown("loss", loss, _ROOTS))
-    return _checked(apply_fn, params, x, key, _ROOTS[loss], Search(count, num_matvecs, tolerance))
+    return _checked(apply_fn, params, x, key, _ROOTS[loss], search)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax.diagnostics.spectra import lanczos
-from mimicnorm_jax.diagnostics.spectra.operators import Ends, LinearOperator, per_example
+from mimicnorm_jax.diagnostics.spectra.operators import WHOLE, Ends, LinearOperator, per_example
 from mimicnorm_jax.diagnostics.tracing.layers import check_num_samples
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 
@@ -49,6 +49,30 @@ class Density:
     log_squares: np.ndarray
     weights: np.ndarray
     vanishing: float
+
+
+@dataclass(frozen=True)
+class Quadrature:
+    """How finely a spectrum is resolved by stochastic Lanczos quadrature.
+
+    Attributes:
+      num_samples: start vectors per example, at least 1.
+      num_matvecs: products with the Jacobian and its transpose per sample, at least 1.
+
+    Raises:
+      ValueError: for fewer.
+    """
+
+    num_samples: int = 4
+    num_matvecs: int = 40
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "num_matvecs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+
+
+QUADRATURE = Quadrature()
 
 
 @dataclass(frozen=True)
@@ -97,14 +121,14 @@ class _Largest:
 
 
 @dataclass(frozen=True)
-class _Quadrature:
-    num_samples: int
-    num_matvecs: int
+class _Density:
+    quadrature: Quadrature
     one_by_one: bool = False
 
     def __call__(self, jacobian: LinearOperator, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        starts = jax.random.rademacher(key, (self.num_samples, jacobian.side), jacobian.dtype)
-        return jax.lax.map(lambda v: lanczos.quadrature(jacobian.gram_matvec, v, self.num_matvecs), starts)
+        starts = jax.random.rademacher(key, (self.quadrature.num_samples, jacobian.side), jacobian.dtype)
+        num_matvecs = self.quadrature.num_matvecs
+        return jax.lax.map(lambda v: lanczos.quadrature(jacobian.gram_matvec, v, num_matvecs), starts)
 
 
 def mean_squares(matvec: Callable[[jax.Array], jax.Array], samples: jax.Array) -> jax.Array:
@@ -117,17 +141,14 @@ def _formed(values_only: bool, apply_fn: ApplyFn, params: Any, x: jax.Array, end
     return per_example(_Form(values_only), apply_fn, params, x, key, ends)
 
 
-def jacobians(
-    apply_fn: ApplyFn, params: Any, x: jax.Array, *, source: str | None = None, target: str | None = None
-) -> jax.Array:
+def jacobians(apply_fn: ApplyFn, params: Any, x: jax.Array, ends: Ends = WHOLE) -> jax.Array:
     """The Jacobian of each example, written out.
 
     Args:
       apply_fn: the network; its examples are independent.
       params: its parameters.
       x: inputs, `(N, ...)`.
-      source: name of the layer whose product it is differentiated by (see `nngp.names`); None for the inputs.
-      target: name of the layer whose product is differentiated; None for the outputs.
+      ends: what is differentiated, and by what.
 
     Returns:
       `(N, outputs, inputs)`, over flattened units.
@@ -143,29 +164,26 @@ def jacobians(
       >>> jacobians(apply_fn, params, jnp.array([[1.0, -1.0]])).tolist()
       [[[2.0, 0.0]]]
     """
-    return _formed(False, apply_fn, params, x, Ends(source, target))
+    return _formed(False, apply_fn, params, x, ends)
 
 
-def singular_values(
-    apply_fn: ApplyFn, params: Any, x: jax.Array, *, source: str | None = None, target: str | None = None
-) -> jax.Array:
+def singular_values(apply_fn: ApplyFn, params: Any, x: jax.Array, ends: Ends = WHOLE) -> jax.Array:
     """All singular values of each example's Jacobian; arguments and errors as in `jacobians`.
 
     Returns:
       `(N, min(outputs, inputs))`, descending.
     """
-    return _formed(True, apply_fn, params, x, Ends(source, target))
+    return _formed(True, apply_fn, params, x, ends)
 
 
 def mean_square(
     apply_fn: ApplyFn,
     params: Any,
     x: jax.Array,
+    ends: Ends = WHOLE,
     *,
     key: jax.Array,
     num_samples: int = 64,
-    source: str | None = None,
-    target: str | None = None,
 ) -> Estimate:
     r"""Sum of squared singular values **over the number of outputs**, $|J|_F^2 / n_{out}$, by Hutchinson's estimator.
 
@@ -176,10 +194,9 @@ def mean_square(
       apply_fn: the network; its examples are independent.
       params: its parameters.
       x: inputs, `(N, ...)`.
+      ends: what is differentiated, and by what.
       key: for the samples, vectors of random signs.
       num_samples: at least 2; one product with the Jacobian each.
-      source: as in `jacobians`.
-      target: as in `jacobians`.
 
     Returns:
       Per example.
@@ -188,7 +205,7 @@ def mean_square(
       ValueError: as `jacobians`, whatever the size of the matrix, and if `num_samples < 2`.
     """
     check_num_samples(num_samples)
-    squares = per_example(_MeanSquares(num_samples), apply_fn, params, x, key, Ends(source, target))
+    squares = per_example(_MeanSquares(num_samples), apply_fn, params, x, key, ends)
     return Estimate(squares.mean(1), squares.std(1, ddof=1) / np.sqrt(num_samples))
 
 
@@ -196,69 +213,56 @@ def largest(
     apply_fn: ApplyFn,
     params: Any,
     x: jax.Array,
+    ends: Ends = WHOLE,
     *,
     key: jax.Array,
-    source: str | None = None,
-    target: str | None = None,
-    num_matvecs: int = 100,
-    tolerance: float = 1e-3,
+    search: lanczos.Search = lanczos.LARGEST,
 ) -> lanczos.Eigenvalues:
-    """The largest **squared** singular value of each example's Jacobian, by Lanczos' method.
+    """The largest **squared** singular values of each example's Jacobian, by Lanczos' method.
 
     Args:
       apply_fn: the network; its examples are independent.
       params: its parameters.
       x: inputs, `(N, ...)`.
+      ends: what is differentiated, and by what.
       key: for the start vector.
-      source: as in `jacobians`.
-      target: as in `jacobians`.
-      num_matvecs: at most this many products with the Jacobian and its transpose.
-      tolerance: of the residual, relative.
+      search: how many, and when to stop; each product is one with the Jacobian and one with its transpose.
 
     Returns:
-      `(N, 1)` values and residuals; see `converged`.
+      `(N, count)` values and residuals; see `converged`.
 
     Raises:
-      ValueError: as `jacobians`, whatever the size of the matrix, and if `num_matvecs < 1`.
+      ValueError: as `jacobians`, whatever the size of the matrix, and for a search that is none.
     """
-    return per_example(
-        _Largest(lanczos.Search(1, num_matvecs, tolerance)), apply_fn, params, x, key, Ends(source, target)
-    )
+    return per_example(_Largest(search), apply_fn, params, x, key, ends)
 
 
 def density(
     apply_fn: ApplyFn,
     params: Any,
     x: jax.Array,
+    ends: Ends = WHOLE,
     *,
     key: jax.Array,
-    num_samples: int = 4,
-    num_matvecs: int = 40,
-    source: str | None = None,
-    target: str | None = None,
+    quadrature: Quadrature = QUADRATURE,
 ) -> Density:
     """Spectral density of the log squared singular values by stochastic Lanczos quadrature.
 
-    Ubaru, Chen & Saad (2017). Resolves about `num_matvecs` points of the spectrum per example and sample.
+    Ubaru, Chen & Saad (2017). Resolves about `quadrature.num_matvecs` points of the spectrum per example and
+    sample.
 
     Args:
       apply_fn: the network; its examples are independent.
       params: its parameters.
       x: inputs, `(N, ...)`.
       key: for the samples, vectors of random signs.
-      num_samples: start vectors per example, at least 1.
-      num_matvecs: products with the Jacobian and its transpose per sample, at least 1.
-      source: as in `jacobians`.
-      target: as in `jacobians`.
+      quadrature: how finely.
 
     Raises:
-      ValueError: as `jacobians`, whatever the size of the matrix, and if `num_samples < 1` or `num_matvecs < 1`.
+      ValueError: as `jacobians`, whatever the size of the matrix.
     """
-    for name, value in (("num_samples", num_samples), ("num_matvecs", num_matvecs)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}: it must be at least 1")
-    nodes, weights = per_example(_Quadrature(num_samples, num_matvecs), apply_fn, params, x, key, Ends(source, target))
-    weights = weights / (len(x) * num_samples)
+    nodes, weights = per_example(_Density(quadrature), apply_fn, params, x, key, ends)
+    weights = weights / (len(x) * quadrature.num_samples)
     floor = nodes.shape[-1] * jnp.finfo(nodes.dtype).eps * nodes.max((1, 2), keepdims=True)
     above = np.asarray(nodes > floor)
     squares, shares = np.asarray(nodes)[above], np.asarray(weights)

@@ -109,6 +109,10 @@ class Search:
             )
 
 
+LARGEST = Search()
+"""One eigenvalue, the largest, to a thousandth."""
+
+
 def largest(matvec: MatVec, start: jax.Array, search: Search) -> Eigenvalues:
     """The largest eigenvalues of a positive semidefinite matrix.
 

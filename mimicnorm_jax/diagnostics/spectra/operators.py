@@ -102,6 +102,10 @@ class Ends:
         return start, stop
 
 
+WHOLE = Ends()
+"""The whole network: its outputs by its inputs."""
+
+
 @partial(jax.jit, static_argnames=("work", "apply_fn", "ends"))
 def _per_example(
     work: Work, apply_fn: ApplyFn, params: Any, x: jax.Array, key: jax.Array, ends: Ends

@@ -2,6 +2,7 @@
 
 from mimicnorm_jax.diagnostics.tracing.independence import Verdict
 from mimicnorm_jax.diagnostics.tracing.interpreter import Evaluation, LayerCall, TracedNetwork
+from mimicnorm_jax.diagnostics.tracing.layers import View
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 
-__all__ = ["ApplyFn", "Evaluation", "LayerCall", "TracedNetwork", "Verdict"]
+__all__ = ["ApplyFn", "Evaluation", "LayerCall", "TracedNetwork", "Verdict", "View"]

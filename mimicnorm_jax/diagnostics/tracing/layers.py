@@ -25,20 +25,31 @@ class ByLayer:
 
 @dataclass(frozen=True)
 class View:
-    """What is looked at, in a form that `jax.jit` takes for static.
+    """Which layers of a network are looked at, and whether the examples of a batch influence one another.
 
     Attributes:
-      layers: names of layers; None for all.
+      layers: names of layers (see `nngp.names`), or one; None for all.
       batch_coupled: see `diagnostics`.
     """
 
-    layers: tuple[str, ...] | None
-    batch_coupled: bool
+    layers: str | Sequence[str] | None = None
+    batch_coupled: bool = False
 
-    @staticmethod
-    def of(layers: str | Sequence[str] | None, batch_coupled: bool) -> "View":
-        """Of names, or one."""
-        return View((layers,) if isinstance(layers, str) else None if layers is None else tuple(layers), batch_coupled)
+
+EVERYTHING = View()
+"""All layers, of a network whose examples are independent."""
+
+
+def static(view: View) -> View:
+    """The same in a form that `jax.jit` takes for static.
+
+    Raises:
+      ValueError: for something else than a `View`, such as a layer's name.
+    """
+    if not isinstance(view, View):
+        raise ValueError(f"view is {view!r}: for layers by name say View({view!r})")
+    layers = (view.layers,) if isinstance(view.layers, str) else view.layers
+    return View(None if layers is None else tuple(layers), view.batch_coupled)
 
 
 def prepared(apply_fn: ApplyFn, params: Any, x: Any, batch_coupled: bool = True) -> tuple[ApplyFn, Any, jax.Array]:
@@ -109,7 +120,7 @@ def find(network: TracedNetwork, name: str) -> LayerCall:
     raise ValueError(unknown("layer", name, [layer.name for layer in network.layers]))
 
 
-def select(network: TracedNetwork, names: Sequence[str] | None) -> list[LayerCall]:
+def select(network: TracedNetwork, names: str | Sequence[str] | None) -> list[LayerCall]:
     """The layers of those names, None for all, in the order of evaluation.
 
     Raises:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics import Growth, from_linen, perturbation_growth
+from mimicnorm_jax.diagnostics import Growth, View, from_linen, perturbation_growth
 from mimicnorm_jax.theory import mean_field
 from tests.diagnostics.networks import draw, filled, resnet
 
@@ -54,7 +54,7 @@ def test_mlps_grow_by_the_theorys_chi(kind, chi, tolerance):
     for seed in range(16):
         x = jnp.asarray(draw(seed, 32 if coupled else 4, 128), jnp.float32)
         found = perturbation_growth(
-            apply_fn, _kernels(seed, 16, 128), x, key=jax.random.key(seed), num_samples=2, batch_coupled=coupled
+            apply_fn, _kernels(seed, 16, 128), x, View(batch_coupled=coupled), key=jax.random.key(seed), num_samples=2
         )
         rates.append(found.rate(first="layer1")[0])
     assert abs(np.mean(rates) - chi) < tolerance
@@ -123,7 +123,7 @@ def test_vanishing_layer_has_no_growth_and_hides_no_other():
 
     found = perturbation_growth(apply_fn, params, draw(0, 3, 2), key=KEY)
     assert np.isnan(found.factors()[0]).all()
-    factor, error = perturbation_growth(apply_fn, params, draw(0, 3, 2), key=KEY, layers=["last", "first"]).rate()
+    factor, error = perturbation_growth(apply_fn, params, draw(0, 3, 2), View(["last", "first"]), key=KEY).rate()
     np.testing.assert_allclose([factor, error], [4, 0], atol=1e-5)
     np.testing.assert_allclose(found.rate()[0], 2, rtol=1e-6)  # Per step, over two.
 
@@ -140,13 +140,13 @@ def test_standard_error_of_one_example_is_over_tangents():
 def test_bad_input_is_named():
     apply_fn, params, x = _mlp("plain"), _kernels(0, 3, 4), draw(0, 2, 4)
     with pytest.raises(ValueError, match="unknown layer 'layer7'"):
-        perturbation_growth(apply_fn, params, x, key=KEY, layers=["layer7"])
+        perturbation_growth(apply_fn, params, x, View(["layer7"]), key=KEY)
     with pytest.raises(ValueError, match="the layers are layer1: growth"):
-        perturbation_growth(apply_fn, params, x, key=KEY, layers=["layer1"])
+        perturbation_growth(apply_fn, params, x, View(["layer1"]), key=KEY)
     with pytest.raises(ValueError, match="num_samples is 1: a standard error"):
         perturbation_growth(apply_fn, params, x[:1], key=KEY, num_samples=1)
     with pytest.raises(ValueError, match="num_samples is 1: a standard error"):
-        perturbation_growth(apply_fn, params, x, key=KEY, num_samples=1, batch_coupled=True)
+        perturbation_growth(apply_fn, params, x, View(batch_coupled=True), key=KEY, num_samples=1)
     with pytest.raises(ValueError, match="num_samples is 0"):
         perturbation_growth(apply_fn, params, x, key=KEY, num_samples=0)
     with pytest.raises(ValueError, match="x is int32"):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics import from_linen, nngp
+from mimicnorm_jax.diagnostics import View, from_linen, nngp
 from mimicnorm_jax.theory import WEIGHT_MEAN, S
 from tests.diagnostics.networks import Convolutional, Normalized, draw, filled, resnet
 
@@ -44,8 +44,8 @@ def _relu_net(params, x):
 def test_two_sets_of_inputs_give_the_corner_of_the_joint_kernel(x64):
     params, x = {"a": draw(0, 4, 9), "b": draw(1, 9, 2)}, draw(2, 7, 4)
     for compare in (nngp.kernels, nngp.correlations):
-        joint = compare(_relu_net, params, x, "b", part="input")["b"]
-        corner = compare(_relu_net, params, x[:3], "b", x2=x[3:], part="input")["b"]
+        joint = compare(_relu_net, params, x, View("b"), part="input")["b"]
+        corner = compare(_relu_net, params, x[:3], View("b"), x2=x[3:], part="input")["b"]
         np.testing.assert_allclose(corner, joint[:3, 3:], rtol=1e-13)
 
 
@@ -116,9 +116,9 @@ def test_coupled_batch_is_normalized_as_one(x64):
     apply_fn, params = from_linen(module, filled(module, x), mutable=["batch_stats"])
     first = np.asarray(x @ params["first"]["kernel"])
     normal = np.maximum((first - first.mean(0)) / np.sqrt(first.var(0) + 1e-5), 0)
-    found = nngp.kernels(apply_fn, params, x, "head", part="input", batch_coupled=True)["head"]
+    found = nngp.kernels(apply_fn, params, x, View("head", batch_coupled=True), part="input")["head"]
     np.testing.assert_allclose(found, normal @ normal.T / 7, rtol=1e-10)
-    moments = nngp.moments(apply_fn, params, x, "head", part="input", batch_coupled=True, batch=2)["head"]
+    moments = nngp.moments(apply_fn, params, x, View("head", batch_coupled=True), part="input", batch=2)["head"]
     squares = (normal**2).mean(1)
     np.testing.assert_allclose([moments.mean_square, moments.spread], [squares.mean(), squares.std(ddof=1)], rtol=1e-10)
     assert moments.pairs == 15
@@ -131,7 +131,9 @@ def test_bad_input_is_named():
         return x @ params["first"] @ params["last"]
 
     with pytest.raises(ValueError, match=r"unknown layer 'frist': did you mean first\?"):
-        nngp.kernels(apply_fn, params, x, ["last", "frist"])
+        nngp.kernels(apply_fn, params, x, View(["last", "frist"]))
+    with pytest.raises(ValueError, match=r"view is 'first': for layers by name say View\('first'\)"):
+        nngp.kernels(apply_fn, params, x, "first")  # pyright: ignore
     with pytest.raises(ValueError, match="unknown part 'output'"):
         nngp.moments(apply_fn, params, x, part="output")
     with pytest.raises(ValueError, match=r"x2 has shape \(4, 3\), x \(4, 2\)"):
@@ -147,7 +149,9 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="has no layers to name"):
         nngp.names(lambda params, x: x * params["first"].sum(), params, x)
     with pytest.raises(ValueError, match="layer 'last' has no leading axis of 4 examples"):
-        nngp.kernels(lambda params, x: (params["last"].T @ x.T).T, {"last": jnp.ones((2, 1))}, x, batch_coupled=True)
+        nngp.kernels(
+            lambda params, x: (params["last"].T @ x.T).T, {"last": jnp.ones((2, 1))}, x, View(batch_coupled=True)
+        )
 
 
 def test_vanishing_layer_has_no_correlation():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics import curvature, from_linen
+from mimicnorm_jax.diagnostics import Search, curvature, from_linen
 from tests.diagnostics.networks import Convolutional, Normalized, draw, filled
 
 KEY = jax.random.key(0)
@@ -37,12 +37,12 @@ def test_against_dense_matrices(kind, x64):
     if kind == "coupled":
         flat = jacobian.reshape(-1, jacobian.shape[-1])
         dense["ntk"] = flat @ flat.T
-        found["ntk"] = curvature.ntk_eigenvalues(apply_fn, params, x, key=KEY, count=3, tolerance=1e-8)
+        found["ntk"] = curvature.ntk_eigenvalues(apply_fn, params, x, key=KEY, search=Search(3, tolerance=1e-8))
         del losses["squared"]
     for name, loss in losses.items():
         hessians = jax.jit(jax.vmap(jax.hessian(loss)))(outputs)
         dense[name] = np.einsum("nop,noq,nqr->pr", jacobian, hessians, jacobian) / len(x)
-        options = {"key": KEY, "loss": name, "count": 3, "tolerance": 1e-8}
+        options = {"key": KEY, "loss": name, "search": Search(3, tolerance=1e-8)}
         found[name] = curvature.gauss_newton_eigenvalues(apply_fn, params, x, **options)
     for name, matrix in dense.items():
         assert found[name].converged
@@ -56,7 +56,9 @@ def test_gradient_descent_diverges_above_two_over_the_largest_eigenvalue(x64):
     def apply_fn(params, x):
         return x @ params["kernel"]
 
-    sharpness = curvature.gauss_newton_eigenvalues(apply_fn, kernel, x, key=KEY, loss="squared", tolerance=1e-8)
+    sharpness = curvature.gauss_newton_eigenvalues(
+        apply_fn, kernel, x, key=KEY, loss="squared", search=Search(tolerance=1e-8)
+    )
     gradient = jax.grad(lambda params: 0.5 * jnp.sum((apply_fn(params, x) - targets) ** 2) / len(x))
 
     @jax.jit
@@ -77,11 +79,13 @@ def test_bfloat16_network_is_summed_in_float32():
     """At a zero kernel p = 1/3, so the largest eigenvalue is that of X^T X / N over 3; rounding is 0.4 % a product."""
     params, x = {"kernel": jnp.zeros((4, 3), jnp.bfloat16)}, draw(0, 7, 4).astype(jnp.bfloat16)
     expected = np.linalg.eigvalsh(np.asarray((x.T @ x).astype(jnp.float32)))[-1] / 21
-    found = curvature.gauss_newton_eigenvalues(_head, params, x, key=KEY, tolerance=0.02)
+    found = curvature.gauss_newton_eigenvalues(_head, params, x, key=KEY, search=Search(tolerance=0.02))
     assert found.values.dtype == jnp.float32
     np.testing.assert_allclose(found.values, expected, rtol=0.02)
     with pytest.raises(ValueError, match=r"1 of 7 examples \(x\[2\]"):
-        curvature.gauss_newton_eigenvalues(_head, params, x.at[2, 0].set(jnp.inf), key=KEY, tolerance=0.02)
+        curvature.gauss_newton_eigenvalues(
+            _head, params, x.at[2, 0].set(jnp.inf), key=KEY, search=Search(tolerance=0.02)
+        )
 
 
 def test_bad_input_is_named():
@@ -89,6 +93,6 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="unknown loss 'softmx': did you mean softmax"):
         curvature.gauss_newton_eigenvalues(_head, params, x, key=KEY, loss="softmx")  # pyright: ignore
     with pytest.raises(ValueError, match="count is 16: the matrix has 15"):
-        curvature.ntk_eigenvalues(_head, params, x, key=KEY, count=16)
+        curvature.ntk_eigenvalues(_head, params, x, key=KEY, search=Search(16))
     with pytest.raises(ValueError, match=r"\(N, O\) = \(5, number of outputs\)"):
         curvature.ntk_eigenvalues(lambda params, x: _head(params, x).sum(1), params, x, key=KEY)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics import from_linen, jacobian
+from mimicnorm_jax.diagnostics import Ends, Quadrature, Search, from_linen, jacobian
 from tests.diagnostics.networks import Convolutional, draw, filled
 
 KEY = jax.random.key(0)
@@ -43,7 +43,7 @@ def test_jacobians_between_any_two_places(x64):
         product = expected[start]
         for i in range(start + 1, stop):
             product = expected[i] @ product
-        found = jacobian.jacobians(_net, params, x, source=places[start], target=places[stop])
+        found = jacobian.jacobians(_net, params, x, Ends(source=places[start], target=places[stop]))
         np.testing.assert_allclose(found, product, rtol=1e-11, atol=1e-12)
 
 
@@ -51,9 +51,9 @@ def test_linear_network_has_the_product_of_its_kernels(x64):
     """One matrix for all examples; its singular values by NumPy."""
     params, x = _params(*SIDES), draw(9, 2, SIDES[0])
     product = np.asarray(params["layer1"] @ params["layer2"]).T
-    found = jacobian.jacobians(_linear, params, x, source="layer0", target="layer2")
+    found = jacobian.jacobians(_linear, params, x, Ends(source="layer0", target="layer2"))
     np.testing.assert_allclose(found, np.stack([product] * 2), rtol=1e-12, atol=1e-12)
-    values = jacobian.singular_values(_linear, params, x, source="layer0", target="layer2")
+    values = jacobian.singular_values(_linear, params, x, Ends(source="layer0", target="layer2"))
     np.testing.assert_allclose(values, [np.linalg.svd(product, compute_uv=False)] * 2, rtol=1e-12)
 
 
@@ -67,7 +67,7 @@ def test_network_without_visible_layers_has_a_jacobian_by_its_inputs(x64):
     product = np.linalg.multi_dot(np.asarray(params["loop"])).T
     np.testing.assert_allclose(jacobian.jacobians(apply_fn, params, x), np.stack([product] * 2), rtol=1e-11)
     with pytest.raises(ValueError, match="has no layers to name"):
-        jacobian.jacobians(apply_fn, params, x, source="loop")
+        jacobian.jacobians(apply_fn, params, x, Ends(source="loop"))
 
 
 def test_convolutional_network_against_jax_jacobian(x64):
@@ -83,7 +83,7 @@ def test_convolutional_network_against_jax_jacobian(x64):
     )
     active = np.asarray(first).reshape(2, 9, 4) > 0
     rest = np.einsum("nsc,co->nosc", active, np.asarray(params["head"]["kernel"])).reshape(2, 3, -1) / 9
-    np.testing.assert_allclose(jacobian.jacobians(apply_fn, params, x, source="first"), rest, rtol=1e-11)
+    np.testing.assert_allclose(jacobian.jacobians(apply_fn, params, x, Ends(source="first")), rest, rtol=1e-11)
 
 
 def test_samples_that_are_an_orthogonal_basis_give_the_frobenius_norm(x64):
@@ -108,8 +108,8 @@ def test_mean_square_and_its_standard_error(x64):
 
 def test_largest_singular_value(x64):
     params, x = _params(*SIDES), draw(9, 6, SIDES[0])
-    exact = jacobian.singular_values(_net, params, x, target="layer1")[:, 0] ** 2
-    found = jacobian.largest(_net, params, x, key=KEY, target="layer1", tolerance=1e-8)
+    exact = jacobian.singular_values(_net, params, x, Ends(target="layer1"))[:, 0] ** 2
+    found = jacobian.largest(_net, params, x, Ends(target="layer1"), key=KEY, search=Search(tolerance=1e-8))
     assert found.converged.all()
     np.testing.assert_allclose(found.values[:, 0], exact, rtol=1e-12)
 
@@ -117,7 +117,7 @@ def test_largest_singular_value(x64):
 def test_density_of_a_diagonal_jacobian_is_exact(x64):
     """Every vector of random signs sees each axis with the same weight; two of six singular values vanish."""
     params = {"head": jnp.diag(jnp.array([0.0, 0.0, 0.1, 1.0, 3.0, 7.0]))}
-    found = jacobian.density(_linear, params, draw(9, 2, 6), key=KEY, num_samples=2)
+    found = jacobian.density(_linear, params, draw(9, 2, 6), key=KEY, quadrature=Quadrature(2))
     np.testing.assert_allclose(found.vanishing, 2 / 6, rtol=1e-10)
     np.testing.assert_allclose(found.log_squares, np.repeat(2 * np.log([0.1, 1.0, 3.0, 7.0]), 4), atol=1e-10)
     np.testing.assert_allclose(found.weights, 1 / 24, rtol=1e-10)
@@ -131,7 +131,7 @@ def test_random_layer_has_the_marchenko_pastur_spectrum():
     assert edge.converged.all()
     # Tracy-Widom: mean 4 - 1.2 (16 / n^2)^(1/3) = 3.92, standard deviation 0.08.
     assert abs(edge.values[0, 0] - 3.92) < 0.32
-    found = jacobian.density(_linear, params, x, key=KEY, num_samples=2, num_matvecs=30)
+    found = jacobian.density(_linear, params, x, key=KEY, quadrature=Quadrature(2, 30))
     squares = np.exp(found.log_squares)
     for bound in (0.5, 1.0, 2.0):
         # s = 4 sin^2 t: the share below is (2 t + sin 2 t) / pi. A node carries up to 2 / 30, and n singular values
@@ -152,23 +152,23 @@ def test_every_path_is_counted(x64):
 
     stem, branch, head = (np.asarray(kernel) for kernel in params.values())
     block = np.eye(5) + np.einsum("io,ni->noi", branch, 1 - np.tanh(np.asarray(x) @ stem) ** 2)
-    found = jacobian.jacobians(apply_fn, params, x, source="stem")
+    found = jacobian.jacobians(apply_fn, params, x, Ends(source="stem"))
     np.testing.assert_allclose(found, head.T @ block, rtol=1e-11, atol=1e-12)
 
 
 def test_bad_input_is_named(monkeypatch):
     params, x = _params(*SIDES), draw(9, 3, SIDES[0])
     with pytest.raises(ValueError, match=r"unknown layer 'layer9': did you mean .*layer2"):
-        jacobian.jacobians(_net, params, x, target="layer9")
+        jacobian.jacobians(_net, params, x, Ends(target="layer9"))
     for source in ("layer1", "layer2"):
         with pytest.raises(ValueError, match=f"source is layer '{source}', target is layer 'layer1'.*layer0, layer1"):
-            jacobian.largest(_net, params, x, key=KEY, source=source, target="layer1")
+            jacobian.largest(_net, params, x, Ends(source, "layer1"), key=KEY)
     with pytest.raises(ValueError, match="num_samples is 1: a standard error"):
         jacobian.mean_square(_net, params, x, key=KEY, num_samples=1)
     with pytest.raises(ValueError, match="num_matvecs is 0"):
-        jacobian.density(_net, params, x, key=KEY, num_matvecs=0)
+        Quadrature(num_matvecs=0)
     with pytest.raises(ValueError, match="num_matvecs is 0"):
-        jacobian.largest(_net, params, x, key=KEY, num_matvecs=0)
+        jacobian.largest(_net, params, x, key=KEY, search=Search(num_matvecs=0))
     with pytest.raises(ValueError, match="x is int32"):
         jacobian.jacobians(_net, params, jnp.ones((2, 6), jnp.int32))
     with pytest.raises(ValueError, match=r"1 of 3 examples \(x\[2\]"):

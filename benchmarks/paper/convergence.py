@@ -1,0 +1,221 @@
+"""The page of networks that were trained to the end: methods in pairs by seed, calibration, rates, conclusion."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import _results
+from benchmarks._results import Record, mean_and_deviation, table
+from benchmarks.paper import comparison
+from benchmarks.paper.calibration import BINS, expected_calibration_error
+from benchmarks.paper.comparison import Study, best, final
+from benchmarks.paper.experiments import Arm, Comparison
+from benchmarks.paper.paired import Paired, paired
+from mimicnorm_jax import plots
+
+Runs = Sequence[tuple[Arm, list[Record]]]
+"""Arms of one comparison with their finished runs."""
+NETS = {"resnet8": "ResNet-8 (16, 32 and 64 channels)", "squeezenet": "SqueezeNet"}
+
+_SETTING = (
+    "All of CIFAR-100's 50,000 training images, the paper's augmentation, batch 128; learning rate 0.05 (the paper's "
+    "0.1 at batch 256, in proportion) unless said, one epoch of warm-up, divided by ten at 0.53, 0.73 and 0.9 of the "
+    "run. Methods with one seed share the random numbers of their kernels and the order of images, so differences are "
+    "taken by seed; brackets are 95 % intervals of their mean by Student's t. `best` is the best test epoch, which the "
+    "paper reports and which is chosen on the test images; all else is of the final epoch. A run that did not survive "
+    f"counts as chance ({comparison.CHANCE:g} %) and is not in the figures. Calibration error: {BINS} bins of equal "
+    "width of the most probable class's probability."
+)
+
+
+def home_groups(study: Study, records: Sequence[Record]) -> dict[str, Runs]:
+    """By network, all that was compared at its first learning rate."""
+    homes: dict[str, Comparison] = {}
+    found: dict[str, list[tuple[Arm, list[Record]]]] = {}
+    for arm, of_arm in study.runs(records):
+        if homes.setdefault(arm.net, arm.comparison) == arm.comparison:
+            found.setdefault(arm.net, []).append((arm, of_arm))
+    return dict(found)
+
+
+def _of(runs: Runs, method: str) -> list[Record]:
+    return next((found for arm, found in runs if arm.method == method), [])
+
+
+def best_none(runs: Runs) -> tuple[str, list[Record]] | None:
+    """The better of the two initializations of `none` by mean final accuracy over the seeds that both have run."""
+    found = {arm.method: records for arm, records in runs if arm.method.partition(",")[0] == "none"}
+    if len(found) < 2:
+        return None
+    one, other = found
+    apart = paired(found[one], found[other], final)
+    if apart is None:
+        return None
+    chosen = one if apart.mean >= 0 else other
+    return chosen, [record for record in found[chosen] if record["seed"] in apart.by_seed]
+
+
+def difference(runs: Runs, method: str) -> Paired | None:
+    """Final accuracy of a method minus BatchNorm's, in points, by seed."""
+    return paired(_of(runs, method), _of(runs, "batchnorm"), final)
+
+
+def _against(apart: Paired, other: str) -> str:
+    """A paired difference in words."""
+    words = f"{abs(apart.mean):.2f} points {'above' if apart.mean >= 0 else 'below'} {other}"
+    if apart.interval is None:
+        return f"{words} ({apart.no_interval}: no interval)"
+    low, high = apart.interval
+    verdict = "which includes 0" if low <= 0 <= high else "which excludes 0"
+    return f"{words} (paired over {apart.seeds}; 95 % interval {low:+.2f} to {high:+.2f}, {verdict})"
+
+
+def conclusion(study: Study, records: Sequence[Record]) -> str:
+    """What one may conclude, and what not, in three sentences; of the first network."""
+    net, runs = next(iter(home_groups(study, records).items()))
+    ours, theirs = _of(runs, "mimicnorm"), _of(runs, "batchnorm")
+    apart = paired(ours, theirs, final)
+    if apart is None:
+        return "Nothing yet: BatchNorm and MimicNorm have not both been run."
+    both = [[final(record) for record in found if record["seed"] in apart.by_seed] for found in (ours, theirs)]
+    accuracies = " and ".join(mean_and_deviation(values) for values in both)
+    text = [
+        f"After {_epochs(runs)} epochs of CIFAR-100 a {NETS.get(net, net)} ends with MimicNorm "
+        f"{_against(apart, 'BatchNorm')}: final test accuracies {accuracies} %."
+    ]
+    if (none := best_none(runs)) and (gain := paired(ours, none[1], final)):
+        text.append(
+            f"Compared with the network without any of it (`{none[0]}`, the better of two initializations by this very "
+            f"test accuracy), MimicNorm ends {_against(gain, 'it')}."
+        )
+    text.append(
+        "This is one small network on one data set, in a fifth of the paper's epochs, at the paper's learning rate and "
+        "not each method's best: it says nothing of larger networks or longer runs, and the intervals are about seeds "
+        "alone, each by itself."
+    )
+    return " ".join(text)
+
+
+def _epochs(runs: Runs) -> int:
+    return runs[0][0].fields["epochs"]
+
+
+def page(study: Study, folder: Path, records: Sequence[Record]) -> str:
+    """The page; what has not been run says so.
+
+    Args:
+      study: whose page it is.
+      folder: in which the figures lie that it shows.
+      records: of finished runs.
+    """
+    planned = sum(len(arm.seeds) for arm in study.experiment.arms)
+    done = sum(len([r for r in found if r["seed"] in arm.seeds]) for arm, found in study.runs(records))
+    text = [
+        f"# {study.name}: {study.experiment.summary}",
+        "",
+        conclusion(study, records),
+        "",
+        f"{done} of {planned} runs are finished. {_SETTING}",
+    ]
+    for net, runs in home_groups(study, records).items():
+        rate = runs[0][0].fields["learning_rate"]
+        text += ["", f"## {NETS.get(net, net)}, {_epochs(runs)} epochs, learning rate {rate:g}", "", methods(runs)]
+        text += _pictures(study, folder, records, f"{study.name}-{net}")
+    text += ["", "## Learning rates", "", rates(study, records)]
+    text += _pictures(study, folder, records, f"{study.name}_rates")
+    text += [
+        "",
+        f"Records: {study.name}.jsonl, each with its config, seed, command and machine. Command: `{study.command}`; it "
+        "goes on where it stopped. The runs shared their machine with other work, so their times say nothing. "
+        f"Machine: {_results.machines(records)}.",
+        "",
+    ]
+    return "\n".join(text)
+
+
+def _pictures(study: Study, folder: Path, records: Sequence[Record], prefix: str) -> list[str]:
+    names = [name for name in figures(study, records) if name.startswith(prefix) and (folder / name).exists()]
+    return [line for name in names for line in ("", f"![{name}]({name})")]
+
+
+def methods(runs: Runs) -> str:
+    """A row a method of one comparison."""
+    header = ["method", "seeds", "best", "at epoch", "final", "final - batchnorm", "test loss", "calibration error, %"]
+    header += ["training accuracy", "ended early"]
+    rows = []
+    for arm, unordered in runs:
+        found = sorted(unordered, key=lambda record: record["seed"])
+        apart = None if arm.method == "batchnorm" else difference(runs, arm.method)
+        survived = [record for record in found if not record["ended"]]
+        errors = [100 * expected_calibration_error(record["calibration"]) for record in survived]
+        at = (max(r["curve"], key=lambda row: (row["test_accuracy"], row["epoch"]))["epoch"] for r in survived)
+        rows.append(
+            (
+                arm.method,
+                ", ".join(str(record["seed"]) for record in found) or "not run",
+                mean_and_deviation([best(record) for record in found]),
+                ", ".join(map(str, at)),
+                mean_and_deviation([final(record) for record in found]),
+                "" if apart is None else apart,
+                mean_and_deviation([r["curve"][-1]["test_loss"] for r in survived], ".3f", ".3f"),
+                mean_and_deviation(errors),
+                mean_and_deviation([100 * record["curve"][-1]["train_accuracy"] for record in survived]),
+                "; ".join(f"seed {record['seed']}: {record['ended']}" for record in found if record["ended"]),
+            )
+        )
+    return table(header, rows)
+
+
+def _by_rate(study: Study, records: Sequence[Record]) -> dict[str, dict[float, Record | None]]:
+    """Of every method that is planned at several rates, the run of seed 0 by rate."""
+    found: dict[str, dict[float, Record | None]] = {}
+    first = study.experiment.arms[0].net
+    for arm, runs in study.runs(records):
+        if arm.net == first:
+            run = next((record for record in runs if record["seed"] == 0), None)
+            found.setdefault(arm.method, {})[arm.fields["learning_rate"]] = run
+    return {method: dict(sorted(by.items())) for method, by in found.items() if len(by) > 1}
+
+
+def rates(study: Study, records: Sequence[Record]) -> str:
+    """Final accuracy of seed 0 by learning rate."""
+    found = _by_rate(study, records)
+    header = ["final test accuracy, seed 0", *(f"{rate:g}" for rate in next(iter(found.values()), {}))]
+    return table(
+        header, [(m, *(f"{final(r):.2f}" if r else "not run" for r in by.values())) for m, by in found.items()]
+    )
+
+
+def figures(study: Study, records: Sequence[Record]) -> dict[str, Callable[[Path], None]]:
+    """The figures by file, and what draws them: for every network its curves and differences; accuracy by rate."""
+    found: dict[str, Callable[[Path], None]] = {}
+    for net, runs in home_groups(study, records).items():
+        title = f"{NETS.get(net, net)}, CIFAR-100"
+        if any(not record["ended"] for _, of_arm in runs for record in of_arm):
+            found[f"{study.name}-{net}.png"] = partial(comparison.draw_curves, title, net, runs)
+        whole = [(arm, [record for record in of_arm if not record["ended"]]) for arm, of_arm in runs]
+        apart = {arm.method: difference(whole, arm.method) for arm, _ in runs if arm.method != "batchnorm"}
+        shown = {method: value for method, value in apart.items() if value is not None}
+        if shown:
+            found[f"{study.name}-{net}-differences.png"] = partial(_draw_differences, title, shown)
+    by_rate = {m: {rate: r for rate, r in by.items() if r} for m, by in _by_rate(study, records).items()}
+    if any(len(by) > 1 for by in by_rate.values()):
+        found[f"{study.name}_rates.png"] = partial(_draw_rates, by_rate)
+    return found
+
+
+def _draw_differences(title: str, apart: dict[str, Paired], path: Path) -> None:
+    points = {method: (list(value.by_seed.values()), value.half_width) for method, value in apart.items()}
+    label = "final test accuracy minus BatchNorm's (points)"
+    plots.intervals(points, path, f"{title}: by seed, mean and 95 % interval", label)
+
+
+def _draw_rates(by_rate: dict[str, dict[float, Record]], path: Path) -> None:
+    series = {
+        method: plots.Series(np.array(list(by)), np.array([final(record) for record in by.values()]))
+        for method, by in by_rate.items()
+        if by
+    }
+    plots.lines(series, path, "seed 0", "learning rate", "final test accuracy (%)", "log")

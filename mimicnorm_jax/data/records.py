@@ -1,0 +1,167 @@
+"""Image files in array_record files: few large files in place of many small ones, with random access.
+
+A folder holds `dataset.json` and, for both splits, `SPLIT-NNNNN-of-NNNNN.array_record`. A record is a label (4 bytes,
+little-endian), the length of a name (2 bytes), the name (UTF-8, its path below the split's folder), and the image file
+as it was. `dataset.json` holds `classes`, their names in the order of labels, and `splits`, how many records each has.
+"""
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mimicnorm_jax.data import folder as folders
+from mimicnorm_jax.data.specs import DatasetSpec, Encoded, ImageSource
+from mimicnorm_jax.errors import DataError
+from mimicnorm_jax.utils.files import write_json
+
+INDEX = "dataset.json"
+SPLITS = ("train", "test")
+_HEADER = struct.Struct("<IH")
+
+
+def pack(encoded: Encoded) -> bytes:
+    """An image as a record."""
+    name = encoded.name.encode()[:0xFFFF]
+    return _HEADER.pack(encoded.label, len(name)) + name + encoded.data
+
+
+def unpack(record: bytes) -> Encoded:
+    """The image of a record.
+
+    Example:
+      >>> unpack(pack(Encoded(b"pixels", 3, "a cat")))
+      Encoded(data=b'pixels', label=3, name='a cat')
+    """
+    label, length = _HEADER.unpack_from(record)
+    start = _HEADER.size + length
+    return Encoded(record[start:], label, record[_HEADER.size : start].decode(errors="replace"))
+
+
+@dataclass(frozen=True)
+class RecordSource:
+    """The images of array_record files one after another.
+
+    Attributes:
+      files: of a split.
+      count: of images that the index speaks of.
+    """
+
+    files: Sequence[Path]
+    count: int
+
+    @cached_property
+    def _reader(self) -> Any:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        return ArrayRecordDataSource([str(path) for path in self.files])
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Encoded:
+        return unpack(self._reader[index])
+
+
+def _shards(root: Path, split: str) -> list[Path]:
+    return sorted(root.glob(f"{split}-*-of-*.array_record"))
+
+
+def _read_index(root: Path) -> dict[str, Any]:
+    try:
+        return json.loads((root / INDEX).read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{root} holds no records: cannot read {root / INDEX} ({error}). Write them from a folder of images with "
+            f"`python -m mimicnorm_jax prepare-data folder:DIR --out={root}`"
+        ) from error
+
+
+def _require(spec: DatasetSpec, data_dir: str) -> None:
+    del data_dir
+    root = _root(spec.name)
+    for split in SPLITS:
+        if not (shards := _shards(root, split)) or len(shards) != int(shards[0].stem.rsplit("-", 1)[1]):
+            raise DataError(
+                f"{root} holds {len(shards)} files of the {split} split, not as many as their names say: write them "
+                "again with the command that began it, which goes on where it stopped"
+            )
+
+
+def _open(spec: DatasetSpec, data_dir: str) -> tuple[ImageSource, ImageSource]:
+    del data_dir
+    root, counts = _root(spec.name), (spec.num_train, spec.num_test)
+    train, test = (RecordSource(_shards(root, s), count) for s, count in zip(SPLITS, counts, strict=True))
+    return train, test
+
+
+def _root(name: str) -> Path:
+    return Path(name.split(":", 1)[1]).expanduser()
+
+
+def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
+    """What is known of `records:DIR`.
+
+    Args:
+      name: with its prefix.
+      data_dir: not asked.
+      image_size: side of the squares that images are cut to.
+
+    Raises:
+      DataError: if there is no index.
+    """
+    del data_dir
+    index = _read_index(_root(name))
+    counts = [index["splits"][split] for split in SPLITS]
+    return DatasetSpec(
+        name, (image_size, image_size, 3), len(index["classes"]), *counts, require_prepared=_require, open=_open
+    )
+
+
+def write(root: Path, out: Path, shard_bytes: int = 2**27) -> None:
+    """Writes the records of a folder of images, with progress; files that are there are left as they are.
+
+    Args:
+      root: of `train/CLASS/FILE` and `val/CLASS/FILE`.
+      out: gets the records, in an order that is random and the same every time; the index last.
+      shard_bytes: size of a file, about.
+
+    Raises:
+      DataError: as `folder.sources`, for a file that cannot be read, and for other records in `out`.
+    """
+    train, test, classes = folders.sources(root)
+    index = {"classes": list(classes), "splits": {"train": len(train), "test": len(test)}}
+    if (out / INDEX).exists() and _read_index(out) != index:
+        raise DataError(f"{out} holds records of another data set: choose another folder, or empty it")
+    out.mkdir(parents=True, exist_ok=True)
+    for split, source in zip(SPLITS, (train, test), strict=True):
+        sizes = [(source.folder / file).stat().st_size for file in source.files]
+        shards = max(1, -(-sum(sizes) // shard_bytes))
+        parts = np.array_split(np.random.default_rng(0).permutation(len(source)), shards)
+        for i, part in enumerate(tqdm(parts, f"writing {split}", leave=False)):
+            _write_shard(out / f"{split}-{i:05}-of-{shards:05}.array_record", source, part.tolist())
+    write_json(out / INDEX, index)
+
+
+def _write_shard(path: Path, source: folders.FolderSource, places: Sequence[int]) -> None:
+    if path.exists():
+        return
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    partial = path.with_suffix(".partial")
+    writer: Any = ArrayRecordWriter(str(partial), "group_size:1")
+    try:
+        for place in places:
+            writer.write(pack(source[place]._replace(name=source.files[place])))
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error}") from error
+    finally:
+        writer.close()
+    partial.rename(path)

@@ -1,0 +1,198 @@
+"""Networks trained to the end: their statistics, the order of their runs, their page, and kills on the way."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from benchmarks.paper import calibration, comparison, convergence, pages, reproduce
+from benchmarks.paper.experiments import EXPERIMENTS
+from benchmarks.paper.paired import Paired, paired
+from tests.conftest import ROOT
+
+ARMS = EXPERIMENTS["convergence"].arms
+BINS = {"count": [0, 4, 6], "confidence": [0.0, 1.0, 3.0], "correct": [0, 2, 3]}
+
+
+def _record(arm, seed, accuracy, ended=""):
+    rows = [
+        {"epoch": i, "test_accuracy": a, "train_accuracy": a, "test_loss": 1.5, "train_loss": 1.4, "seconds": 10.0}
+        for i, a in ((1, accuracy / 2), (2, accuracy + 0.01), (3, accuracy))
+    ]
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in arm.fields.items()}
+    config = {"init_scheme": "published", **fields}
+    record = {"seed": seed, "ended": ended, "curve": [] if ended else rows, "config": config, "machine": {}}
+    return record if ended else record | {"calibration": BINS}
+
+
+def _first(method, net="resnet8"):
+    return next(arm for arm in ARMS if (arm.net, arm.method) == (net, method))
+
+
+def test_intervals_are_students():
+    """For one and two degrees of freedom the quantile has a closed form."""
+    two = Paired({0: 1.0, 1: 3.0})
+    assert two.half_width == pytest.approx(math.tan(0.475 * math.pi), rel=1e-9)
+    three = Paired({0: 1.0, 1: 2.0, 2: 4.0})
+    # Deviations -4/3, -1/3 and 5/3 of the mean 7/3.
+    error = math.sqrt(42 / 9 / 2 / 3)
+    half = 0.95 / math.sqrt(2 * 0.975 * 0.025) * error
+    assert three.interval == pytest.approx((7 / 3 - half, 7 / 3 + half), rel=1e-9)
+    assert str(three) == "+2.33 [-1.46, +6.13]"
+
+
+def test_intervals_hold_the_mean_as_often_as_they_say():
+    draws = np.random.default_rng(0).normal(5.0, 2.0, (2000, 3))
+    held = [abs(p.mean - 5.0) <= p.half_width for p in (Paired(dict(enumerate(row))) for row in draws)]
+    # Three standard deviations of a share of 0.95 in 2,000 draws: 0.0146.
+    assert np.mean(held) == pytest.approx(0.95, abs=0.0146)
+
+
+def test_pairs_are_of_one_seed_and_one_alone_or_a_lost_run_gives_no_interval():
+    a, b = _first("mimicnorm"), _first("batchnorm")
+    theirs = [_record(b, seed, 0.6 + seed / 10) for seed in (0, 1, 2)]
+    ours = [_record(a, 2, 0.81), _record(a, 1, 0.69), _record(a, 7, 0.1)]
+    assert paired(ours, theirs, comparison.final).by_seed == pytest.approx({1: -1.0, 2: 1.0})
+    assert str(paired(ours[:1], theirs, comparison.final)) == "+1.00 (seed 2 only: no interval)"
+    lost = [ours[0], _record(a, 1, 0.0, ended="the loss is nan at step 3")]
+    apart = paired(lost, theirs, comparison.final)
+    assert apart.by_seed[1] == pytest.approx(comparison.CHANCE - 70.0)
+    assert str(apart) == "-34.00 (a run ended early: no interval)"
+    assert paired(ours[2:], theirs, comparison.final) is None
+
+
+def test_whole_comparisons_of_the_methods_of_interest_come_first():
+    order, records = [], []
+    while found := reproduce.next_run(ARMS, None, records, lambda *_: False, math.inf):
+        arm, seed = found
+        records.append(_record(arm, seed, 0.5))
+        order.append((arm.net, arm.method, arm.fields["learning_rate"], seed))
+    four = ("batchnorm", "mimicnorm", "none", "none, he")
+    assert order[:12] == [("resnet8", method, 0.05, seed) for seed in (0, 1, 2) for method in four]
+    assert {method for _, method, _, _ in order[12:30]} == {"weightmean", "lastbn", "skipinit", "fixup", "nf", "ws_gn"}
+    assert {(method, rate, seed) for _, method, rate, seed in order[30:36]} == {
+        (method, rate, 0) for method in four[:2] for rate in (0.02, 0.1, 0.2)
+    }
+    assert order[36:] == [("squeezenet", method, 0.05, seed) for seed in (0, 1) for method in four[:2]]
+    assert len(set(order)) == len(order)
+
+
+def test_calibration_of_hand_made_answers():
+    """Confidences 1/2 (right) and 3/4 (right, wrong): apart by 1/2 of one image and by 1/2 of two."""
+    logits = np.log(np.array([[0.5, 0.3, 0.2], [0.15, 0.75, 0.1], [0.1, 0.15, 0.75]], np.float32))
+    bins = calibration.reliability(logits, np.array([0, 1, 0]))
+    assert bins["accuracy"] == pytest.approx(2 / 3)
+    assert bins["loss"] == pytest.approx(-math.log(0.5 * 0.75 * 0.1) / 3, rel=1e-5)
+    assert calibration.expected_calibration_error(bins) == pytest.approx((0.5 + abs(1 - 1.5)) / 3, rel=1e-5)
+    assert sum(bins["count"]) == 3
+
+
+def test_a_confidence_of_one_is_in_the_last_bin():
+    bins = calibration.reliability(np.array([[1000.0, 0.0]], np.float32), np.array([0]))
+    assert bins["count"][-1] == 1
+    assert bins["loss"] == 0.0
+
+
+def test_a_network_that_does_not_answer_as_its_run_did_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "summary.json").write_text(json.dumps({"final_accuracy": 0.5}))
+    monkeypatch.setattr(calibration._process, "measure", lambda *_: {"accuracy": 0.52})
+    with pytest.raises(SystemExit, match=r"0\.52, and 0\.5 by its own"):
+        calibration.of_run(tmp_path)
+
+
+def _written(folder, *records):
+    study = reproduce.make_study("convergence", False, None, "float32")
+    study.store.add(folder, *records)
+    pages.write(study, folder)
+    return (folder / "convergence.md").read_text()
+
+
+def test_a_page_says_what_may_be_concluded_from_what_there_is(tmp_path):
+    a, b, none, he = map(_first, ("mimicnorm", "batchnorm", "none", "none, he"))
+    assert "Nothing yet" in _written(tmp_path)
+    assert "Nothing yet" in _written(tmp_path, _record(b, 0, 0.6))
+    page = _written(tmp_path, _record(a, 0, 0.58))
+    assert "with MimicNorm 2.00 points below BatchNorm (seed 0 only: no interval): final test accuracies 58" in page
+    assert "without any of it" not in page
+    assert "2 of 40 runs are finished" in page
+    assert "| mimicnorm | 0 | 59.00 | 2 | 58.00 | -2.00 (seed 0 only: no interval) | 1.500 | 10.00 |" in page
+    more = [_record(b, 1, 0.62), _record(a, 1, 0.60), _record(none, 0, 0.3), _record(none, 1, 0.3)]
+    page = _written(tmp_path, *more, _record(he, 0, 0.2))
+    # Differences -2 and -2.
+    assert "paired over seeds 0, 1; 95 % interval -2.00 to -2.00, which excludes 0" in page
+    # `none` is better where both initializations have run, in seed 0.
+    assert "(`none`, the better of two initializations by this very test accuracy), MimicNorm ends 28.00 points" in page
+
+
+def test_an_experiment_with_schedules_of_its_own_is_of_its_own_epochs():
+    with pytest.raises(SystemExit, match="epochs=7"):
+        reproduce.make_study("convergence", False, 7, "float32")
+    drops = {arm.fields["epochs"]: arm.fields["decay_epochs"] for arm in ARMS}
+    assert drops == {30: (16, 22, 27), 20: (11, 15, 18)}
+
+
+def test_rates_compare_one_seed_and_hold_the_run_of_the_main_table():
+    study = reproduce.make_study("convergence", False, None, "float32")
+    arms = [arm for arm in ARMS if arm.method == "mimicnorm" and arm.net == "resnet8"]
+    records = [_record(arm, seed, arm.fields["learning_rate"] + seed / 2) for arm in arms for seed in (0, 1)]
+    assert "| mimicnorm | 2.00 | 5.00 | 10.00 | 20.00 |" in convergence.rates(study, records)
+
+
+DRIVER = """
+import sys
+from dataclasses import replace
+from benchmarks.paper import reproduce
+full = reproduce.EXPERIMENTS["convergence"]
+tiny = {"dataset": "digits", "width_multiplier": 0.125, "epochs": 12, "decay_epochs": (9,)}
+arms = tuple(replace(a, fields={**a.fields, **tiny}, seeds=(0,)) for a in full.arms[:1])
+reproduce.EXPERIMENTS = {"convergence": replace(full, arms=arms)}
+reproduce.main()
+"""
+
+
+@pytest.mark.slow
+def test_kills_at_any_time_change_nothing_and_cost_at_most_an_epoch(tmp_path):
+    """The command and what it started are killed after 2, 5 and 8 epochs, and started again."""
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
+    quick |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+    def start(name):
+        flags = [f"--workdir={tmp_path / name}", f"--results={tmp_path / name / 'results'}"]
+        command = [sys.executable, "-c", DRIVER, "convergence", *flags]
+        with (tmp_path / f"{name}.log").open("a") as log:
+            return subprocess.Popen(command, cwd=ROOT, env=os.environ | quick, stdout=log, start_new_session=True)
+
+    def epochs(name):
+        return sum(len(path.read_text().splitlines()) for path in (tmp_path / name).rglob("metrics.jsonl"))
+
+    assert start("whole").wait(300) == 0
+    reached = []
+    for least in (2, 5, 8):
+        process = start("killed")
+        while epochs("killed") < least:
+            assert process.poll() is None
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        reached.append(epochs("killed"))
+    assert start("killed").wait(300) == 0
+    resumed = [line for line in (tmp_path / "killed.log").read_text().splitlines() if line.startswith("resuming after")]
+    assert [int(line.rpartition("epoch ")[2]) >= done - 1 for line, done in zip(resumed, reached, strict=True)] == [
+        True
+    ] * 3
+    study = reproduce.make_study("convergence", False, None, "float32")
+    whole, killed = (next(iter(study.store.read(tmp_path / name / "results").values())) for name in ("whole", "killed"))
+    for record in (whole, killed):
+        for row in record["curve"]:
+            del row["seconds"], row["images_per_second"]
+    assert len(whole["curve"]) == 12
+    assert killed["curve"] == whole["curve"]
+    assert killed["calibration"] == whole["calibration"]

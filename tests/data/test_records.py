@@ -1,0 +1,58 @@
+"""Records of a folder are the folder, with less files."""
+
+import numpy as np
+import pytest
+
+from mimicnorm_jax.cli.prepare_data import main
+from mimicnorm_jax.data import BadImages, get_spec, open_streams, records
+from mimicnorm_jax.errors import DataError
+from tests.data.photographs import write_folder
+
+
+def _images(name):
+    data = open_streams(get_spec(name, "", 8), "", BadImages(0), ((0.5,) * 3, (0.5,) * 3))
+    return [
+        sorted((found.data, found.label) for found in map(source.__getitem__, range(len(source))))
+        for source in (data.train, data.test)
+    ]
+
+
+def test_records_hold_the_files_of_the_folder_and_are_written_on_where_writing_stopped(tmp_path, monkeypatch):
+    """In several files; a file that was begun is written anew, one that is done is not."""
+    root, out = write_folder(tmp_path / "data", 3, 9, 2), tmp_path / "records"
+    write, calls = records.pack, []
+
+    def stopping(encoded):
+        calls.append(encoded.name)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return write(encoded)
+
+    monkeypatch.setattr(records, "pack", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        records.write(root, out, shard_bytes=10_000)
+    with pytest.raises(DataError, match=r"holds no records: cannot read .*dataset.json.* prepare-data folder:DIR"):
+        get_spec(f"records:{out}", "", 8)
+    done = {path: path.stat().st_mtime_ns for path in out.glob("*.array_record")}
+    assert done
+    records.write(root, out, shard_bytes=10_000)
+    assert len(calls) < 20 + 27 + 6
+    assert done == {path: path.stat().st_mtime_ns for path in done}
+    assert len(list(out.glob("train-*"))) > len(done)
+    assert not list(out.glob("*.partial"))
+    assert _images(f"records:{out}") == _images(f"folder:{root}")
+
+
+def test_lost_files_and_foreign_records_are_named(tmp_path, capsys):
+    root = write_folder(tmp_path / "data", 2, 2, 1)
+    assert main([f"folder:{root}"]) == 2
+    assert "say where with --out=DIR" in capsys.readouterr().err
+    assert main([f"folder:{root}", f"--out={tmp_path / 'out'}"]) == 0
+    other = write_folder(tmp_path / "other", 2, 3, 1)
+    with pytest.raises(DataError, match="records of another data set"):
+        records.write(other, tmp_path / "out")
+    next((tmp_path / "out").glob("test-*")).unlink()
+    spec = get_spec(f"records:{tmp_path / 'out'}", "", 8)
+    with pytest.raises(DataError, match="holds 0 files of the test split"):
+        open_streams(spec, "", BadImages(0))
+    np.testing.assert_array_equal((spec.num_train, spec.num_test, spec.num_classes), (4, 2, 2))

@@ -1,0 +1,175 @@
+"""Runs whose images are decoded as they are needed."""
+
+import dataclasses
+import itertools
+import signal
+from io import BytesIO
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mimicnorm_jax.data import DATASETS, DatasetSpec, Encoded, Split
+from mimicnorm_jax.errors import ConfigError, DataError
+from mimicnorm_jax.training import base, build_spec, build_trainer, loop, validate
+from mimicnorm_jax.training.metrics import Metrics
+from mimicnorm_jax.training.plan import plan_training
+from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
+from mimicnorm_jax.training.resilience.preemption import InterruptedRunError
+from mimicnorm_jax.training.writers import read_metrics
+from tests.conftest import QUICKLY, also
+from tests.data.photographs import write_folder
+
+# Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+class _Files:
+    """A split as PNG files."""
+
+    def __init__(self, split):
+        self.split = split
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, index):
+        buffer = BytesIO()
+        Image.fromarray(self.split.images[index]).save(buffer, "PNG")
+        return Encoded(buffer.getvalue(), int(self.split.labels[index]), f"{index}")
+
+
+def _two_epochs(fields):
+    trainer = build_trainer(build_spec(fields))
+    state = trainer.data_parallel.replicate(trainer.spec.init_state())
+    found = []
+    for epoch in range(2):
+        state, metrics = loop.train_epoch(trainer, state, epoch, Metrics.empty())
+        found += [metrics, loop.evaluate(trainer, state)]
+    return jax.device_get((state, found))
+
+
+def _runs(monkeypatch, **fields):
+    """Two epochs of five steps on noise, resident and streamed, with augmentation on all devices."""
+    rng = np.random.default_rng(0)
+    splits = [Split(rng.integers(0, 256, (n, 8, 8, 3), np.uint8), rng.integers(0, 4, n, np.int32)) for n in (84, 21)]
+    spec = DatasetSpec("noise", (8, 8, 3), 4, 84, 21, lambda *_: splits, open=lambda *_: tuple(map(_Files, splits)))
+    monkeypatch.setitem(DATASETS, "noise", spec)
+    fields |= {"dataset": "noise", "batch_size": 16, "width_multiplier": 0.25, "crop_padding": 1, "flip": True}
+    return [_two_epochs(validate(base(**fields, streaming=streaming))) for streaming in (False, True)]
+
+
+@pytest.mark.parametrize(("parallelism", "steps"), [("pmap", 2), also("shard_map", 1)])
+def test_a_stream_of_the_same_images_gives_the_same_run(monkeypatch, parallelism, steps):
+    """Up to float32's rounding after ten steps: the tests' quick compiler fuses the two programs differently."""
+    runs = _runs(monkeypatch, parallelism=parallelism, steps_per_call=steps)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *runs)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(QUICKLY, reason="to the bit with the optimizations that users have: XLA_FLAGS='' pytest -m slow")
+@pytest.mark.parametrize("parallelism", ["pmap", "shard_map"])
+def test_a_stream_of_the_same_images_gives_the_same_run_to_the_bit(monkeypatch, parallelism):
+    jax.tree.map(np.testing.assert_array_equal, *_runs(monkeypatch, parallelism=parallelism))
+
+
+def _folder_config(root, **fields):
+    """11 steps an epoch, from 44 images of two classes cut to 16 x 16."""
+    defaults = {"dataset": f"folder:{root}", "image_size": 16, "min_crop_area": 0.2, "flip": True, "batch_size": 4}
+    return validate(base(**defaults | {"width_multiplier": 0.125, "epochs": 2} | fields))
+
+
+def _final(folder, fields):
+    with Checkpoints(folder / "checkpoints", 2) as checkpoints:
+        found = checkpoints.restore_newest(build_spec(fields).state_template())
+    assert found is not None
+    return found
+
+
+def test_a_stopped_run_goes_on_with_other_threads_to_the_same_bits_and_names_what_it_skipped(tmp_path, monkeypatch):
+    """Stopped in the middle of an epoch; one training and one test image are no images."""
+    root = write_folder(tmp_path / "data", 2, 22, 5)
+    (root / "train" / "class01" / "003.jpg").write_bytes(b"")
+    (root / "val" / "class00" / "000.jpg").write_text("weasel")
+    fields = _folder_config(root, max_bad_images=2, decoding_threads=1)
+    summary = loop.run(fields, tmp_path / "whole")
+    assert [name.split("data/")[1] for name in summary["skipped_images"]] == [
+        "train/class01/003.jpg",
+        "val/class00/000.jpg",
+    ]
+    other = _folder_config(root, max_bad_images=2, decoding_threads=3)
+    feeds = loop.build_trainer
+
+    def stopping(spec):
+        trainer = feeds(spec)
+        step, calls = trainer.train_steps, []
+
+        def train_steps(*args):
+            calls.append(args)
+            if len(calls) == 15:
+                signal.raise_signal(signal.SIGTERM)
+            return step(*args)
+
+        return dataclasses.replace(trainer, train_steps=train_steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "build_trainer", stopping)
+        with pytest.raises(InterruptedRunError, match="after step 15"):
+            loop.run(fields, tmp_path / "parts")
+    loop.run(other, tmp_path / "parts")
+    (whole, record), (parts, about) = (_final(tmp_path / name, fields) for name in ("whole", "parts"))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert record == about
+    counts = [row["test_loss"] for row in read_metrics(tmp_path / "whole")]
+    assert counts == [row["test_loss"] for row in read_metrics(tmp_path / "parts")]
+
+
+def test_one_bad_image_too_many_ends_the_run_with_its_name(tmp_path):
+    root = write_folder(tmp_path / "data", 2, 8, 2)
+    (root / "train" / "class01" / "003.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"003.jpg cannot be used: .*--config.max_bad_images=10"):
+        loop.run(_folder_config(root), tmp_path / "run")
+
+
+def test_fields_at_odds_with_the_data_set_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"config.streaming is set, but digits is only read"):
+        build_spec(validate(base(streaming=True)))
+    with pytest.raises(ConfigError, match=r"config.min_crop_area is 0.5, but digits is kept on the devices"):
+        build_spec(validate(base(min_crop_area=0.5)))
+    with pytest.raises(DataError, match=r"digits has images of \(8, 8, 1\) and cannot be cut"):
+        build_spec(validate(base(image_size=32)))
+    root = write_folder(tmp_path, 2, 2, 1)
+    with pytest.raises(ConfigError, match=r"config\.mean has 1 numbers"):
+        build_spec(_folder_config(root, mean=(0.5,)))
+
+
+def test_a_streamed_run_plans_its_batches_and_not_the_data_set():
+    """ImageNet's 190 GB of pixels are no argument of the step; two batches of uint8 images, labels and mask are."""
+    fields = {"dataset": "imagenet2012", "image_size": 32, "batch_size": 8, "width_multiplier": 0.125}
+    found = plan_training(validate(base(**fields, min_crop_area=0.08)), "cpu", devices=1)
+    state = build_spec(validate(base(**fields)), 1).state_template()
+    kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    # And the number of steps.
+    assert found.step.argument_bytes == pytest.approx(kept + 8 * 32 * 32 * 3 + 8 * 4 + 4, abs=64)
+    assert found.test_bytes == 0
+
+
+@pytest.mark.cifar100
+@pytest.mark.slow
+def test_cifar100_streamed_is_cifar100_resident_to_the_bit(cifar100_dir):
+    """Images of both pipelines over the first batches of an epoch, and of all of the test set."""
+    fields = {"dataset": "cifar100", "data_dir": cifar100_dir, "batch_size": 256, "seed": 5}
+    configs = [validate(base(**fields, mean=(0.5,) * 3, std=(0.25,) * 3, streaming=stream)) for stream in (False, True)]
+    resident, stream = (build_trainer(build_spec(config)).pipeline for config in configs)
+    (images, labels), (test_images, test_labels) = jax.tree.map(np.asarray, (resident.train, resident.test))
+    pairs = itertools.islice(zip(resident.train_feeds(1, 3), stream.train_feeds(1, 3), strict=True), 4)
+    for (selection, _), (batch, _) in pairs:
+        np.testing.assert_array_equal(batch.images, images[selection.index].reshape(batch.images.shape))
+        np.testing.assert_array_equal(batch.labels, labels[selection.index])
+    for selection, batch in zip(resident.test_feeds(), stream.test_feeds(), strict=True):
+        counts = np.asarray(batch.mask) == 1
+        np.testing.assert_array_equal(counts, selection.mask == 1)
+        shown = test_images[selection.index].reshape(batch.images.shape)
+        np.testing.assert_array_equal(np.asarray(batch.images)[counts], shown[counts])
+        np.testing.assert_array_equal(np.asarray(batch.labels)[counts], test_labels[selection.index][counts])
