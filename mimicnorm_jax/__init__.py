@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from mimicnorm_jax import initializers
 from mimicnorm_jax.functional import KernelTransform, center, gain, max_pool, relu
 from mimicnorm_jax.linen import CenteredConv, CenteredDense, LastBatchNorm, select_convolutions
 from mimicnorm_jax.methods import METHODS, Method
@@ -21,6 +22,7 @@ __all__ = [
     "Method",
     "center",
     "gain",
+    "initializers",
     "keep_kernels_centered",
     "max_pool",
     "relu",

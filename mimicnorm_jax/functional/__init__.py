@@ -2,14 +2,25 @@
 
 from mimicnorm_jax.functional.activations import relu, relu6, relu_save_mask
 from mimicnorm_jax.functional.kernels import center, fan_in, gain, scaled_standardize, standardize
+from mimicnorm_jax.functional.layout import KernelLayout, over_fan_in
 from mimicnorm_jax.functional.pooling import max_pool
 from mimicnorm_jax.functional.rules import PUBLISHED_CIFAR_RULE, Rule, always, fan_in_above, never, ungrouped
-from mimicnorm_jax.functional.transform import IDENTITY, KernelFunction, KernelTransform, compose
+from mimicnorm_jax.functional.transform import (
+    CENTER,
+    CENTER_PUBLISHED,
+    IDENTITY,
+    KernelFunction,
+    KernelTransform,
+    compose,
+)
 
 __all__ = [
+    "CENTER",
+    "CENTER_PUBLISHED",
     "IDENTITY",
     "PUBLISHED_CIFAR_RULE",
     "KernelFunction",
+    "KernelLayout",
     "KernelTransform",
     "Rule",
     "always",
@@ -20,6 +31,7 @@ __all__ = [
     "gain",
     "max_pool",
     "never",
+    "over_fan_in",
     "relu",
     "relu6",
     "relu_save_mask",

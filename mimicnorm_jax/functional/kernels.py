@@ -123,7 +123,10 @@ def gain(n: int) -> float:
 def _centered(kernel: jax.Array) -> jax.Array:
     """In at least float32; as a matrix unless its fan-in is spread over devices."""
     if fan_in(kernel.shape) < 2:
-        raise ValueError(f"centering a kernel of fan-in 1 leaves only zeros; got shape {kernel.shape}")
+        raise ValueError(
+            f"centering a kernel of fan-in 1 leaves only zeros; got shape {kernel.shape}: leave such kernels out by a "
+            "rule, as kernel_transform=KernelTransform(center, fan_in_above(1)) does in a layer"
+        )
     wide = kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
     spread = any(axis is not None for axis in jax.typeof(wide).sharding.spec[:-1])
     if not spread:  # As a matrix: on a CPU the sum over one axis takes half the time of that over three.

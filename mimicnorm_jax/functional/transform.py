@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import jax
 
-from mimicnorm_jax.functional.kernels import Shape
-from mimicnorm_jax.functional.rules import Rule, always, never
+from mimicnorm_jax.functional.kernels import Shape, center
+from mimicnorm_jax.functional.rules import PUBLISHED_CIFAR_RULE, Rule, always, never
 
 KernelFunction = Callable[[jax.Array], jax.Array]
 """A pure function of a kernel `(..., n_out)` that keeps its shape and dtype, such as `center`."""
@@ -44,11 +44,19 @@ class KernelTransform:
           kernel: `(*window, n_in / groups, n_out)` or `(n_in, n_out)`.
           groups: of the layer.
         """
-        if self.rule(kernel.shape, groups):
-            kernel = self.function(kernel)
-        for one in self.then:
-            kernel = one(kernel, groups)
-        return kernel
+        return self.at(kernel.shape, groups)(kernel)
+
+    def at(self, shape: Shape, groups: int = 1) -> KernelFunction:
+        """What it does to kernels of this shape in a layer with this many groups, without asking any rule again."""
+        own = self.function if self.rule(shape, groups) else _identity
+        following = [one.at(shape, groups) for one in self.then]
+
+        def function(kernel: jax.Array) -> jax.Array:
+            for one in (own, *following):
+                kernel = one(kernel)
+            return kernel
+
+        return function
 
 
 def _identity(kernel: jax.Array) -> jax.Array:
@@ -57,6 +65,10 @@ def _identity(kernel: jax.Array) -> jax.Array:
 
 IDENTITY = KernelTransform(_identity, never)
 """Takes no kernel."""
+CENTER = KernelTransform(center)
+"""Centers every kernel."""
+CENTER_PUBLISHED = KernelTransform(center, PUBLISHED_CIFAR_RULE)
+"""Centers where the published CIFAR code does, from a fan-in above 50."""
 
 
 def compose(*transforms: KernelTransform) -> KernelTransform:

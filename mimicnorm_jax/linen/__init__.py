@@ -6,7 +6,8 @@ from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
 from mimicnorm_jax.linen.norm import IdentityNorm, LastBatchNorm
 from mimicnorm_jax.linen.remat import NO_REMAT, REMATS, rematerialize
 from mimicnorm_jax.linen.scalars import ScalarBias, ScaledReLU
-from mimicnorm_jax.linen.selection import select_convolutions
+from mimicnorm_jax.linen.selection import LayerKernel, find_kernels, select_convolutions, select_kernels
+from mimicnorm_jax.linen.wrapper import Transformed
 
 __all__ = [
     "NO_REMAT",
@@ -16,11 +17,15 @@ __all__ = [
     "Dropout",
     "IdentityNorm",
     "LastBatchNorm",
+    "LayerKernel",
     "ScalarBias",
     "ScaledReLU",
+    "Transformed",
     "TransformedConv",
     "TransformedDense",
     "WithLastBatchNorm",
+    "find_kernels",
     "rematerialize",
     "select_convolutions",
+    "select_kernels",
 ]

@@ -1,10 +1,9 @@
 """Flax linen's convolution and dense layer with a kernel transform, and their centered forms."""
 
 from flax import linen as nn
+from jax.nn.initializers import Initializer
 
-from mimicnorm_jax.functional.kernels import center
-from mimicnorm_jax.functional.rules import PUBLISHED_CIFAR_RULE
-from mimicnorm_jax.functional.transform import KernelTransform
+from mimicnorm_jax.functional.transform import CENTER, CENTER_PUBLISHED, KernelTransform
 from mimicnorm_jax.linen.transformed import TransformedKernel
 
 
@@ -45,6 +44,7 @@ class CenteredConv(TransformedConv):
     Attributes:
       kernel_transform: the default centers where the published CIFAR code does, from a fan-in above 50;
         `KernelTransform(center, rule)` does by any other rule.
+      kernel_init: None for `initializers.centered_he`: the exact gain where the kernel is centered, He's elsewhere.
       scale_init, recompute_kernel: see `TransformedKernel`.
 
     Example:
@@ -55,7 +55,8 @@ class CenteredConv(TransformedConv):
       ((1, 5, 5, 8), True)
     """
 
-    kernel_transform: KernelTransform = KernelTransform(center, PUBLISHED_CIFAR_RULE)
+    kernel_transform: KernelTransform = CENTER_PUBLISHED
+    kernel_init: Initializer | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class CenteredDense(TransformedDense):
@@ -65,7 +66,9 @@ class CenteredDense(TransformedDense):
 
     Attributes:
       kernel_transform: the default centers always.
+      kernel_init: None for `initializers.centered_he`, the exact gain.
       scale_init, recompute_kernel: see `TransformedKernel`.
     """
 
-    kernel_transform: KernelTransform = KernelTransform(center)
+    kernel_transform: KernelTransform = CENTER
+    kernel_init: Initializer | None = None  # pyright: ignore[reportIncompatibleVariableOverride]

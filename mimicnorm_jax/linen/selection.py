@@ -1,33 +1,136 @@
-"""Which leaves of a parameter tree are kernels of convolutions, read from the Flax module that makes them."""
+"""Which leaves of a parameter tree are kernels, and of which layers, read from the Flax module that makes them."""
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 from flax import linen as nn
 
-from mimicnorm_jax.functional.kernels import center
-from mimicnorm_jax.functional.rules import PUBLISHED_CIFAR_RULE, Rule
-from mimicnorm_jax.functional.transform import KernelFunction
+from mimicnorm_jax.functional.layout import KernelLayout, over_fan_in
+from mimicnorm_jax.functional.transform import CENTER, CENTER_PUBLISHED, IDENTITY, KernelFunction, KernelTransform
+from mimicnorm_jax.linen.interception import intercept
+from mimicnorm_jax.linen.layouts import KERNEL_LAYERS, equation_of, layout_of
+from mimicnorm_jax.linen.transformed import TransformedKernel
+from mimicnorm_jax.linen.wrapper import Transformed
 from mimicnorm_jax.optim.projection import Select
+from mimicnorm_jax.utils.trees import path_names
 
 _Path = tuple[str, ...]
-_Call = dict[_Path, tuple[tuple[int, ...], int]]
 
 
-def select_convolutions(module: nn.Module, *args: Any, rule: Rule = PUBLISHED_CIFAR_RULE, **kwargs: Any) -> Select:
-    """Selects the kernels of the convolutions that a module calls, whatever else its tree holds.
+@dataclass(frozen=True)
+class LayerKernel:
+    """The kernel of a layer that a module calls.
 
-    For `optim.center_params` and `optim.keep_kernels_centered`. The module is traced once, without computing; its
-    convolutions (`nn.Conv` and what derives from it, so `CenteredConv`) are known by class, with their groups. The
-    kernels of scanned or vmapped layers, stacked along one or more axes, are centered one by one.
+    Attributes:
+      layer: its class.
+      layout: its shape, unstacked, with its fan-in and groups.
+      transform: what the layer reads it through; `IDENTITY` for none.
+    """
+
+    layer: type[nn.Module]
+    layout: KernelLayout
+    transform: KernelTransform
+
+    @property
+    def transformed(self) -> bool:
+        """Whether the transform takes it."""
+        return self.layout.takes(self.transform)
+
+
+def find_kernels(module: nn.Module, *args: Any, **kwargs: Any) -> dict[tuple[str, ...], LayerKernel]:
+    """The kernels of the layers that a module calls, and through which transform it reads each.
+
+    The module is traced once, without computing. Layers are known by class: those of `Transformed` and ours.
 
     Args:
       module: any Flax module.
-      args: what `module.init` takes after the key; arrays or `jax.ShapeDtypeStruct`.
-      rule: which kernels to center, asked with the kernel's shape, unstacked, and the layer's groups.
+      args: what `module.init` takes after the key; arrays, `jax.ShapeDtypeStruct`, or what is no array, as it is.
       kwargs: further arguments of `module.init`.
+
+    Returns:
+      By the path of the kernel in the parameters, in the order of the calls.
+
+    Raises:
+      ValueError: for what `interop.mimic` made, of which `interop.layer_report` says it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from mimicnorm_jax.linen import CenteredConv
+      >>> net = nn.Sequential([CenteredConv(64, (3, 3)), CenteredConv(64, (3, 3))])
+      >>> for path, kernel in find_kernels(net, jnp.ones((1, 8, 8, 3))).items():
+      ...     print("/".join(path), kernel.layout.shape, kernel.transformed)
+      layers_0/kernel (3, 3, 3, 64) False
+      layers_1/kernel (3, 3, 64, 64) True
+    """
+    found: dict[_Path, LayerKernel] = {}
+    around: list[Transformed] = []
+
+    def note(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        layer, is_call = context.module, context.method_name == "__call__"
+        if is_call and isinstance(layer, Transformed):
+            around.append(layer)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                around.pop()
+        if getattr(layer, "converts_kernels", False) and not isinstance(layer, Transformed):
+            raise ValueError(f"{type(layer).__name__} at {'/'.join(layer.path)!r}: ask interop.layer_report instead")
+        result = call(*args, **kwargs)
+        if is_call and isinstance(layer, KERNEL_LAYERS) and layer.has_variable("params", "kernel"):
+            kernel = nn.meta.unbox(layer.get_variable("params", "kernel"))
+            reads = layer if isinstance(layer, TransformedKernel) else (around or [None])[-1]
+            layout = layout_of(layer, kernel.shape, equation_of(args, kwargs))
+            found[*layer.path, "kernel"] = LayerKernel(
+                type(layer), layout, reads.kernel_transform if reads else IDENTITY
+            )
+        return result
+
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    is_array = [hasattr(leaf, "shape") for leaf in leaves]  # a train=True stays what it is
+
+    def init(*arrays: Any) -> Any:
+        given = iter(arrays)
+        whole = (next(given) if one else leaf for one, leaf in zip(is_array, leaves, strict=True))
+        args, kwargs = jax.tree.unflatten(tree, whole)
+        return module.init(jax.random.key(0), *args, **kwargs)
+
+    with intercept(note, object()):
+        variables = jax.eval_shape(init, *(leaf for one, leaf in zip(is_array, leaves, strict=True) if one))
+    made = {path_names(path) for path, _ in jax.tree.leaves_with_path(nn.meta.unbox(variables.get("params", {})))}
+    return {_real_path(path, made): kernel for path, kernel in found.items()}
+
+
+def _real_path(path: _Path, made: set[_Path]) -> _Path:
+    """The path without the fields of wrappers that share their scope, under which Flax has bound what is in them."""
+    fields = [name in ("module", "wrapped") for name in path]
+    choices = itertools.product(*((True, False) if field else (True,) for field in fields))
+    real = {tuple(itertools.compress(path, kept)) for kept in choices} & made
+    if len(real) != 1:
+        raise ValueError(
+            f"the parameter {'/'.join(path)} could be any of {sorted(map('/'.join, real or made))}: give submodules "
+            "other names than 'module' and 'wrapped'"
+        )
+    return real.pop()
+
+
+def select_convolutions(
+    module: nn.Module,
+    *args: Any,
+    transform: KernelTransform = CENTER_PUBLISHED,
+    **kwargs: Any,
+) -> Select:
+    """Selects the kernels of the convolutions that a module calls, whatever else its tree holds.
+
+    For `optim.center_params` and `optim.keep_kernels_centered`. Convolutions are `nn.Conv` and what derives from it,
+    so `CenteredConv`. The kernels of scanned or vmapped layers, stacked along one or more axes, are transformed one by
+    one.
+
+    Args:
+      module, args, kwargs: as in `find_kernels`.
+      transform: what to do with which kernels, asked with the kernel's shape, unstacked, and the layer's groups.
 
     Returns:
       The selection. It raises ValueError for a leaf that is not the module's, or whose shape leaves open which axis is
@@ -42,24 +145,35 @@ def select_convolutions(module: nn.Module, *args: Any, rule: Rule = PUBLISHED_CI
       >>> bool(abs(optim.center_params(params, select)["kernel"].sum((0, 1))).max() < 1e-5)
       True
     """
-    found: _Call = {}
+    found = find_kernels(module, *args, **kwargs)
+    return _select({path: one.layout for path, one in found.items() if issubclass(one.layer, nn.Conv)}, transform)
 
-    def note(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        result = call(*args, **kwargs)
-        layer = context.module
-        if isinstance(layer, nn.Conv) and context.method_name == "__call__":
-            kernel = nn.meta.unbox(layer.get_variable("params", "kernel"))
-            found[*layer.path, "kernel"] = kernel.shape, layer.feature_group_count
-        return result
 
-    with nn.intercept_methods(note):
-        jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args, **kwargs), *args)
+def select_kernels(module: nn.Module, *args: Any, transform: KernelTransform = CENTER, **kwargs: Any) -> Select:
+    """Selects the kernels of all layers that a module calls: of `select_convolutions`, dense layers, attention.
 
+    Each over its own fan-in, see `KernelLayout`. For some of them, ask the path first:
+    `lambda path, leaf: "attention" in path and select(path, leaf)`.
+
+    Args:
+      module, args, kwargs: as in `find_kernels`.
+      transform: what to do with which kernels, asked with `KernelLayout.flat_shape` and groups.
+
+    Returns:
+      As `select_convolutions`.
+    """
+    found = find_kernels(module, *args, **kwargs)
+    return _select({path: one.layout for path, one in found.items()}, transform)
+
+
+def _select(layouts: dict[_Path, KernelLayout], transform: KernelTransform) -> Select:
     def select(path: _Path, leaf: jax.Array) -> bool | KernelFunction:
-        path = path if path in found else path[1:]  # of all variables instead of the parameters
-        if path not in found or not rule(*found[path]):
+        path = path if path in layouts else path[1:]  # of all variables instead of the parameters
+        layout = layouts.get(path)
+        if layout is None or not layout.takes(transform):
             return False
-        return _one_by_one(_stacked_axes(path, leaf.shape, found[path][0]))
+        axes = _stacked_axes(path, leaf.shape, layout.shape)
+        return over_fan_in(transform.at(layout.flat_shape, layout.groups), layout.stacked(axes))
 
     return select
 
@@ -76,13 +190,6 @@ def _stacked_axes(path: _Path, stacked: tuple[int, ...], shape: tuple[int, ...])
         return fits[0]
     what = "could be stacked along several axes" if fits else "is not one, nor a stack of them"
     raise ValueError(
-        f"{'/'.join(path)} of shape {stacked}, a convolution's kernel of shape {shape} in the module, {what}: "
+        f"{'/'.join(path)} of shape {stacked}, a kernel of shape {shape} in the module, {what}: "
         "give a select of your own that returns what to do with it, jax.vmap(center) if the first axis is the stack"
     )
-
-
-def _one_by_one(axes: tuple[int, ...]) -> KernelFunction:
-    function: KernelFunction = center
-    for axis in axes:  # the last, so outermost, first
-        function = jax.vmap(function, in_axes=axis, out_axes=axis)
-    return function

@@ -11,6 +11,7 @@ from jax.nn import initializers
 from mimicnorm_jax.functional.product import with_transformed_kernel
 from mimicnorm_jax.functional.row_major import row_major
 from mimicnorm_jax.functional.transform import IDENTITY, KernelTransform
+from mimicnorm_jax.initializers import centered_he
 
 
 class _Arrays:
@@ -45,11 +46,23 @@ def kernel_shape(layer: Any, inputs: jax.Array) -> tuple[int, ...]:
 
 
 def read_kernel(layer: Any, inputs: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """Kernel and bias of an `nn.Conv` or `nn.Dense` in its compact method."""
+    """Kernel and bias of an `nn.Conv` or `nn.Dense` in its compact method; only ours may have no `kernel_init`."""
+    groups = getattr(layer, "feature_group_count", 1)
+    kernel_init = layer.kernel_init or centered_he(layer.kernel_transform.takes, groups)
     # Flax's names and order: the random numbers are those of the plain layer.
-    kernel = layer.param("kernel", layer.kernel_init, kernel_shape(layer, inputs), layer.param_dtype)
+    kernel = layer.param("kernel", kernel_init, kernel_shape(layer, inputs), layer.param_dtype)
     bias = layer.param("bias", layer.bias_init, (layer.features,), layer.param_dtype) if layer.use_bias else None
     return kernel, bias
+
+
+def refuse_product_module(layer: Any) -> None:
+    """Raises ValueError for a layer whose product is a module: it would keep values of the trace of a checkpoint."""
+    for name in ("dot_general", "conv_general_dilated"):
+        if getattr(layer, f"{name}_cls", None) is not None:
+            raise ValueError(
+                f"{'/'.join(layer.path) or type(layer).__name__}: a transformed kernel is multiplied inside of a "
+                f"checkpoint, where {name}_cls= cannot make a module with variables; give {name}=, a function"
+            )
 
 
 def transformed_layer(
@@ -62,6 +75,7 @@ def transformed_layer(
       plain: Flax's `__call__` of it, as a function.
       transform, recompute: see `with_transformed_kernel`.
     """
+    refuse_product_module(layer)
 
     def product(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[Any, Any]:
         arrays = _Arrays(layer, kernel, bias, recompute)

@@ -3,14 +3,11 @@
 from typing import Any
 
 from flax import nnx
+from jax.nn.initializers import Initializer
 
-from mimicnorm_jax.functional.kernels import center
-from mimicnorm_jax.functional.rules import PUBLISHED_CIFAR_RULE
-from mimicnorm_jax.functional.transform import KernelTransform
+from mimicnorm_jax.functional.transform import CENTER, CENTER_PUBLISHED, KernelTransform
+from mimicnorm_jax.initializers import centered_he
 from mimicnorm_jax.nnx.transformed import TransformedKernel
-
-_CENTERED_CONV = KernelTransform(center, PUBLISHED_CIFAR_RULE)
-_CENTERED_LINEAR = KernelTransform(center)
 
 
 class TransformedConv(TransformedKernel, nnx.Conv):
@@ -50,6 +47,7 @@ class CenteredConv(TransformedConv):
     Attributes:
       kernel_transform: the default centers where the published CIFAR code does, from a fan-in above 50;
         `KernelTransform(center, rule)` does by any other rule.
+      kernel_init: None for `initializers.centered_he`: the exact gain where the kernel is centered, He's elsewhere.
       scale, recompute_kernel: see `TransformedKernel`.
 
     Example:
@@ -60,8 +58,15 @@ class CenteredConv(TransformedConv):
       ((1, 5, 5, 8), True)
     """
 
-    def __init__(self, *args: Any, kernel_transform: KernelTransform = _CENTERED_CONV, **options: Any) -> None:
-        super().__init__(*args, kernel_transform=kernel_transform, **options)
+    def __init__(
+        self,
+        *args: Any,
+        kernel_transform: KernelTransform = CENTER_PUBLISHED,
+        kernel_init: Initializer | None = None,
+        **options: Any,
+    ) -> None:
+        kernel_init = kernel_init or centered_he(kernel_transform.takes, options.get("feature_group_count", 1))
+        super().__init__(*args, kernel_transform=kernel_transform, kernel_init=kernel_init, **options)
 
 
 class CenteredLinear(TransformedLinear):
@@ -71,8 +76,16 @@ class CenteredLinear(TransformedLinear):
 
     Attributes:
       kernel_transform: the default centers always.
+      kernel_init: None for `initializers.centered_he`, the exact gain.
       scale, recompute_kernel: see `TransformedKernel`.
     """
 
-    def __init__(self, *args: Any, kernel_transform: KernelTransform = _CENTERED_LINEAR, **options: Any) -> None:
-        super().__init__(*args, kernel_transform=kernel_transform, **options)
+    def __init__(
+        self,
+        *args: Any,
+        kernel_transform: KernelTransform = CENTER,
+        kernel_init: Initializer | None = None,
+        **options: Any,
+    ) -> None:
+        kernel_init = kernel_init or centered_he(kernel_transform.takes)
+        super().__init__(*args, kernel_transform=kernel_transform, kernel_init=kernel_init, **options)

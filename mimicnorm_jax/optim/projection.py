@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from mimicnorm_jax.functional.kernels import center
-from mimicnorm_jax.functional.rules import PUBLISHED_CIFAR_RULE, Rule
-from mimicnorm_jax.functional.transform import KernelFunction
+from mimicnorm_jax.functional.transform import CENTER_PUBLISHED, KernelFunction, KernelTransform
 from mimicnorm_jax.utils.trees import path_names
 
 Select = Callable[[tuple[str, ...], jax.Array], bool | KernelFunction]
@@ -18,11 +17,11 @@ Select = Callable[[tuple[str, ...], jax.Array], bool | KernelFunction]
 
 
 class _ConvKernels(NamedTuple):
-    rule: Rule
+    transform: KernelTransform
     window: int | None
 
     def __call__(self, path: tuple[str, ...], leaf: jax.Array) -> bool:
-        if path[-1] != "kernel" or leaf.ndim < 3 or not self.rule(leaf.shape, 1):
+        if path[-1] != "kernel" or leaf.ndim < 3 or not self.transform.takes(leaf.shape):
             return False
         if self.window is None and leaf.ndim != 4:
             raise ValueError(_doubt(path, leaf, f"has rank {leaf.ndim}, not a 2-D convolution's 4"))
@@ -37,20 +36,20 @@ def _doubt(path: tuple[str, ...], leaf: jax.Array, why: str) -> str:
     )
 
 
-def select_conv_kernels(rule: Rule = PUBLISHED_CIFAR_RULE, *, window: int | None = None) -> Select:
-    """Selects the leaves named `kernel` that `rule` takes, from rank and shape alone.
+def select_conv_kernels(transform: KernelTransform = CENTER_PUBLISHED, *, window: int | None = None) -> Select:
+    """Selects the leaves named `kernel` that `transform` takes, from rank and shape alone.
 
-    A tree tells neither a layer's groups, so `rule` is asked with `groups=1`, nor convolutions from other layers with
+    A tree tells neither a layer's groups, so its rule is asked with `groups=1`, nor convolutions from other layers with
     kernels of rank 3 and more (attention), nor a kernel from a scanned layer's stack of kernels.
-    `select_convolutions` reads all that from the module.
+    `select_convolutions` and `select_kernels` read all that from the module.
 
     Args:
-      rule: which kernels to center.
+      transform: what to do with which kernels.
       window: says that the kernels of rank `window + 2` are those of convolutions with so many spatial axes, and no
         others. None says nothing: kernels of rank 4 count as 2-D convolutions if a bias `(n_out,)` stands beside
         them, and for any other kernel of rank 3 and more `center_params` raises ValueError.
     """
-    return _ConvKernels(rule, window)
+    return _ConvKernels(transform, window)
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
@@ -61,7 +60,7 @@ def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
 
 
 def center_params(params: optax.Params, select: Select | None = None) -> optax.Params:
-    """Centers the selected leaves of a parameter tree.
+    """Centers the selected leaves of a parameter tree, or does to them what `select` returns or was given.
 
     Args:
       params: any tree of arrays, boxed (`nn.Partitioned`) or not.
@@ -88,7 +87,7 @@ def center_params(params: optax.Params, select: Select | None = None) -> optax.P
             raise ValueError(_doubt(names, leaf, f"has a bias {bias.shape} beside it, not ({leaf.shape[-1]},)"))
         if bias is None and isinstance(select, _ConvKernels) and select.window is None:
             raise ValueError(_doubt(names, leaf, "has no bias beside it that would tell"))
-        return center(leaf)
+        return select.transform(leaf) if isinstance(select, _ConvKernels) else center(leaf)
 
     return jax.tree_util.tree_map_with_path(lambda path, leaf: projected(_names(path), leaf), params)
 

@@ -14,6 +14,7 @@ from mimicnorm_jax.functional import (
     center,
     compose,
     never,
+    over_fan_in,
     scaled_standardize,
     standardize,
     ungrouped,
@@ -112,6 +113,26 @@ def test_composition_is_in_order_and_each_by_its_own_rule():
 
 
 @pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize(
+    ("shape", "fan_in"), [((3, 6, 8), (0, 2)), ((5, 4, 7, 2, 3), (2,)), ((8, 2, 3), (0,)), ((7, 5), (-2,))]
+)
+def test_over_any_fan_in_each_output_is_transformed_alone(name, shape, fan_in):
+    function, channel, _ = MEMBERS[name]
+    kernel = np.asarray(_kernel(shape))
+    front = np.moveaxis(kernel, fan_in, range(len(fan_in)))
+    flat = front.reshape(math.prod(front.shape[: len(fan_in)]), -1)
+    expected = np.stack([channel(flat[:, i]) for i in range(flat.shape[1])], -1).reshape(front.shape)
+    found = over_fan_in(function, fan_in)(jnp.asarray(kernel))
+    np.testing.assert_allclose(found, np.moveaxis(expected, range(len(fan_in)), fan_in), rtol=EPSILON, atol=1e-13)
+
+
+@pytest.mark.parametrize("fan_in", [(), (0, 0), (0, 1), (2,), (0, -2)])
+def test_a_fan_in_that_is_none_is_refused(fan_in):
+    with pytest.raises(ValueError, match=r"of a kernel of shape \(3, 4\): name each axis"):
+        over_fan_in(center, fan_in)(jnp.ones((3, 4)))
+
+
+@pytest.mark.parametrize("name", MEMBERS)
 def test_a_kernel_without_a_mean_over_its_fan_in_is_refused(name):
-    with pytest.raises(ValueError, match="fan-in 1 leaves only zeros"):
+    with pytest.raises(ValueError, match=r"fan-in 1 leaves only zeros.*\(1, 1, 1, 8\).*fan_in_above\(1\)"):
         MEMBERS[name][0](jnp.ones((1, 1, 1, 8)))

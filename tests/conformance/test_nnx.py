@@ -1,5 +1,7 @@
 """NNX layers give linen's numbers, to the bit, and train where Flax's own layers do."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from flax import nnx
 
 from mimicnorm_jax import linen, models
 from mimicnorm_jax.diagnostics import saved_for_backward
-from mimicnorm_jax.functional import KernelTransform, center, standardize
+from mimicnorm_jax.functional import KernelTransform, center, gain, standardize, ungrouped
 from mimicnorm_jax.nnx import CenteredConv, CenteredLinear, LastBatchNorm, TransformedConv, TransformedLinear
 from tests.conftest import also
 
@@ -162,7 +164,26 @@ def test_promote_dtype_of_a_plain_layer_transforms_its_kernel_without_a_subclass
 
     x = jax.random.normal(jax.random.key(1), (2, 9, 9, 8))
     plain = nnx.Conv(8, 6, (3, 3), dtype=jnp.bfloat16, promote_dtype=centered, rngs=nnx.Rngs(0))
-    _equal(plain(x), CenteredConv(8, 6, (3, 3), dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x))
+    ours = TransformedConv(8, 6, (3, 3), dtype=jnp.bfloat16, kernel_transform=CENTER, rngs=nnx.Rngs(0))
+    _equal(plain(x), ours(x))
+
+
+@pytest.mark.parametrize("transform", [CENTER, KernelTransform(center, ungrouped)])
+def test_centered_layers_start_with_the_exact_gain_where_they_center_and_with_hes_variance_elsewhere(transform):
+    key = nnx.Rngs(0).params()
+    ours = CenteredConv(8, 6, (3, 3), feature_group_count=2, kernel_transform=transform, rngs=nnx.Rngs(0))
+    layer = linen.CenteredConv(6, (3, 3), feature_group_count=2, kernel_transform=transform)
+    g = gain(36) if transform is CENTER else 1.0
+    expected = math.sqrt(2 / 36) * g * jax.random.normal(key, (3, 3, 4, 6))
+    np.testing.assert_allclose(ours.kernel[...], expected, rtol=1e-6)
+    x = jnp.ones((1, 5, 5, 8))
+    drawn = layer.init(jax.random.key(0), x)["params"]["kernel"]
+    plain = linen.TransformedConv(6, (3, 3), feature_group_count=2, kernel_init=nn.initializers.normal(1))
+    normal = plain.init(jax.random.key(0), x)["params"]["kernel"]
+    np.testing.assert_allclose(drawn, math.sqrt(2 / 36) * g * normal, rtol=1e-6)
+    np.testing.assert_allclose(
+        CenteredLinear(8, 6, rngs=nnx.Rngs(0)).kernel[...], gain(8) / 2 * jax.random.normal(key, (8, 6)), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

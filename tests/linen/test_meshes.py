@@ -1,5 +1,7 @@
 """Explicit meshes (what `jax.make_mesh` gives) and exported programs compute what one device does."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mimicnorm_jax import LastBatchNorm, models
-from mimicnorm_jax.functional import center
+from mimicnorm_jax.functional import center, over_fan_in
 
 
 def _spread(tree, *axes):
@@ -43,6 +45,38 @@ def test_gradients_of_a_batch_on_an_explicit_mesh_are_those_of_one_device(name, 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * scale), found, expected)
 
 
+@pytest.mark.parametrize("kind", ["auto", "explicit"])
+def test_last_batch_norm_takes_the_whole_batch_under_jit_and_the_devices_share_under_shard_map(kind):
+    """Without an axis_name: programs under `jit` see whole arrays, whatever the mesh; inside `shard_map`, shares."""
+    types = {"auto": jax.sharding.AxisType.Auto, "explicit": jax.sharding.AxisType.Explicit}
+    mesh = jax.make_mesh((4,), ("batch",), axis_types=(types[kind],))
+    share = PartitionSpec("batch")
+    z = jax.random.normal(jax.random.key(0), (8, 3)) + jnp.arange(8.0)[:, None]  # no two devices have one mean
+    layer = LastBatchNorm(use_running_average=False)
+    variables = layer.init(jax.random.key(0), z)
+
+    def apply(z, layer=layer):
+        return layer.apply(variables, z, mutable=["batch_stats"])
+
+    whole = apply(z)
+    spread = jax.device_put(z, NamedSharding(mesh, share))
+    # float32: the same sums in another order, of numbers of order 10.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jax.jit(apply)(spread), whole)
+
+    mapped = functools.partial(jax.shard_map, mesh=mesh, in_specs=share, check_vma=False)
+    alone, stats = jax.jit(mapped(lambda z: jax.tree.map(lambda x: x[None], apply(z)), out_specs=share))(spread)
+    alone, stats = jax.device_get((alone, stats))
+    for device in range(4):
+        expected = apply(z[2 * device : 2 * device + 2])
+        found = jax.tree.map(lambda x, device=device: x[device], (alone, stats))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    assert abs(alone.reshape(8, 3) - whole[0]).max() > 0.5
+
+    named = functools.partial(apply, layer=layer.clone(axis_name="batch"))
+    synced = jax.jit(mapped(named, out_specs=(share, PartitionSpec())))(spread)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), synced, whole)
+
+
 @pytest.mark.parametrize("axis", [2, 3])
 def test_kernels_spread_over_an_explicit_mesh_are_centered(axis):
     kernel = jax.random.normal(jax.random.key(0), (3, 3, 8, 8))
@@ -50,6 +84,18 @@ def test_kernels_spread_over_an_explicit_mesh_are_centered(axis):
     axes[axis] = "batch"
     # float32: a mean of 72 numbers of order 1, summed in another order.
     np.testing.assert_allclose(center(_spread(kernel, *axes)), center(kernel), atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_attention_kernels_spread_over_an_explicit_mesh_are_centered_in_their_place(axis):
+    kernel = jax.random.normal(jax.random.key(0), (8, 4, 8))
+    axes = [None] * 3
+    axes[axis] = "batch"
+    found = over_fan_in(center, [0])(_spread(kernel, *axes))
+    # float32: a mean of 8 numbers of order 1, summed in another order.
+    np.testing.assert_allclose(found, kernel - kernel.mean(0, keepdims=True), atol=1e-6)
+    if axis:  # the outputs stay where they are
+        assert jax.typeof(found).sharding.spec == PartitionSpec(*axes)
 
 
 @pytest.mark.parametrize("running_variance", ["biased", "unbiased"])

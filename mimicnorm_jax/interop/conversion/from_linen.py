@@ -37,6 +37,8 @@ class Mimic(WithLastBatchNorm):
     choice: Choice = Choice()
     keep_bias: bool = False
 
+    converts_kernels = True  # see `linen.Transformed`
+
     @nn.nowrap
     def _call_module(self, *args: Any, **kwargs: Any) -> Any:
         convolutions: list[str | None] = []  # why each was left
@@ -45,8 +47,8 @@ class Mimic(WithLastBatchNorm):
 
         def convert(call: Callable[..., Any], args: Any, kwargs: Any, context: InterceptorContext) -> Any:
             layer: Any = context.module
-            if isinstance(layer, Mimic):
-                raise ValueError(f"{'/'.join(layer.path) or type(layer.wrapped).__name__} is converted twice")
+            if getattr(layer, "converts_kernels", False):
+                raise ValueError(f"{'/'.join(layer.path) or type(layer).__name__} is converted twice")
             called.add(self.path_of(layer))
             function = original(context)
             if function is BATCH_NORM_CALL:

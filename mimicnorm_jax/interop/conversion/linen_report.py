@@ -23,6 +23,7 @@ from mimicnorm_jax.interop.conversion.records import (
 from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
 from mimicnorm_jax.linen.norm import IdentityNorm, LastBatchNorm
 from mimicnorm_jax.linen.transformed import TransformedKernel, kernel_shape
+from mimicnorm_jax.linen.wrapper import Transformed
 from mimicnorm_jax.utils.trees import Path
 
 
@@ -62,6 +63,10 @@ class _Noted:
             self._inside.append(layer)
         # Before the call: layers stand in the order in which they are called, and a layer inside finds its input.
         x = next(iter((*args, *kwargs.values())), None)
+        if isinstance(layer, Transformed):
+            raise ValueError(
+                f"{'/'.join(path) or 'the model'} is a Transformed: linen.find_kernels says what its layers read how"
+            )
         note = self._layer(path, layer, original(context), x) if path not in self.records else None
         seen = len(self._outputs)
         result = call(*args, **kwargs)
