@@ -71,10 +71,7 @@ def export(
         package that is not installed, an operation that ONNX has not, a folder that is not there. Nothing is written.
 
     Example:
-      >>> from mimicnorm_jax import models
-      >>> model = models.create("resnet8", num_classes=10, width=0.25)
-      >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 8, 8, 1)))
-      >>> export(model, variables, "resnet8.onnx", image_shape=(None, None, 1))
+      >>> export(nn.Dense(3), {}, "dense.onnx", image_shape=(None, None, 1))
       Traceback (most recent call last):
       mimicnorm_jax.errors.ExportError: image_shape is (None, None, 1), and a file is for images of one size: give
       (H, W, C) as whole numbers

@@ -48,8 +48,9 @@ def fold(
 
     Example:
       >>> from mimicnorm_jax import models
-      >>> model = models.create("resnet8", method="mimicnorm", num_classes=10, width=0.25)
-      >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+      >>> model = models.create("resnet8", method="mimicnorm", num_classes=10, width=0.125)
+      >>> shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+      >>> variables = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
       >>> plain, plain_variables = fold(model, variables, image_shape=(8, 8, 3))
       >>> sorted(plain_variables["params"]["stem"]["conv"]), "last_bn" in plain_variables.get("batch_stats", {})
       (['bias', 'kernel'], False)
@@ -87,14 +88,6 @@ def absorb_batchnorm(
 
     Raises:
       FoldError: as `fold`, and where there is no BatchNorm or `method` changes the function.
-
-    Example:
-      >>> from mimicnorm_jax import models
-      >>> model = models.create("resnet8", method="batchnorm", num_classes=10, width=0.25)
-      >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
-      >>> plain, plain_variables = absorb_batchnorm(model, variables, image_shape=(8, 8, 3))
-      >>> plain.factory.method.name, sorted(plain_variables["params"]["stem"]["conv"])
-      ('none', ['bias', 'kernel'])
     """
     if method not in METHODS:
         raise FoldError(unknown("method", method, METHODS))

@@ -18,7 +18,7 @@ from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Ch
 from mimicnorm_jax.training.spec import build_spec
 from tests.conftest import ROOT
 
-READERS = re.findall(r"```py\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)[1:]
+READERS = re.findall(r"```py\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)[2:]
 SHAPE = (8, 8, 1)
 
 
