@@ -13,12 +13,11 @@ import numpy as np
 
 from benchmarks import _process
 from benchmarks._results import Record
-from mimicnorm_jax.data import datasets
-from mimicnorm_jax.data.augment import normalize
-from mimicnorm_jax.training import workdir
+from mimicnorm_jax.data import datasets, normalize
+from mimicnorm_jax.training import RunSpec, workdir
 from mimicnorm_jax.training.model import eval_logits
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
-from mimicnorm_jax.training.spec import RunSpec, validate_run
+from mimicnorm_jax.training.spec import validate_run
 
 BINS = 15
 """Of equal width, of the confidence: the probability of the most probable class (Guo et al. 2017)."""

@@ -19,7 +19,7 @@ from mimicnorm_jax.data import DATASETS, DatasetSpec, Split
 from mimicnorm_jax.errors import NonFiniteLossError
 from mimicnorm_jax.planning import Cache
 from mimicnorm_jax.planning.cache import default_folder
-from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training import TrainConfig
 from mimicnorm_jax.training.plan import TrainingPlan, plan_training
 from mimicnorm_jax.utils.console import log_line
 

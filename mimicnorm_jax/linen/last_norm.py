@@ -87,6 +87,8 @@ class WithLastBatchNorm(nn.Module):
     def path_of(self, layer: nn.Module) -> tuple[str, ...]:
         """The path of a layer inside, in the tree that holds this module."""
         own, path = self.path, layer.path
+        if path[: len(own)] != own:
+            return path  # made by a module outside and handed in
         # Modules in fields of the wrapped one were bound before the scope was shared, under the field's name here.
         stale = path[: len(own) + 1] == (*own, "wrapped")
         return (*own, *path[len(own) + stale :])

@@ -188,6 +188,37 @@ def test_modules_in_fields_of_a_module_keep_their_names():
     )
 
 
+class _Takes(nn.Module):
+    conv: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4, name="head")(self.conv(x).mean((1, 2)))
+
+
+class _Gives(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        conv = nn.Conv(8, (3, 3), name="given")
+        chosen = mimic(_Takes(conv), select=lambda layer: layer.path == ("given",))
+        return chosen(x, train=True)
+
+
+def test_a_layer_made_outside_keeps_its_path():
+    """It is chosen by its path in the tree, and centered inside: a constant on its kernel changes nothing."""
+    model = _Gives()
+    variables = model.init(jax.random.key(0), IMAGES)
+    assert "given" in variables["params"]
+    moved = jax.tree.map(lambda leaf: leaf, variables["params"])
+    moved["given"]["kernel"] = moved["given"]["kernel"] + 0.5
+    outputs = [
+        model.apply({**variables, "params": params}, IMAGES, mutable=["batch_stats"])[0]
+        for params in (variables["params"], moved)
+    ]
+    # float32, of a kernel of order 1/3 that was moved by 1/2.
+    np.testing.assert_allclose(*outputs, atol=1e-4)
+
+
 JITTED = nn.jit(Block)
 
 
