@@ -192,7 +192,7 @@ class _Takes(nn.Module):
     conv: nn.Module
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train):
         return nn.Dense(4, name="head")(self.conv(x).mean((1, 2)))
 
 

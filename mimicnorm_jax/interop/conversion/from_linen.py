@@ -86,7 +86,8 @@ class Mimic(WithLastBatchNorm):
         """Why the kernel of a layer inside, which is being called, is not centered; None if it is."""
         if any(getattr(layer, f"{name}_cls", None) is not None for name in ("dot_general", "conv_general_dilated")):
             return "its product is a module, which cannot be traced inside of a checkpoint"
-        path = self.path_of(layer)[len(self.path) :]
+        own, path = self.path, self.path_of(layer)
+        path = path[len(own) :] if path[: len(own)] == own else path
         one = Layer(path, type(layer).__name__, kernel_shape(layer, inputs), getattr(layer, "feature_group_count", 1))
         return self.choice.reason_to_leave(one, convolution=isinstance(layer, nn.Conv))
 
