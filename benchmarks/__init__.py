@@ -8,6 +8,7 @@ step_time: time of a training step, beside BatchNorm's.
 folded_inference: time of folded inference, and what exported files hold.
 profile_step: where the time of a training step goes.
 input_pipeline: how much of training is not the training step.
+streaming: how fast images are read and decoded (_torch_loader: what a user of PyTorch would run).
 fault_injection: interrupted runs and corrupted checkpoints.
 trainability: condition of the tangent kernel and growth of perturbations at initialization.
 ntk.compare: the tangent kernel beside neural_tangents' (ntk.cases: the networks, and one process that evaluates them).

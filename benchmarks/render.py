@@ -21,6 +21,7 @@ from benchmarks import (
     quickstart,
     step_memory,
     step_time,
+    streaming,
     trainability,
 )
 from benchmarks._results import RESULTS, ROOT
@@ -40,6 +41,7 @@ BENCHMARKS: tuple[Any, ...] = (
     quickstart,
     step_memory,
     step_time,
+    streaming,
     trainability,
     compare,
 )
