@@ -23,6 +23,8 @@ from mimicnorm_jax.utils.console import log_line
 
 AHEAD = 2
 """Feeds that are decoded, or being decoded, while the devices work on another."""
+AT_A_TIME = 8
+"""Images that a thread is given at a time."""
 STALL_SECONDS = 60.0
 """After so long a wait for one feed the run says what it waits for."""
 
@@ -155,20 +157,16 @@ class StreamingPipeline:
         wanted = np.zeros(index.shape, bool)
         wanted[:, :num_steps] = True
         images, labels = _rows(arrays)
-        places = np.flatnonzero(wanted).tolist()
-        flat = index.ravel()
-        return _Started(arrays, [pool.submit(reader.fill, images, labels, i, int(flat[i])) for i in places])
+        fill = partial(reader.fill, images, labels)
+        return _Started(arrays, _submit(pool, fill, np.flatnonzero(wanted), index.ravel()))
 
     def _start_test(self, reader: Reader, index: np.ndarray, mask: np.ndarray, pool: ThreadPoolExecutor) -> _Started:
         mask = np.array(mask)
         arrays = self._arrays(index.shape, mask)
         images, labels = _rows(arrays)
-        flat, counts = index.ravel(), mask.reshape(-1)
-        futures = [
-            pool.submit(reader.fill_or_mask, images, labels, counts, i, int(flat[i]))
-            for i in np.flatnonzero(counts).tolist()
-        ]
-        return _Started(arrays, futures)
+        counts = mask.reshape(-1)
+        fill = partial(reader.fill_or_mask, images, labels, counts)
+        return _Started(arrays, _submit(pool, fill, np.flatnonzero(counts), index.ravel()))
 
     def _feeds(self, starts: Iterator[Callable[[ThreadPoolExecutor], _Started]]) -> Iterator[Batch]:
         """Feeds in order, on the devices, those behind them started; ends all threads however it is left."""
@@ -185,6 +183,19 @@ class StreamingPipeline:
             pool.shutdown(cancel_futures=True)
 
 
+def _submit(
+    pool: ThreadPoolExecutor, fill: Callable[[int, int], None], places: np.ndarray, index: np.ndarray
+) -> list[Future[None]]:
+    """Has images put into places of a batch, some at a time: handing a thread its work takes Python's lock."""
+
+    def some(pairs: list[tuple[int, int]]) -> None:
+        for place, image in pairs:
+            fill(place, image)
+
+    pairs = list(zip(places.tolist(), index[places].tolist(), strict=True))
+    return [pool.submit(some, pairs[i : i + AT_A_TIME]) for i in range(0, len(pairs), AT_A_TIME)]
+
+
 def _rows(arrays: Batch) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of a feed, one row an image, in the same memory."""
     images, labels = np.asarray(arrays.images), np.asarray(arrays.labels)
@@ -195,8 +206,8 @@ def _finished(feed: _Started) -> Batch:
     waited = 0.0
     while wait(feed.futures, STALL_SECONDS).not_done:
         waited += STALL_SECONDS
-        missing = sum(not future.done() for future in feed.futures)
-        log_line(f"waiting for data for {waited:.0f} s: {missing} images of the next batch are not read yet")
+        missing = sum(AT_A_TIME for future in feed.futures if not future.done())
+        log_line(f"waiting for data for {waited:.0f} s: up to {missing} images of the next batch are not read yet")
     for future in feed.futures:
         future.result()
     return feed.arrays
