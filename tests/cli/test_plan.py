@@ -24,6 +24,7 @@ def _run(*arguments, **environment):
     )
 
 
+@pytest.mark.slow
 def test_a_table_json_and_figures_then_the_same_from_the_cache(tmp_path):
     out = tmp_path / "out"
     arguments = (*SMALL, "--compare=batchnorm,mimicnorm", f"--out={out}", f"--cache={tmp_path / 'cache'}")

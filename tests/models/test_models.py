@@ -209,6 +209,7 @@ def test_uniform_kernels_are_increasing_functions_of_the_normal_ones(generator):
     assert 0.99 / math.sqrt(27) < abs(fixup["stem/conv/kernel"]).max() <= 1 / math.sqrt(27)
 
 
+@pytest.mark.slow
 def test_energy_through_vgg16_at_initialization():
     """Centering keeps it near 1; published kernels without centering grow by 1.4 a layer, 1.4^13 = 79 in all."""
     images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))

@@ -15,6 +15,7 @@ def report():
     return verify.run(0)
 
 
+@pytest.mark.slow
 def test_every_row_passes_and_leaves_the_precision_alone(report):
     assert [row for row in report if not row.passed] == []
     assert not jax.config.jax_enable_x64

@@ -136,7 +136,7 @@ def _signalled_at(at, monkeypatch):
     return sent
 
 
-@pytest.mark.parametrize(("at", "epochs"), [(5, 0), (22, 1)])
+@pytest.mark.parametrize(("at", "epochs"), [(5, 0), also(22, 1)])
 def test_stopped_by_a_signal_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, at, epochs):
     """After 5 of the first epoch's 22 steps, and after the last, when the epoch is brought to its end."""
     fields = _config(epochs=2)

@@ -12,7 +12,6 @@ from mimicnorm_jax.errors import WorkdirError
 from mimicnorm_jax.training import config, loop, workdir
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
 from mimicnorm_jax.training.writers import JsonlWriter, read_metrics
-from tests.conftest import also
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -44,7 +43,8 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_dead(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("what", ["checkpoint", also("metrics")])
+@pytest.mark.parametrize("what", ["checkpoint", "metrics"])
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path, monkeypatch, what):
     """A limit on the size of files stands in for the disk's end where checkpoints are written."""
     fields = config.validate(
