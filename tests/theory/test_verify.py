@@ -29,6 +29,7 @@ def _again(check):
         return check(jax.random.fold_in(jax.random.key(0), verify.CHECKS.index(check)))
 
 
+@pytest.mark.slow
 def test_rows_are_reproducible_and_survive_json(report):
     (again,) = _again(verify.layer_jacobian)
     with jax.enable_x64(True):
@@ -38,6 +39,7 @@ def test_rows_are_reproducible_and_survive_json(report):
     assert [checks.Check(**row) for row in json.loads(json.dumps([asdict(row) for row in report]))] == report
 
 
+@pytest.mark.slow
 def test_forgetting_the_exact_fan_in_fails_the_energy_row(report, monkeypatch):
     exact = random_mlp.weight_mean
     monkeypatch.setattr(random_mlp, "weight_mean", lambda **sizes: replace(exact(**sizes), weight_variance=2 / S))
