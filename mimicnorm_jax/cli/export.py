@@ -11,9 +11,9 @@ from pathlib import Path
 
 from mimicnorm_jax import interop
 from mimicnorm_jax.cli.command import run
-from mimicnorm_jax.data import datasets
 from mimicnorm_jax.interop.exporting import FORMATS
 from mimicnorm_jax.monitoring import networks
+from mimicnorm_jax.training.dataset import dataset_of
 from mimicnorm_jax.training.spec import make_model
 
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     config, variables, name = networks.read_checkpoint(arguments.workdir, arguments.checkpoint)
-    model, image_shape = make_model(config), datasets.get_spec(config.dataset).image_shape
+    model, image_shape = make_model(config), dataset_of(config).image_shape
     if arguments.fold:
         model, variables = interop.fold(model, variables, image_shape=image_shape)
     path = arguments.out or arguments.workdir / f"{config.model}.{arguments.format}"

@@ -11,6 +11,7 @@ from flax.linen.module import InterceptorContext
 from mimicnorm_jax.functional.kernels import center
 from mimicnorm_jax.functional.transform import KernelTransform
 from mimicnorm_jax.interop.conversion.records import Choice, Layer, nothing_centered
+from mimicnorm_jax.linen.interception import intercept
 from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
 from mimicnorm_jax.linen.norm import IdentityNorm
 from mimicnorm_jax.linen.transformed import kernel_shape, read_kernel, transformed_layer
@@ -20,9 +21,6 @@ from mimicnorm_jax.utils.trees import Path, path_names
 # lifted layer (`nn.remat(nn.Conv)`) where the layer inside is called.
 CONV_CALL, DENSE_CALL = inspect.unwrap(nn.Conv.__call__), inspect.unwrap(nn.Dense.__call__)
 BATCH_NORM_CALL = inspect.unwrap(nn.BatchNorm.__call__)
-
-# In the key of JAX's caches: what `nn.jit` inside a module has traced as it was is not taken for the converted one.
-_converted = jax.make_user_context()
 
 
 class Mimic(WithLastBatchNorm):
@@ -67,7 +65,7 @@ class Mimic(WithLastBatchNorm):
                 )
             return result
 
-        with _converted((self.choice, self.keep_bias)), nn.intercept_methods(convert):
+        with intercept(convert, (self.choice, self.keep_bias)):
             output = self.wrapped(*args, **kwargs)
         if self.is_initializing() and None not in convolutions and self._kernels() <= called:
             # A kernel that is not seen called is inside of an `nn.jit` that JAX had traced before, converted.
