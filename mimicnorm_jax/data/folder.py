@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from mimicnorm_jax.data.specs import DatasetSpec, Encoded, ImageSource
+from mimicnorm_jax.data.specs import DatasetSpec, Encoded, ImageSource, folder_of
 from mimicnorm_jax.errors import DataError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -85,11 +85,7 @@ def _source(folder: Path, classes: Sequence[str]) -> FolderSource:
 
 def _open(spec: DatasetSpec, data_dir: str) -> tuple[ImageSource, ImageSource]:
     del data_dir
-    return sources(_root(spec.name))[:2]
-
-
-def _root(name: str) -> Path:
-    return Path(name.split(":", 1)[1]).expanduser()
+    return sources(folder_of(spec.name))[:2]
 
 
 def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
@@ -104,5 +100,5 @@ def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
       DataError: as `sources`.
     """
     del data_dir
-    train, test, classes = sources(_root(name))
+    train, test, classes = sources(folder_of(name))
     return DatasetSpec(name, (image_size, image_size, 3), len(classes), len(train), len(test), open=_open)

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mimicnorm_jax.data import folder as folders
-from mimicnorm_jax.data.specs import DatasetSpec, Encoded, ImageSource
+from mimicnorm_jax.data.specs import DatasetSpec, Encoded, ImageSource, folder_of
 from mimicnorm_jax.errors import DataError
 from mimicnorm_jax.utils.files import write_json
 
@@ -85,7 +85,7 @@ def _read_index(root: Path) -> dict[str, Any]:
 
 def _require(spec: DatasetSpec, data_dir: str) -> None:
     del data_dir
-    root = _root(spec.name)
+    root = folder_of(spec.name)
     for split in SPLITS:
         if not (shards := _shards(root, split)) or len(shards) != int(shards[0].stem.rsplit("-", 1)[1]):
             raise DataError(
@@ -96,13 +96,9 @@ def _require(spec: DatasetSpec, data_dir: str) -> None:
 
 def _open(spec: DatasetSpec, data_dir: str) -> tuple[ImageSource, ImageSource]:
     del data_dir
-    root, counts = _root(spec.name), (spec.num_train, spec.num_test)
+    root, counts = folder_of(spec.name), (spec.num_train, spec.num_test)
     train, test = (RecordSource(_shards(root, s), count) for s, count in zip(SPLITS, counts, strict=True))
     return train, test
-
-
-def _root(name: str) -> Path:
-    return Path(name.split(":", 1)[1]).expanduser()
 
 
 def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
@@ -117,7 +113,7 @@ def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
       DataError: if there is no index.
     """
     del data_dir
-    index = _read_index(_root(name))
+    index = _read_index(folder_of(name))
     counts = [index["splits"][split] for split in SPLITS]
     return DatasetSpec(
         name, (image_size, image_size, 3), len(index["classes"]), *counts, require_prepared=_require, open=_open

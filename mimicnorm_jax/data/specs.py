@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -64,6 +65,11 @@ class DatasetSpec:
     read: Callable[["DatasetSpec", str], tuple[Split, Split]] | None = None
     require_prepared: Callable[["DatasetSpec", str], None] = _nothing_to_prepare
     open: Callable[["DatasetSpec", str], tuple[ImageSource, ImageSource]] | None = None
+
+
+def folder_of(name: str) -> Path:
+    """The folder in the name of a data set that is described when it is asked for, such as `folder:DIR`."""
+    return Path(name.split(":", 1)[1]).expanduser()
 
 
 @dataclass(frozen=True)

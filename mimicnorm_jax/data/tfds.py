@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,14 +81,13 @@ class TfdsSource:
     """The stored images of one split of a prepared data set.
 
     Args:
-      folder: of the prepared version.
+      builder: of the prepared version.
       split: its name.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, builder: Any, split: str) -> None:
         import tensorflow_datasets as tfds
 
-        builder: Any = tfds.builder_from_directory(folder)
         self._name = f"{builder.info.name} {split}"
         self._source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
 
@@ -110,21 +110,20 @@ def _plain_name(name: str) -> str:
 
 
 def _open(spec: DatasetSpec, data_dir: str) -> tuple[ImageSource, ImageSource]:
-    folder = _prepared(_plain_name(spec.name), tfds_dir(data_dir))
-    splits = _splits(folder)
+    builder = _builder(spec.name, data_dir)
     # ImageNet's test images carry no labels.
-    test = "validation" if spec.name == IMAGENET.name else _test_split(splits)
-    return TfdsSource(folder, "train"), TfdsSource(folder, test)
+    test = "validation" if spec.name == IMAGENET.name else _test_split(builder.info.splits)
+    return TfdsSource(builder, "train"), TfdsSource(builder, test)
 
 
-def _splits(folder: Path) -> dict[str, int]:
-    """Number of examples by split."""
+def _builder(name: str, data_dir: str) -> Any:
+    """The builder of a prepared data set."""
     import tensorflow_datasets as tfds
 
-    builder: Any = tfds.builder_from_directory(folder)
-    return {name: split.num_examples for name, split in builder.info.splits.items()}
+    return tfds.builder_from_directory(_prepared(_plain_name(name), tfds_dir(data_dir)))
 
 
+@lru_cache(maxsize=4)
 def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
     """What is known of `tfds:NAME`, an image classification data set that is prepared.
 
@@ -136,11 +135,8 @@ def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
     Raises:
       DataError: if it is not prepared, or is no image classification with a test or validation split.
     """
-    import tensorflow_datasets as tfds
-
-    folder = _prepared(_plain_name(name), tfds_dir(data_dir))
-    builder: Any = tfds.builder_from_directory(folder)
-    features, splits = builder.info.features, _splits(folder)
+    info = _builder(name, data_dir).info
+    features, splits = info.features, {split: about.num_examples for split, about in info.splits.items()}
     test = _test_split(splits)
     if not {"image", "label"} <= set(features) or not {"train", test} <= set(splits):
         raise DataError(
