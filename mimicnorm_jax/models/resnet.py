@@ -13,15 +13,14 @@ from mimicnorm_jax.models.factory import LayerFactory, scale_width
 from mimicnorm_jax.models.head import LastBatchNormHead
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; the ReLU comes after the sum.
+class ResidualBlock(nn.Module):
+    """What a residual block is told.
 
     Attributes:
       factory: says what the method has.
-      channels: of both convolutions.
-      strides: of the first.
+      channels: of its 3x3 convolutions.
+      strides: of the first of these.
       block, blocks, sums: its place in the network, see `Branch`.
-      scale_shortcut: whether a convolution on the shortcut has a scalar of its own, in methods with such scalars.
     """
 
     factory: LayerFactory
@@ -30,6 +29,15 @@ class BasicBlock(nn.Module):
     block: int
     blocks: int
     sums: int
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convolutions; the ReLU comes after the sum.
+
+    Attributes:
+      scale_shortcut: whether a convolution on the shortcut has a scalar of its own, in methods with such scalars.
+    """
+
     scale_shortcut: bool
 
     @nn.compact
@@ -45,21 +53,13 @@ class BasicBlock(nn.Module):
         return factory.relu(make_shortcut(self, c, branch, scaled=self.scale_shortcut)(entry, train) + y)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(ResidualBlock):
     """Pointwise, 3x3 with the stride, pointwise to four times the channels; ReLU after the sum.
 
     Attributes:
-      factory, strides, block, blocks, sums: as in `BasicBlock`.
-      channels: of the first two convolutions.
       scale_shortcut: as in `BasicBlock`, and whether that convolution has a bias, in methods with biases.
     """
 
-    factory: LayerFactory
-    channels: int
-    strides: int
-    block: int
-    blocks: int
-    sums: int
     scale_shortcut: bool
 
     @nn.compact

@@ -13,7 +13,7 @@ from mimicnorm_jax.methods import Branch
 from mimicnorm_jax.models.conv_norm import ConvNorm
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 from mimicnorm_jax.models.head import LastBatchNormHead
-from mimicnorm_jax.models.resnet import apply_stages, make_shortcut
+from mimicnorm_jax.models.resnet import ResidualBlock, apply_stages, make_shortcut
 
 CHANNELS = (64, 128, 256, 516)
 """Of the stages; 516 is the published code's."""
@@ -40,22 +40,8 @@ class Excitation(nn.Module):
         return nn.sigmoid(factory.dense(channels, name="dense2")(factory.relu(hidden)))
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, the second's ReLU gated; the last ReLU comes after the sum.
-
-    Attributes:
-      factory: says what the method has.
-      channels: of both convolutions.
-      strides: of the first.
-      block, blocks, sums: its place in the network, see `Branch`.
-    """
-
-    factory: LayerFactory
-    channels: int
-    strides: int
-    block: int
-    blocks: int
-    sums: int
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convolutions, the second's ReLU gated; the last ReLU comes after the sum."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -66,20 +52,8 @@ class BasicBlock(nn.Module):
         return _gated_sum(self, x, factory.relu(y), branch, train)
 
 
-class Bottleneck(nn.Module):
-    """Pointwise, 3x3 with the stride, pointwise to four times the channels and gated; ReLU after the sum.
-
-    Attributes:
-      factory, strides, block, blocks, sums: as in `BasicBlock`.
-      channels: of the first two convolutions.
-    """
-
-    factory: LayerFactory
-    channels: int
-    strides: int
-    block: int
-    blocks: int
-    sums: int
+class Bottleneck(ResidualBlock):
+    """Pointwise, 3x3 with the stride, pointwise to four times the channels and gated; ReLU after the sum."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
