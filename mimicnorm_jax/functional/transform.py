@@ -37,6 +37,16 @@ class KernelTransform:
         """Whether it, or one that follows, takes the kernel of this shape in a layer with this many groups."""
         return self.rule(shape, groups) or any(one.takes(shape, groups) for one in self.then)
 
+    def names(self, shape: Shape, groups: int = 1) -> tuple[str, ...]:
+        """Names of the functions that a kernel of this shape goes through, from the first to the last.
+
+        Example:
+          >>> CENTER_PUBLISHED.names((3, 3, 64, 64)), CENTER_PUBLISHED.names((3, 3, 3, 64))
+          (('center',), ())
+        """
+        own = (getattr(self.function, "__name__", repr(self.function)),) if self.rule(shape, groups) else ()
+        return sum((one.names(shape, groups) for one in self.then), own)
+
     def __call__(self, kernel: jax.Array, groups: int = 1) -> jax.Array:
         """The transformed kernel.
 

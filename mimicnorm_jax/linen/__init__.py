@@ -7,6 +7,7 @@ from mimicnorm_jax.linen.norm import IdentityNorm, LastBatchNorm
 from mimicnorm_jax.linen.remat import NO_REMAT, REMATS, rematerialize
 from mimicnorm_jax.linen.scalars import ScalarBias, ScaledReLU
 from mimicnorm_jax.linen.selection import LayerKernel, find_kernels, select_convolutions, select_kernels
+from mimicnorm_jax.linen.table import tabulate
 from mimicnorm_jax.linen.wrapper import Transformed
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "rematerialize",
     "select_convolutions",
     "select_kernels",
+    "tabulate",
 ]

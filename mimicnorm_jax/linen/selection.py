@@ -66,6 +66,30 @@ def find_kernels(module: nn.Module, *args: Any, **kwargs: Any) -> dict[tuple[str
       layers_1/kernel (3, 3, 64, 64) True
     """
     found: dict[_Path, LayerKernel] = {}
+
+    def record(layer: nn.Module, kernel: LayerKernel) -> None:
+        found[*layer.path, "kernel"] = kernel
+
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    is_array = [hasattr(leaf, "shape") for leaf in leaves]  # a train=True stays what it is
+
+    def init(*arrays: Any) -> Any:
+        given = iter(arrays)
+        whole = (next(given) if one else leaf for one, leaf in zip(is_array, leaves, strict=True))
+        args, kwargs = jax.tree.unflatten(tree, whole)
+        return module.init(jax.random.key(0), *args, **kwargs)
+
+    with intercept(noting(record), object()):
+        variables = jax.eval_shape(init, *(leaf for one, leaf in zip(is_array, leaves, strict=True) if one))
+    made = {path_names(path) for path, _ in jax.tree.leaves_with_path(nn.meta.unbox(variables.get("params", {})))}
+    return {_real_path(path, made): kernel for path, kernel in found.items()}
+
+
+def noting(record: Callable[[nn.Module, LayerKernel], None]) -> Callable[..., Any]:
+    """An interceptor of calls that records every layer with a kernel once it has been called.
+
+    It raises ValueError as `find_kernels` does.
+    """
     around: list[Transformed] = []
 
     def note(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -83,24 +107,10 @@ def find_kernels(module: nn.Module, *args: Any, **kwargs: Any) -> dict[tuple[str
             kernel = nn.meta.unbox(layer.get_variable("params", "kernel"))
             reads = layer if isinstance(layer, TransformedKernel) else (around or [None])[-1]
             layout = layout_of(layer, kernel.shape, equation_of(args, kwargs))
-            found[*layer.path, "kernel"] = LayerKernel(
-                type(layer), layout, reads.kernel_transform if reads else IDENTITY
-            )
+            record(layer, LayerKernel(type(layer), layout, reads.kernel_transform if reads else IDENTITY))
         return result
 
-    leaves, tree = jax.tree.flatten((args, kwargs))
-    is_array = [hasattr(leaf, "shape") for leaf in leaves]  # a train=True stays what it is
-
-    def init(*arrays: Any) -> Any:
-        given = iter(arrays)
-        whole = (next(given) if one else leaf for one, leaf in zip(is_array, leaves, strict=True))
-        args, kwargs = jax.tree.unflatten(tree, whole)
-        return module.init(jax.random.key(0), *args, **kwargs)
-
-    with intercept(note, object()):
-        variables = jax.eval_shape(init, *(leaf for one, leaf in zip(is_array, leaves, strict=True) if one))
-    made = {path_names(path) for path, _ in jax.tree.leaves_with_path(nn.meta.unbox(variables.get("params", {})))}
-    return {_real_path(path, made): kernel for path, kernel in found.items()}
+    return note
 
 
 def _real_path(path: _Path, made: set[_Path]) -> _Path:
