@@ -100,10 +100,13 @@ def create(
     Raises:
       ValueError: for an unknown name, or a method or rematerialization that makes no sense for the network or the
         initialization.
+      TypeError: for an unknown option.
 
     Example:
       >>> model = create("resnet18", method="mimicnorm", num_classes=10)
     """
+    for option in options.keys() - LayerOptions.__annotations__:
+        raise TypeError(unknown("option of a network", option, LayerOptions.__annotations__))
     _choose("model", name, ARCHITECTURES)
     if isinstance(method, str):
         _choose("method", method, METHODS)

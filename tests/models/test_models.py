@@ -293,6 +293,8 @@ def test_create_names_near_misses_and_says_why_not():
     ):
         with pytest.raises(ValueError, match=message):
             models.create(**options)
+    with pytest.raises(TypeError, match="unknown option of a network 'dtpe': did you mean dtype"):
+        models.create("resnet18", dtpe="bfloat16")
     with pytest.raises(ValueError, match=r"vgg11 shrinks images by 32 .* these have 8 x 8"):
         models.check_image("vgg11", (8, 8, 1))
     models.check_image("resnet8", (8, 8, 1))
