@@ -35,7 +35,8 @@ def _training_gradients(name):
 
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet8", "shufflenetv2_x0.5"])
-def test_gradients_of_a_batch_on_an_explicit_mesh_are_those_of_one_device(name, depth):
+@pytest.mark.usefixtures("shallow")
+def test_gradients_of_a_batch_on_an_explicit_mesh_are_those_of_one_device(name):
     """VGG's with the same dropout masks."""
     gradients, variables, images = _training_gradients(name)
     expected = gradients(variables, images)
