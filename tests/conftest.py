@@ -32,7 +32,14 @@ if QUICKLY:
         jax.jit(lambda x: x + 1).lower(1).compile()
 
 
-RESNETS = ("resnet18", "resnet50", "resnet18_imagenet", "resnet50_imagenet", "seresnet18", "seresnet50")
+SHALLOW = dict.fromkeys(("resnet18", "resnet50", "seresnet18", "seresnet50"), ("stages", 2))
+SHALLOW |= {"resnet18_imagenet": ("stages", 8), "resnet50_imagenet": ("stages", 8)}
+SHALLOW |= {"vgg11": ("stages", 4), "densenet121": ("blocks", 2)}
+"""Networks of which two stages say all, with what holds these and by how much they shrink an image."""
+
+
+in_processes = pytest.mark.xdist_group("processes")
+"""Of slow tests that start several processes: with `--dist loadgroup` one after another."""
 
 
 def also(*case: Any) -> Any:
@@ -40,18 +47,28 @@ def also(*case: Any) -> Any:
     return pytest.param(*case, marks=pytest.mark.slow)
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage need look through it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compiles as for users in files marked `optimized`, and frees a file's programs after it.
+    """Compiles as for users in files marked `optimized`, and frees programs when there are many.
 
     A program for CPUs takes memory maps, of which Linux gives a process 65,530.
     """
-    if request.node.get_closest_marker("optimized"):
+    optimized = request.node.get_closest_marker("optimized") is not None
+    if optimized:
+        jax.clear_caches()
         jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", QUICKLY)
-    jax.clear_caches()
-    gc.collect()
+    maps = Path("/proc/self/maps")
+    if optimized or not maps.exists() or maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
@@ -79,11 +96,10 @@ def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks with fewer of the blocks that are alike; `resnet8` stays whole."""
     monkeypatch.setattr(mobilenet, "STAGES", ((1, 16, 1, 1), (6, 24, 2, 2)))
     monkeypatch.setattr(shufflenet, "REPEATS", (2, 0, 0))
-    for names, option in ((RESNETS, "stages"), (("densenet121",), "blocks")):
-        for name in names:
-            known = models.ARCHITECTURES[name]
-            known = dataclasses.replace(known, build=partial(known.build, **{option: (1, 2)}))
-            monkeypatch.setitem(models.ARCHITECTURES, name, known)
+    for name, (option, stride) in SHALLOW.items():
+        known = models.ARCHITECTURES[name]
+        known = dataclasses.replace(known, build=partial(known.build, **{option: (1, 2)}), stride=stride)
+        monkeypatch.setitem(models.ARCHITECTURES, name, known)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pytest
 from mimicnorm_jax import distributed
 from mimicnorm_jax.errors import ConfigError, PeerError
 from mimicnorm_jax.training.writers import read_metrics
-from tests.conftest import ROOT
+from tests.conftest import ROOT, in_processes
 
 CASES = ("pmap mimicnorm sync", "pmap batchnorm alone", "shard_map mimicnorm alone", "shard_map batchnorm sync")
 STEPS = """
@@ -79,6 +79,7 @@ def _start(arguments, devices):
     )
 
 
+@in_processes
 @pytest.mark.slow
 def test_two_processes_of_two_devices_do_the_steps_of_one_process_of_four(tmp_path):
     port = _port()
@@ -135,6 +136,7 @@ def _killed(process):
     return process.returncode == -signal.SIGKILL
 
 
+@in_processes
 @pytest.mark.slow
 def test_when_one_of_two_processes_ends_so_does_the_other_and_both_go_on_together(tmp_path):
     """A kill of the second, a request to stop, a kill of the first; the metrics are those of an uninterrupted run."""

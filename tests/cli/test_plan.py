@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mimicnorm_jax.cli.plan import main
-from tests.conftest import ROOT
+from tests.conftest import ROOT, in_processes
 
 CONFIG = f"--config={ROOT / 'configs' / 'digits.py'}:resnet8,mimicnorm"
 SMALL = (CONFIG, "--config.width_multiplier=0.5", "--config.batch_size=16", "--target=cpu")
@@ -25,6 +25,7 @@ def _run(*arguments, **environment):
     )
 
 
+@in_processes
 @pytest.mark.slow
 def test_a_table_json_and_figures_then_the_same_from_the_cache(tmp_path):
     out = tmp_path / "out"

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mimicnorm_jax.cli.train import main
-from tests.conftest import ROOT, also
+from tests.conftest import ROOT
 
 # How ml_collections loads a config file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -27,11 +27,11 @@ def _call(*arguments, cwd=ROOT):
         (["--config.batchsize=3"], "unknown config field 'batchsize': did you mean batch_size"),
         (["--config=configs/cifar100.py:resnt18"], "cifar100 is not prepared under /nowhere"),
         (["--workdri=x"], "'workdri'. Did you mean: workdir"),
-        also(["--config.batch_size=many"], "--config.batch_size=many"),
-        also(["--config=configs/nowhere.py"], "configs/nowhere.py"),
-        also(["--config.model=resnt8"], "did you mean resnet8"),
-        also(["--eval_only"], "--eval_only needs --workdir"),
-        also(["resnet18"], "do not know what to do with 'resnet18'"),
+        (["--config.batch_size=many"], "--config.batch_size=many"),
+        (["--config=configs/nowhere.py"], "configs/nowhere.py"),
+        (["--config.model=resnt8"], "did you mean resnet8"),
+        (["--eval_only"], "--eval_only needs --workdir"),
+        (["resnet18"], "do not know what to do with 'resnet18'"),
     ],
 )
 def test_bad_input_is_one_paragraph_and_exit_code_2(arguments, message, monkeypatch, capsys):

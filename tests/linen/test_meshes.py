@@ -113,6 +113,7 @@ def test_exported_for_any_batch_the_last_batch_norm_is_the_same_and_refuses_a_ba
     assert jnp.isnan(exported.call(variables, z[:1])[0]).all()
 
 
+@pytest.mark.usefixtures("shallow")
 def test_a_training_pass_with_dropout_is_exported_for_any_batch():
     gradients, variables, images = _training_gradients("vgg11")
     batch = jax.ShapeDtypeStruct((*export.symbolic_shape("b"), *images.shape[1:]), images.dtype)

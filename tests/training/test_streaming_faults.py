@@ -15,10 +15,11 @@ from mimicnorm_jax.training import build_spec
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
 from mimicnorm_jax.training.workdir import read_config
 from mimicnorm_jax.training.writers import read_metrics
-from tests.conftest import ROOT
+from tests.conftest import ROOT, in_processes
 from tests.data.photographs import write_folder
 
 pytestmark = [
+    in_processes,
     pytest.mark.slow,
     # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
