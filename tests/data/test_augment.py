@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.data import Augmentation, augment, normalize
+from mimicnorm_jax import data
+from mimicnorm_jax.data import Augmentation, normalize
+
+augment = jax.jit(data.augment, static_argnums=2)
 
 
 def _keys(count, seed=0):
