@@ -91,6 +91,14 @@ def short() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def one_block(short: None) -> Iterator[None]:
+    """`resnet8`, which runs have by default, is `short`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.ARCHITECTURES, "resnet8", models.ARCHITECTURES["short"])
+        yield
+
+
 @pytest.fixture
 def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks with fewer of the blocks that are alike; `resnet8` stays whole."""

@@ -18,11 +18,11 @@ from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
 pytestmark = [
-    pytest.mark.usefixtures("short"),
+    pytest.mark.usefixtures("one_block"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-SMALL = {"model": "short", "width_multiplier": 0.25, "batch_size": 256, "epochs": 2, "warmup_epochs": 1.0}
+SMALL = {"model": "resnet8", "width_multiplier": 0.25, "batch_size": 256, "epochs": 2, "warmup_epochs": 1.0}
 
 
 def _config(**overrides):
@@ -39,7 +39,7 @@ def _final(fields, folder):
 
 
 @pytest.fixture(scope="module")
-def probed(short, tmp_path_factory):
+def probed(one_block, tmp_path_factory):
     """A run with diagnostics, its folder and its config."""
     folder = tmp_path_factory.mktemp("probed")
     fields = _config(diagnostics_epochs=0.5)
@@ -89,7 +89,7 @@ def test_a_bound_model_is_the_network_that_evaluation_sees_and_restored_without_
     dataset = datasets.load("digits")
     by_hand = (dataset.test.images[:4] / 255 - dataset.mean) / dataset.std
     np.testing.assert_allclose(x, by_hand, atol=1e-5)
-    model = models.create("short", num_classes=10, width=0.25)
+    model = models.create("resnet8", num_classes=10, width=0.25)
     expected = model.apply(_final(fields, folder).eval_variables, x)
     np.testing.assert_allclose(found.apply_fn(found.params, x), expected, rtol=1e-6, atol=1e-6)
 

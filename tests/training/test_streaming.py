@@ -18,12 +18,12 @@ from mimicnorm_jax.training.plan import plan_training
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
 from mimicnorm_jax.training.resilience.preemption import InterruptedRunError
 from mimicnorm_jax.training.writers import read_metrics
-from tests.conftest import QUICKLY
+from tests.conftest import QUICKLY, also
 from tests.data.photographs import write_folder
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
 pytestmark = [
-    pytest.mark.usefixtures("short"),
+    pytest.mark.usefixtures("one_block"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
@@ -59,14 +59,14 @@ def _runs(monkeypatch, **fields):
     splits = [Split(rng.integers(0, 256, (n, 8, 8, 3), np.uint8), rng.integers(0, 4, n, np.int32)) for n in (84, 21)]
     spec = DatasetSpec("noise", (8, 8, 3), 4, 84, 21, lambda *_: splits, open=lambda *_: tuple(map(_Files, splits)))
     monkeypatch.setitem(DATASETS, "noise", spec)
-    fields |= {"dataset": "noise", "model": "short", "batch_size": 16, "width_multiplier": 0.25}
-    fields |= {"crop_padding": 1, "flip": True}
+    fields |= {"dataset": "noise", "batch_size": 16, "width_multiplier": 0.25, "crop_padding": 1, "flip": True}
     return [_two_epochs(validate(base(**fields, streaming=streaming))) for streaming in (False, True)]
 
 
-def test_a_stream_of_the_same_images_gives_the_same_run(monkeypatch):
+@pytest.mark.parametrize(("parallelism", "steps"), [("pmap", 2), also("shard_map", 1)])
+def test_a_stream_of_the_same_images_gives_the_same_run(monkeypatch, parallelism, steps):
     """Up to float32's rounding after ten steps: the tests' quick compiler fuses the two programs differently."""
-    runs = _runs(monkeypatch, steps_per_call=2)
+    runs = _runs(monkeypatch, parallelism=parallelism, steps_per_call=steps)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *runs)
 
 
@@ -80,7 +80,7 @@ def test_a_stream_of_the_same_images_gives_the_same_run_to_the_bit(monkeypatch, 
 def _folder_config(root, **fields):
     """11 steps an epoch, from 44 images of two classes cut to 16 x 16."""
     defaults = {"dataset": f"folder:{root}", "image_size": 16, "min_crop_area": 0.2, "flip": True, "batch_size": 4}
-    return validate(base(**defaults | {"model": "short", "width_multiplier": 0.25, "epochs": 2} | fields))
+    return validate(base(**defaults | {"width_multiplier": 0.25, "epochs": 2} | fields))
 
 
 def _final(folder, fields):

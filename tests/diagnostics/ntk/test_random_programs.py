@@ -17,7 +17,7 @@ from mimicnorm_jax.diagnostics.tracing import independence, jaxprs
 from tests.diagnostics.ntk.random_programs import Program
 
 pytestmark = pytest.mark.usefixtures("x64")
-MANY = int(os.environ.get("MIMICNORM_TEST_PROGRAMS", "40"))
+MANY = int(os.environ.get("MIMICNORM_TEST_PROGRAMS", "25"))
 FIRST = int(os.environ.get("MIMICNORM_TEST_FIRST", "1000"))
 REFUSALS = ("influence one another", "outputs differ by", "ntk_vector_products' needs forward-mode", "not finite")
 
