@@ -25,10 +25,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # A folder for each process of pytest-xdist: JAX reads what another process has half written.
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache" / os.environ.get("PYTEST_XDIST_WORKER", "")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_disable_most_optimizations", QUICKLY)
 if QUICKLY:
     with pytest.MonkeyPatch.context() as patch:  # read once, at the first compilation; libtpu ends at unknown flags
         patch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
         jax.jit(lambda x: x + 1).lower(1).compile()
+
+
+SHALLOW = dict.fromkeys(("resnet18", "resnet50", "seresnet18", "seresnet50"), ("stages", 2))
+SHALLOW |= {"resnet18_imagenet": ("stages", 8), "resnet50_imagenet": ("stages", 8)}
+SHALLOW |= {"vgg11": ("stages", 4), "densenet121": ("blocks", 2)}
+"""Networks of which two stages say all, with what holds these and by how much they shrink an image."""
+
+
+in_processes = pytest.mark.xdist_group("processes")
+"""Of slow tests that start several processes: with `--dist loadgroup` one after another."""
 
 
 def also(*case: Any) -> Any:
@@ -36,18 +47,28 @@ def also(*case: Any) -> Any:
     return pytest.param(*case, marks=pytest.mark.slow)
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage need look through it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compilation(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compiles quickly, but for files marked `optimized`, and frees a file's programs after it.
+    """Compiles as for users in files marked `optimized`, and frees programs when there are many.
 
     A program for CPUs takes memory maps, of which Linux gives a process 65,530.
     """
-    quickly = QUICKLY and request.node.get_closest_marker("optimized") is None
-    jax.config.update("jax_disable_most_optimizations", quickly)
+    optimized = request.node.get_closest_marker("optimized") is not None
+    if optimized:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
-    gc.collect()
+    jax.config.update("jax_disable_most_optimizations", QUICKLY)
+    maps = Path("/proc/self/maps")
+    if optimized or not maps.exists() or maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
@@ -57,17 +78,36 @@ def x64() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["shallow", pytest.param("whole", marks=pytest.mark.slow)])
-def depth(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Networks with fewer of the blocks that are alike; in the slow tier the networks themselves."""
-    if request.param == "shallow":
-        monkeypatch.setattr(mobilenet, "STAGES", ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 1, 2)))
-        monkeypatch.setattr(shufflenet, "REPEATS", (2, 1, 1))
-        for name in ("resnet18", "resnet50", "resnet18_imagenet"):
-            known = models.ARCHITECTURES[name]
-            known = dataclasses.replace(known, build=partial(known.build, stages=(1, 2)))
-            monkeypatch.setitem(models.ARCHITECTURES, name, known)
-    return request.param
+@pytest.fixture(scope="module")
+def short() -> Iterator[None]:
+    """A ResNet of one block by the name `short`, for what does not depend on a network's depth.
+
+    A quarter as wide, its block's kernels are centered by the published rule.
+    """
+    known = models.ARCHITECTURES["resnet8"]
+    known = dataclasses.replace(known, build=partial(known.build, stages=(1,), channels=32), stride=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.ARCHITECTURES, "short", known)
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_block(short: None) -> Iterator[None]:
+    """`resnet8`, which runs have by default, is `short`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.ARCHITECTURES, "resnet8", models.ARCHITECTURES["short"])
+        yield
+
+
+@pytest.fixture
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks with fewer of the blocks that are alike; `resnet8` stays whole."""
+    monkeypatch.setattr(mobilenet, "STAGES", ((1, 16, 1, 1), (6, 24, 2, 2)))
+    monkeypatch.setattr(shufflenet, "REPEATS", (2, 0, 0))
+    for name, (option, stride) in SHALLOW.items():
+        known = models.ARCHITECTURES[name]
+        known = dataclasses.replace(known, build=partial(known.build, **{option: (1, 2)}), stride=stride)
+        monkeypatch.setitem(models.ARCHITECTURES, name, known)
 
 
 @pytest.fixture(scope="session")

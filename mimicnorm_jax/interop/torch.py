@@ -63,11 +63,12 @@ def load(
     Example:
       >>> from mimicnorm_jax import models
       >>> model = models.create("resnet8", method="mimicnorm", num_classes=10)
-      >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+      >>> shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+      >>> variables = jax.tree.map(lambda leaf: np.random.default_rng(0).random(leaf.shape, np.float32), shapes)
       >>> state_dict = dump(variables, model)
       >>> state_dict["conv2_x.0.residual_function.0.weight"].shape
       (16, 16, 3, 3)
-      >>> jax.tree.all(jax.tree.map(lambda a, b: (a == b).all().item(), load(state_dict, model), dict(variables)))
+      >>> jax.tree.all(jax.tree.map(np.array_equal, load(state_dict, model), dict(variables)))
       True
     """
     rules = rules_of(model)

@@ -16,7 +16,7 @@ pytest.importorskip("matplotlib")
 from benchmarks.paper import calibration, comparison, convergence, pages, reproduce
 from benchmarks.paper.experiments import EXPERIMENTS
 from benchmarks.paper.paired import Paired, paired
-from tests.conftest import ROOT
+from tests.conftest import ROOT, in_processes
 
 ARMS = EXPERIMENTS["convergence"].arms
 BINS = {"count": [0, 4, 6], "confidence": [0.0, 1.0, 3.0], "correct": [0, 2, 3]}
@@ -158,6 +158,7 @@ reproduce.main()
 """
 
 
+@in_processes
 @pytest.mark.slow
 def test_kills_at_any_time_change_nothing_and_cost_at_most_an_epoch(tmp_path):
     """The command and what it started are killed after 2, 5 and 8 epochs, and started again."""

@@ -11,6 +11,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks.paper import comparison, pages, reproduce
 from benchmarks.paper.experiments import EXPERIMENTS, Accuracy, Arm, small_form
+from tests.conftest import in_processes
 
 ARMS = tuple(
     Arm(net, method, {"model": net, "method": method}) for net in "ab" for method in ("batchnorm", "mimicnorm")
@@ -107,6 +108,7 @@ def test_a_file_of_records_tells_which_form_of_which_experiment_it_is_of(small, 
     assert asked in reproduce.studies(tmp_path)
 
 
+@in_processes
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(tmp_path, monkeypatch, capfd):
     """With train.py itself, on the digits."""

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from mimicnorm_jax.cli.train import main
-from tests.conftest import ROOT, also
+from tests.conftest import ROOT
 
 # How ml_collections loads a config file.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -27,11 +27,11 @@ def _call(*arguments, cwd=ROOT):
         (["--config.batchsize=3"], "unknown config field 'batchsize': did you mean batch_size"),
         (["--config=configs/cifar100.py:resnt18"], "cifar100 is not prepared under /nowhere"),
         (["--workdri=x"], "'workdri'. Did you mean: workdir"),
-        also(["--config.batch_size=many"], "--config.batch_size=many"),
-        also(["--config=configs/nowhere.py"], "configs/nowhere.py"),
-        also(["--config.model=resnt8"], "did you mean resnet8"),
-        also(["--eval_only"], "--eval_only needs --workdir"),
-        also(["resnet18"], "do not know what to do with 'resnet18'"),
+        (["--config.batch_size=many"], "--config.batch_size=many"),
+        (["--config=configs/nowhere.py"], "configs/nowhere.py"),
+        (["--config.model=resnt8"], "did you mean resnet8"),
+        (["--eval_only"], "--eval_only needs --workdir"),
+        (["resnet18"], "do not know what to do with 'resnet18'"),
     ],
 )
 def test_bad_input_is_one_paragraph_and_exit_code_2(arguments, message, monkeypatch, capsys):
@@ -44,21 +44,17 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(arguments, message, monkeypa
     assert said.out == ""
 
 
-def test_train_then_eval_only_from_another_folder(tmp_path):
-    result = _call("--config.epochs=1", "--config.width_multiplier=0.5", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-    assert "best test accuracy" in result.stdout
+# Orbax leaves coroutines behind where it reads.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_train_then_eval_only_from_another_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ("--config.epochs=1", "--config.width_multiplier=0.25")
+    assert main(list(small)) == 0
+    assert "best test accuracy" in capsys.readouterr().out
     folder = tmp_path / "runs" / "digits-resnet8-mimicnorm-seed0"
     result = _call("--eval_only", f"--workdir={folder}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
     assert "best checkpoint" in result.stdout
-    result = _call(
-        "--config.epochs=1",
-        "--config.width_multiplier=0.5",
-        "--config.learning_rate=1e30",
-        "--workdir=bad",
-        cwd=tmp_path,
-    )
-    assert result.returncode == 3
-    assert "not finite at step" in result.stderr
+    assert main([*small, "--config.learning_rate=1e30", "--workdir=bad"]) == 3
+    assert "not finite at step" in capsys.readouterr().err

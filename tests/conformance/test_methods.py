@@ -27,12 +27,12 @@ def _by_path(tree):
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("small", "shallow")
 @pytest.mark.parametrize(
     "name",
     [
-        *("vgg11", "resnet8", "small", "squeezenet", "small_gated", "small_dense"),
-        *map(also, ("resnet50", "shufflenetv2_x0.5", "mobilenetv2")),
+        *("vgg11", "resnet8", "small", "small_gated", "small_dense"),
+        *map(also, ("squeezenet", "shufflenetv2_x0.5", "mobilenetv2")),
     ],
 )
 def test_same_seed_gives_every_method_the_same_raw_kernels(name):
@@ -84,17 +84,16 @@ def small(monkeypatch):
         monkeypatch.setitem(models.ARCHITECTURES, name, known)
 
 
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("small", "shallow")
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        *((name, "mimicnorm") for name in ("vgg11", "resnet8", "small", "squeezenet")),
+        *((name, "mimicnorm") for name in ("vgg11", "resnet8", "small")),
         *((name, "mimicnorm") for name in ("shufflenetv2_x0.5", "small_gated", "small_dense")),
-        also("mobilenetv2", "mimicnorm"),
+        *(also(name, "mimicnorm") for name in ("squeezenet", "mobilenetv2")),
         ("resnet8", "weightmean"),
         *((name, method) for name in ("resnet8", "small") for method in ("ws_gn", "nf")),
         also("mobilenetv2", "nf"),
-        also("squeezenet", "ws_gn"),
     ],
 )
 def test_logits_loss_and_gradients_ignore_constants_added_to_transformed_kernels(name, method, x64):
@@ -133,7 +132,7 @@ def test_logits_loss_and_gradients_ignore_constants_added_to_transformed_kernels
     params = _random_like(shapes["params"])
     before, after = evaluate(params), evaluate(jax.tree_util.tree_map_with_path(shift, params))
     scale = optax.tree.norm(before[1])
-    assert len(moved) > 5
+    assert len(moved) > 2
     assert scale > 1e-3
     # `standardize` has an epsilon of 1e-5 beside n times a variance of order 1.
     tolerance = (

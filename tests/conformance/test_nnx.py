@@ -238,8 +238,9 @@ def test_values_and_gradients_of_partitioned_layers_inside_scan_and_vmap(lift):
     np.testing.assert_allclose(found[1]["bias"][...], expected[1]["bias"][...], atol=1e-5)
 
 
+@pytest.mark.usefixtures("short")
 def test_a_network_of_ours_trains_in_nnx_as_in_linen():
-    network = models.create("resnet8", method="mimicnorm", num_classes=10)
+    network = models.create("short", method="mimicnorm", num_classes=10)
     x = jax.random.normal(jax.random.key(1), (16, 8, 8, 1))
     labels = jnp.arange(16) % 10
     ours = nnx.bridge.ToNNX(network, rngs=nnx.Rngs(0)).lazy_init(x)

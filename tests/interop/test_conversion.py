@@ -16,6 +16,7 @@ from mimicnorm_jax.interop import layer_report, mimic, rescale_init
 from mimicnorm_jax.linen import IdentityNorm, LastBatchNorm, WithLastBatchNorm
 from mimicnorm_jax.training.model import require_trainable, train_option
 from tests.conftest import also
+from tests.diagnostics.networks import filled
 from tests.interop.foreign import ResNet, UNet
 
 IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
@@ -91,10 +92,6 @@ class Parent(nn.Module):
         return nn.Dense(3, name="more")(net(2 * x, True))
 
 
-def _init(model, x, seed=0):
-    return jax.jit(model.init)(jax.random.key(seed), x)
-
-
 def _apply(model, variables, x, **options):
     return jax.jit(functools.partial(model.apply, **options))(variables, x)
 
@@ -144,7 +141,7 @@ def test_it_is_the_network_by_hand(kind):
 @pytest.mark.parametrize("in_setup", [False, also(True)])
 def test_inside_another_module_names_are_those_of_the_plain_network(in_setup):
     plain = jax.eval_shape(Parent(False, in_setup).init, jax.random.key(0), IMAGES)
-    variables = _init(Parent(True, in_setup), IMAGES)
+    variables = filled(Parent(True, in_setup), IMAGES)
     name = "net" if in_setup else "Net_0"
     expected = {"params": jax.tree.map(lambda one: one.shape, plain["params"])}
     for part in (expected["params"][name], *(expected["params"][name][f"block{i}"] for i in range(2))):
@@ -171,7 +168,7 @@ def test_modules_in_fields_of_a_module_keep_their_names():
     )
     ours = mimic(plain, select=lambda layer: layer.path in {("layers_0", "layers_0"), ("layers_1",)})
     assert layer_report(ours, IMAGES).paths("centered") == ["layers_0/layers_0", "layers_1"]
-    variables = _init(ours, IMAGES)
+    variables = filled(ours, IMAGES)
     assert _shapes(variables["params"]) == {
         "layers_0": {"layers_0": {"bias": (8,), "kernel": (5, 5, 3, 8)}},
         "layers_1": {"bias": (4,), "kernel": (3, 3, 8, 4)},
@@ -231,7 +228,7 @@ class Jitted(nn.Module):
 def test_a_part_that_was_compiled_as_it_was_is_not_taken_for_the_converted_one():
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 8))
     plain, ours = Jitted(), mimic(Jitted(), norm=None)
-    variables = _init(plain, x)
+    variables = filled(plain, x)
     params = {"block": {name: variables["params"]["block"][name] for name in ("conv1", "conv2")}}
     before = plain.apply(variables, x)
     for _ in range(2):
@@ -304,7 +301,7 @@ def test_the_report_says_of_each_layer_what_was_done_and_why():
     assert records["depthwise"].groups == 8
     assert records["depthwise"].gain == gain(9)
     # What the report says is what the module does: a constant on a channel's kernel is seen, or it is not.
-    variables = _init(model, IMAGES)
+    variables = filled(model, IMAGES)
     apply = jax.jit(model.apply)
     logits = apply(variables, IMAGES)
     for path in ("padded", "own", "single", "depthwise", "product", "shared", "transposed", "first"):
@@ -317,7 +314,7 @@ def test_the_report_says_of_each_layer_what_was_done_and_why():
 def test_a_choice_by_path_takes_dense_layers_too():
     model = mimic(Various(), select=lambda layer: layer.path in {("first",), ("depthwise",)})
     assert layer_report(model, IMAGES).paths("centered") == ["depthwise", "first"]
-    variables = _init(model, IMAGES)
+    variables = filled(model, IMAGES)
 
     def first(call, args, kwargs, context):
         y = call(*args, **kwargs)
@@ -347,7 +344,7 @@ def test_the_report_of_our_own_networks_says_which_kernels_are_centered():
 def test_a_kept_bias_is_the_bias_of_the_convolution():
     """The networks of the paper have one behind each convolution, where those with BatchNorm have none."""
     ours = mimic(ResNet((1,), 8, 5), keep_bias=True)
-    variables = _init(ours, IMAGES)
+    variables = filled(ours, IMAGES)
     biases = jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf + 0.3 if "bias" in str(path) else leaf, variables["params"]
     )
@@ -398,7 +395,7 @@ class Deep(nn.Module):
 def test_rescaled_kernels_keep_the_energy_of_the_input_through_the_layers():
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 64))
     model = mimic(Deep())
-    params = _init(model, x)["params"]
+    params = jax.jit(model.init)(jax.random.key(0), x)["params"]
     rescaled = rescale_init(params, layer_report(model, x))
 
     apply = jax.jit(functools.partial(model.apply, mutable=["intermediates", "batch_stats"]))
@@ -439,7 +436,7 @@ def test_branches_get_their_share_and_the_branch_is_read_from_its_norm():
     report = layer_report(model, IMAGES)
     blocks = {"/".join(one.path): one.block for one in report.layers if one.block}
     assert blocks == {"Bottleneck_0/Conv_2": 1, "Bottleneck_1/Conv_2": 2}
-    params = _init(model, IMAGES)["params"]
+    params = filled(model, IMAGES)["params"]
     by_norm = rescale_init(params, report)
     by_hand = rescale_init(params, report, branch_ends=["Bottleneck_0/Conv_2", "Bottleneck_1/Conv_2"])
     _equal(by_norm, by_hand)
@@ -454,9 +451,9 @@ def test_branches_get_their_share_and_the_branch_is_read_from_its_norm():
 
 def test_a_checkpoint_of_the_plain_network_loads_where_flax_made_up_the_names():
     plain = ResNet((1,), 8, 5)
-    params = _without_norms(_init(plain, IMAGES)["params"])
+    params = _without_norms(filled(plain, IMAGES)["params"])
     ours = mimic(plain)
-    assert _shapes(_init(ours, IMAGES)["params"]) == _shapes(params)
+    assert _shapes(filled(ours, IMAGES)["params"]) == _shapes(params)
 
     class Conv(CenteredConv):
         pass  # Flax names a layer by its class: `Conv_0`
@@ -536,7 +533,7 @@ class Half(nn.Module):
 def test_a_call_that_does_not_say_whether_it_is_training_is_refused():
     for module, options, message in ((Silent(), {}, "nothing says"), (Half(), {"train": True}, "disagree")):
         model = mimic(module)
-        variables = _init(model, IMAGES)
+        variables = filled(model, IMAGES)
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(functools.partial(model.apply, **options, mutable=["batch_stats"]), variables, IMAGES)
         said = mimic(module, norm=functools.partial(LastBatchNorm, use_running_average=False))
@@ -547,7 +544,7 @@ def test_a_call_that_does_not_say_whether_it_is_training_is_refused():
 
 def test_the_last_norm_is_synchronized_where_the_norms_were():
     model = mimic(ResNet((1,), 8, 5, axis_name="batch"))
-    variables = _init(model, IMAGES)
+    variables = filled(model, IMAGES)
 
     def apply(x):
         return model.apply(variables, x, train=True, mutable=["batch_stats"])[0]
@@ -560,7 +557,7 @@ def test_the_last_norm_is_synchronized_where_the_norms_were():
 
 def test_identity_norms_take_the_arguments_of_batch_norms_and_leave_the_image():
     model = ResNet((1,), 8, 5, norm=IdentityNorm)
-    variables = _init(model, IMAGES)
+    variables = filled(model, IMAGES)
     assert set(variables) == {"params"}
     one = jax.jit(functools.partial(model.apply, variables, train=True))
     # Nothing couples the images of a batch; float32, batches of another size.

@@ -35,7 +35,8 @@ def _training_gradients(name):
 
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet8", "shufflenetv2_x0.5"])
-def test_gradients_of_a_batch_on_an_explicit_mesh_are_those_of_one_device(name, depth):
+@pytest.mark.usefixtures("shallow")
+def test_gradients_of_a_batch_on_an_explicit_mesh_are_those_of_one_device(name):
     """VGG's with the same dropout masks."""
     gradients, variables, images = _training_gradients(name)
     expected = gradients(variables, images)
@@ -112,6 +113,7 @@ def test_exported_for_any_batch_the_last_batch_norm_is_the_same_and_refuses_a_ba
     assert jnp.isnan(exported.call(variables, z[:1])[0]).all()
 
 
+@pytest.mark.usefixtures("shallow")
 def test_a_training_pass_with_dropout_is_exported_for_any_batch():
     gradients, variables, images = _training_gradients("vgg11")
     batch = jax.ShapeDtypeStruct((*export.symbolic_shape("b"), *images.shape[1:]), images.dtype)

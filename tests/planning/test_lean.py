@@ -1,7 +1,7 @@
 """What the compilers for an H100 and a TPU v5e make of MimicNorm: one map for each convolution, and no kernel twice."""
 
 import dataclasses
-from functools import partial
+from functools import cache, partial
 
 import jax.numpy as jnp
 import pytest
@@ -28,6 +28,7 @@ def small(monkeypatch):
     monkeypatch.setitem(models.ARCHITECTURES, "small", known)
 
 
+@cache
 def _plan(variant, target):
     case = baselines.training_step("small", variant, BATCH, jnp.bfloat16)
     return plan(case.step, case.state, case.images, case.labels, target=target, donate=(0,))

@@ -14,7 +14,7 @@ from jax.sharding import SingleDeviceSharding
 
 from mimicnorm_jax.errors import PlanError
 from mimicnorm_jax.planning import facts, plan, target
-from tests.conftest import ROOT
+from tests.conftest import ROOT, in_processes
 from tests.planning.programs import needs_cuda, needs_tpu, shape
 
 pytestmark = pytest.mark.optimized
@@ -144,6 +144,7 @@ def test_a_file_that_describes_no_gpu(tmp_path):
 
 
 @needs_tpu
+@in_processes
 @pytest.mark.slow
 def test_two_processes_compile_for_a_tpu_at_once():
     """libtpu's lock keeps the second one out where it is heeded; the first holds it until both are through."""

@@ -9,12 +9,16 @@ import pytest
 
 from mimicnorm_jax.theory import S, checks, figures, observations, random_mlp, verify
 
+once = pytest.mark.xdist_group("report")
+"""With `--dist loadgroup` in one process, which makes the report once."""
+
 
 @pytest.fixture(scope="module")
 def report():
     return verify.run(0)
 
 
+@once
 @pytest.mark.slow
 def test_every_row_passes_and_leaves_the_precision_alone(report):
     assert [row for row in report if not row.passed] == []
@@ -29,6 +33,7 @@ def _again(check):
         return check(jax.random.fold_in(jax.random.key(0), verify.CHECKS.index(check)))
 
 
+@once
 @pytest.mark.slow
 def test_rows_are_reproducible_and_survive_json(report):
     (again,) = _again(verify.layer_jacobian)
@@ -39,6 +44,7 @@ def test_rows_are_reproducible_and_survive_json(report):
     assert [checks.Check(**row) for row in json.loads(json.dumps([asdict(row) for row in report]))] == report
 
 
+@once
 @pytest.mark.slow
 def test_forgetting_the_exact_fan_in_fails_the_energy_row(report, monkeypatch):
     exact = random_mlp.weight_mean

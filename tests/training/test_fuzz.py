@@ -45,7 +45,7 @@ def overrides(draw):
     return {name: draw(_value(name)) for name in names}
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(overrides())
 @example({"data_dir": "a\0b", "dataset": "cifar100"})
 @example({"learning_rate": math.nan})

@@ -18,6 +18,7 @@ from mimicnorm_jax.training import AXIS, StepConfig, train_step
 from mimicnorm_jax.training.gradients import LossAndGrad
 from mimicnorm_jax.training.state import create_state
 
+pytestmark = pytest.mark.usefixtures("short")
 SHAPE = (8, 8, 1)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (16, *SHAPE)).astype(np.uint8)
@@ -26,7 +27,7 @@ LABELS = RNG.integers(0, 5, 16).astype(np.int32)
 
 def _model(method, axis_name=None):
     options = {"dtype": jnp.float64, "param_dtype": jnp.float64, "running_variance": "unbiased"}
-    return models.create("resnet8", method=method, num_classes=5, width=0.25, axis_name=axis_name, **options)
+    return models.create("short", method=method, num_classes=5, width=0.25, axis_name=axis_name, **options)
 
 
 def _close(a, b):
@@ -132,7 +133,7 @@ def test_without_any_batchnorm_microbatches_change_nothing():
 
 
 def test_microbatches_take_the_memory_of_one():
-    model = models.create("resnet8", num_classes=5, width=0.25)
+    model = models.create("short", num_classes=5, width=0.25)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *SHAPE)))
     key = jax.eval_shape(lambda: jax.random.key(0))
     batch = [jax.ShapeDtypeStruct((512, *shape), dtype) for shape, dtype in ((SHAPE, jnp.float32), ((), jnp.int32))]
@@ -147,6 +148,6 @@ def test_microbatches_take_the_memory_of_one():
 
 
 def test_images_that_do_not_split_are_refused():
-    model = models.create("resnet8", num_classes=5)
+    model = models.create("short", num_classes=5)
     with pytest.raises(ValueError, match="16 images do not split into 3 equal microbatches"):
         LossAndGrad(model, microbatches=3).gradient({}, {}, jnp.zeros((16, *SHAPE)), jnp.zeros(16), jax.random.key(0))

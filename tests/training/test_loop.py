@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 
 import chex
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
 from mimicnorm_jax.training import config, loop, parallel, report, spec, step, trainer
 from mimicnorm_jax.training.metrics import Metrics
@@ -19,13 +21,17 @@ from mimicnorm_jax.training.writers import read_metrics
 from tests.conftest import also
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.usefixtures("short"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 def _config(**fields):
     defaults = {
+        "model": "short",
         "width_multiplier": 0.25,
-        "epochs": 3,
+        "epochs": 2,
         "warmup_epochs": 1.0,
         "crop_padding": 1,
         "rotation": 10.0,
@@ -48,14 +54,33 @@ def _timeless(rows):
     return [{name: value for name, value in row.items() if "second" not in name} for row in rows]
 
 
-def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit_and_compiles_once(tmp_path, monkeypatch):
-    fields = _config()
+@pytest.fixture(scope="module")
+def whole(short, tmp_path_factory):
+    """The folder of an uninterrupted run of two epochs, which traced each step once."""
+    folder = tmp_path_factory.mktemp("whole")
     chex.clear_trace_counter()
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         for name in ("train_step", "eval_step"):
             patch.setattr(step, name, chex.assert_max_traces(getattr(step, name), n=1))
-        loop.run(fields, tmp_path / "whole")
+        loop.run(_config(), folder)
+    return folder
 
+
+def _assert_same_run(whole, parts, fields):
+    """To the bit."""
+    (state, record), (other_state, other) = (_final(folder, fields) for folder in (whole, parts))
+    jax.tree.map(np.testing.assert_array_equal, state, other_state)
+    assert record == other
+    assert _timeless(read_metrics(whole)) == _timeless(read_metrics(parts))
+    best = []
+    for folder in (whole, parts):
+        with Checkpoints(folder / "checkpoints", 2) as checkpoints:
+            best.append(checkpoints.best)
+    assert best[0] == best[1]
+
+
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(whole, tmp_path, monkeypatch):
+    fields = _config()
     evaluate, calls = loop.evaluate, []
 
     def interrupted(*args):
@@ -66,17 +91,13 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit_and_compiles_o
 
     monkeypatch.setattr(loop, "evaluate", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        loop.run(fields, tmp_path / "parts")
+        loop.run(fields, tmp_path)
     monkeypatch.setattr(loop, "evaluate", evaluate)
     # A line that was written for an epoch whose checkpoint was not.
-    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+    with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"epoch": 2, "step": 44}) + '\n{"epoch": 3, "st')
-    loop.run(fields, tmp_path / "parts")
-
-    (whole, record), (parts, other) = (_final(tmp_path / name, fields) for name in ("whole", "parts"))
-    jax.tree.map(np.testing.assert_array_equal, whole, parts)
-    assert record == other
-    assert _timeless(read_metrics(tmp_path / "whole")) == _timeless(read_metrics(tmp_path / "parts"))
+    loop.run(fields, tmp_path)
+    _assert_same_run(whole, tmp_path, fields)
 
 
 def test_an_epoch_in_groups_is_the_epoch_in_single_steps_and_compiles_once(monkeypatch):
@@ -137,28 +158,18 @@ def _signalled_at(at, monkeypatch):
 
 
 @pytest.mark.parametrize(("at", "epochs"), [(5, 0), also(22, 1)])
-def test_stopped_by_a_signal_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, at, epochs):
+def test_stopped_by_a_signal_and_resumed_equals_uninterrupted_bit_for_bit(whole, tmp_path, monkeypatch, at, epochs):
     """After 5 of the first epoch's 22 steps, and after the last, when the epoch is brought to its end."""
-    fields = _config(epochs=2)
-    loop.run(fields, tmp_path / "whole")
+    fields = _config()
     sent = _signalled_at(at, monkeypatch)
     with pytest.raises(InterruptedRunError, match=f"stopped by SIGTERM after step {at}: the same command") as stopped:
-        loop.run(fields, tmp_path / "parts")
+        loop.run(fields, tmp_path)
     assert [stopped.value.signal] == sent
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.undo()
-    assert len(read_metrics(tmp_path / "parts")) == epochs
-    loop.run(fields, tmp_path / "parts")
-    (whole, record), (parts, other) = (_final(tmp_path / name, fields) for name in ("whole", "parts"))
-    jax.tree.map(np.testing.assert_array_equal, whole, parts)
-    assert record == other
-    assert _timeless(read_metrics(tmp_path / "whole")) == _timeless(read_metrics(tmp_path / "parts"))
-    best = []
-    for name in ("whole", "parts"):
-        with Checkpoints(tmp_path / name / "checkpoints", 2) as checkpoints:
-            best.append(checkpoints.best)
-    assert best[0] == best[1]
-    loop.evaluate_checkpoints(fields, tmp_path / "parts")
+    assert len(read_metrics(tmp_path)) == epochs
+    loop.run(fields, tmp_path)
+    _assert_same_run(whole, tmp_path, fields)
 
 
 def test_a_signal_at_the_last_step_of_all_leaves_a_finished_run(tmp_path, monkeypatch, capsys):
@@ -172,34 +183,33 @@ def test_a_signal_at_the_last_step_of_all_leaves_a_finished_run(tmp_path, monkey
     assert len(read_metrics(tmp_path)) == 1
 
 
-def test_a_finished_run_trains_no_further_and_another_config_is_refused(tmp_path, capsys):
-    fields = _config(epochs=1)
-    first = loop.run(fields, tmp_path)
-    again = loop.run(fields, tmp_path)
+def test_a_finished_run_trains_no_further_and_another_config_is_refused(whole, tmp_path, capsys):
+    fields = _config()
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    # Another number of checkpoints changes no number of the run.
+    again = loop.run(dataclasses.replace(fields, keep_checkpoints=3), tmp_path)
     assert "this run is complete" in capsys.readouterr().out
-    assert again["final_accuracy"] == first["final_accuracy"]
-    assert len(read_metrics(tmp_path)) == 1
+    rows = read_metrics(tmp_path)
+    assert again["final_accuracy"] == rows[-1]["test_accuracy"]
+    assert rows == read_metrics(whole)
     with pytest.raises(WorkdirError, match=r"learning_rate is 0.1 there and 0.2 here.*Choose another --workdir"):
-        loop.run(_config(epochs=1, learning_rate=0.2), tmp_path)
-    loop.run(_config(epochs=1, keep_checkpoints=3), tmp_path)  # changes no number of the run
+        loop.run(dataclasses.replace(fields, learning_rate=0.2), tmp_path)
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(WorkdirError, match=r"config.json is damaged"):
         loop.run(fields, tmp_path)
 
 
-def test_eval_only_gives_the_logged_accuracy_and_that_of_plain_code(tmp_path):
-    fields = _config(epochs=2, ema_decay=0.0)
-    loop.run(fields, tmp_path)
-    results = loop.evaluate_checkpoints(fields, tmp_path)
-    rows = read_metrics(tmp_path)
+def test_eval_only_gives_the_logged_accuracy_and_that_of_plain_code(whole):
+    fields = _config()
+    results = loop.evaluate_checkpoints(fields, whole)
+    rows = read_metrics(whole)
     assert results["latest"]["test_accuracy"] == rows[-1]["test_accuracy"]
     assert results["best"]["test_accuracy"] == max(row["test_accuracy"] for row in rows)
-    state, _ = _final(tmp_path, fields)
-    run = _trainer(fields)
-    test, mean, std = run.dataset.test, run.dataset.mean[0], run.dataset.std[0]
-    images = np.float32((test.images / 255 - mean) / std)
-    logits = run.spec.model.apply(state.eval_variables, images, train=False)
-    accuracy = float((np.asarray(logits).argmax(1) == test.labels).mean())
+    state, _ = _final(whole, fields)
+    dataset = datasets.load("digits")
+    images = np.float32((dataset.test.images / 255 - dataset.mean) / dataset.std)
+    logits = spec.build_spec(fields).model.apply(state.eval_variables, images, train=False)
+    accuracy = float((np.asarray(logits).argmax(1) == dataset.test.labels).mean())
     # 360 images fill no whole number of batches of 64; one answer on the edge may turn in float32.
     assert abs(accuracy - rows[-1]["test_accuracy"]) < 1.5 / 360
 
@@ -246,10 +256,8 @@ def test_too_many_non_finite_steps_in_a_row_stop_the_run(tmp_path, capsys):
     assert capsys.readouterr().out.count("left out (") == 3
 
 
-@pytest.mark.parametrize("method", ["mimicnorm", also("batchnorm")])
-def test_a_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch, method):
-    fields = _config(epochs=2, method=method)
-    loop.run(fields, tmp_path / "four")
+def test_a_run_goes_on_with_another_number_of_devices(whole, tmp_path, monkeypatch):
+    fields = _config()
 
     def with_devices(count):
         every = parallel.DataParallel
@@ -266,10 +274,10 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path, monkeypatch, met
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", stop)
         with pytest.raises(KeyboardInterrupt):
-            loop.run(fields, tmp_path / "fewer")
+            loop.run(fields, tmp_path)
     with_devices(1)
-    loop.run(fields, tmp_path / "fewer")
-    rows = [read_metrics(tmp_path / name) for name in ("four", "fewer")]
+    loop.run(fields, tmp_path)
+    rows = [read_metrics(folder) for folder in (whole, tmp_path)]
     for name in ("train_loss", "test_loss"):
         four, fewer = ([row[name] for row in found] for found in rows)
         assert four[0] == fewer[0]

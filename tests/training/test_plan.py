@@ -15,12 +15,12 @@ from mimicnorm_jax.training import config as config_lib
 from mimicnorm_jax.training.plan import plan_training
 from tests.planning.programs import needs_cuda
 
-pytestmark = pytest.mark.optimized
+pytestmark = [pytest.mark.optimized, pytest.mark.usefixtures("short")]
 
 
 def _config(**fields):
     return config_lib.validate(
-        config_lib.base(**{"model": "resnet8", "batch_size": 16, "width_multiplier": 0.5} | fields)
+        config_lib.base(**{"model": "short", "batch_size": 16, "width_multiplier": 0.5} | fields)
     )
 
 
@@ -47,7 +47,7 @@ CONFIG = _config(ema_decay=0.9, crop_padding=1, rotation=10.0)
 
 
 @pytest.fixture(scope="module")
-def planned(no_data):
+def planned(short, no_data):
     """On four devices that share a batch of 16."""
     return plan_training(CONFIG, "cpu", devices=4)
 

@@ -1,7 +1,7 @@
 """The step against plain code, over devices, and against its own past."""
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +17,18 @@ from mimicnorm_jax.linen import Dropout
 from mimicnorm_jax.training import AXIS, StepConfig, TrainState, parallel
 from mimicnorm_jax.training.state import create_state
 
+pytestmark = pytest.mark.usefixtures("short")
 SHAPE = (8, 8, 1)
+SGD = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.02, momentum=0.9))
 RNG = np.random.default_rng(0)
 DATA = (RNG.integers(0, 256, (64, *SHAPE)).astype(np.uint8), RNG.integers(0, 5, 64).astype(np.int32))
 
 
-def _step_config(method="mimicnorm", sync=True, **fields):
-    model = models.create("resnet8", method=method, num_classes=5, width=0.5, axis_name=AXIS if sync else None)
-    tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.02, momentum=0.9))
+def _step_config(method="mimicnorm", sync=True, name="short", **fields):
+    model = models.create(name, method=method, num_classes=5, width=0.5, axis_name=AXIS if sync else None)
     return StepConfig(
         model=model,
-        tx=tx,
+        tx=SGD,
         augmentation=fields.pop("augmentation", Augmentation()),
         mean=(0.5,),
         std=(0.25,),
@@ -35,8 +36,14 @@ def _step_config(method="mimicnorm", sync=True, **fields):
     )
 
 
+@cache
+def _fresh(model, tx, ema) -> TrainState:
+    return create_state(model, tx, SHAPE, seed=0, ema=ema)
+
+
 def _start(config) -> TrainState:
-    return create_state(config.model, config.tx, SHAPE, seed=0, ema=config.ema_decay > 0)
+    """With buffers of its own."""
+    return jax.tree.map(jnp.copy, _fresh(config.model, config.tx, config.ema_decay > 0))
 
 
 def _make_train_steps(config, devices, parallelism="pmap"):
@@ -132,7 +139,7 @@ def test_a_step_with_label_smoothing_and_averaged_parameters_equals_plain_code()
 
     def loss(params):
         variables = {"params": params, "batch_stats": start.batch_stats}
-        model = models.create("resnet8", num_classes=5, width=0.5)
+        model = models.create("short", num_classes=5, width=0.5)
         logits, _ = model.apply(variables, jnp.asarray(images, jnp.float32), train=True, mutable=["batch_stats"])
         p = jax.nn.log_softmax(logits)
         return -(0.8 * p[np.arange(16), labels] + 0.2 * p.mean(1)).mean()
@@ -172,8 +179,9 @@ def test_steps_in_one_dispatch_are_the_single_steps_and_those_beyond_the_count_a
     config = _step_config(augmentation=Augmentation(1, True))
     order = np.stack([np.random.default_rng(i).permutation(64)[:32].astype(np.int32) for i in range(3)])
     index = order.reshape(3, 2, 16).swapaxes(0, 1)
+    several, *_ = _make_train_steps(config, 2)
     for count in (2, 3):
-        several, state, data = _make_train_steps(config, 2)
+        _, state, data = _make_train_steps(config, 2)
         found, metrics = jax.device_get(several(state, data, Selection(index), count))
         singles, last = _train(config, order[:count], 2)
         # The compiler orders float32 sums by itself in a loop's body.
@@ -194,7 +202,7 @@ def test_golden_steps():
         "batchnorm": (1.925382, 22.816158),
     }
     for method, expected in golden.items():
-        config = _step_config(method, augmentation=Augmentation(1, True, 10.0))
+        config = _step_config(method, name="resnet8", augmentation=Augmentation(1, True, 10.0))
         state, metrics = _train(config, [np.arange(32)] * 3, 1)
         measured = (float(metrics.loss), float(optax.tree.norm(state.params)))
         # float32 over XLA versions; the change of three steps is a thousand times larger.

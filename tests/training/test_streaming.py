@@ -22,7 +22,10 @@ from tests.conftest import QUICKLY, also
 from tests.data.photographs import write_folder
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_block"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 class _Files:
@@ -77,7 +80,7 @@ def test_a_stream_of_the_same_images_gives_the_same_run_to_the_bit(monkeypatch, 
 def _folder_config(root, **fields):
     """11 steps an epoch, from 44 images of two classes cut to 16 x 16."""
     defaults = {"dataset": f"folder:{root}", "image_size": 16, "min_crop_area": 0.2, "flip": True, "batch_size": 4}
-    return validate(base(**defaults | {"width_multiplier": 0.125, "epochs": 2} | fields))
+    return validate(base(**defaults | {"width_multiplier": 0.25, "epochs": 2} | fields))
 
 
 def _final(folder, fields):

@@ -14,7 +14,10 @@ from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
 from mimicnorm_jax.training.writers import JsonlWriter, read_metrics
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.usefixtures("short"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 resource = pytest.importorskip("resource")
 
@@ -48,7 +51,7 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_dead(tmp_path):
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path, monkeypatch, what):
     """A limit on the size of files stands in for the disk's end where checkpoints are written."""
     fields = config.validate(
-        config.base(model="resnet8", width_multiplier=0.5, batch_size=512, epochs=3, warmup_epochs=1.0)
+        config.base(model="short", width_multiplier=0.5, batch_size=512, epochs=3, warmup_epochs=1.0)
     )
     loop.run(fields, tmp_path / "whole")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,5 +1,8 @@
 """Leaves that are no weights, wrong arguments, meshes, hand-written derivatives, and the guard."""
 
+import contextlib
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -120,8 +123,7 @@ def test_files_by_name_and_outputs_by_any_integer(tmp_path):
     np.testing.assert_allclose(one, whole[:, :, 1, 1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("as_context", [False, True])
-def test_inputs_on_an_explicit_mesh(as_context):
+def test_inputs_on_an_explicit_mesh():
     params, x, key = _params(), draw(2, 8, 5), jax.random.key(0)
     mesh = jax.make_mesh((4,), ("batch",))
     assert mesh.axis_types[0] == jax.sharding.AxisType.Explicit
@@ -136,9 +138,10 @@ def test_inputs_on_an_explicit_mesh(as_context):
     expected = {name: np.asarray(measure(params, x)) for name, measure in measures.items()}
     spread = jax.device_put(x, jax.NamedSharding(mesh, jax.P("batch")))
     copied = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
-    with jax.set_mesh(mesh) if as_context else jax.default_matmul_precision("highest"):
-        for name, measure in measures.items():
-            np.testing.assert_allclose(measure(copied, spread), expected[name], rtol=2e-5, err_msg=name)
+    for context in (contextlib.nullcontext, functools.partial(jax.set_mesh, mesh)):
+        with context():
+            for name, measure in measures.items():
+                np.testing.assert_allclose(measure(copied, spread), expected[name], rtol=2e-5, err_msg=name)
 
 
 def test_the_command_line_checks_unless_told_not_to():
@@ -172,8 +175,13 @@ def test_implementations_that_cannot_take_them_say_why():
     assert EmpiricalNTK(_binary).plan(params, x).implementation != "ntk_vector_products"
 
 
-@pytest.mark.parametrize("output", ["full", "diagonal", "trace", 1])
-@pytest.mark.parametrize("options", [{}, {"per_parameter": True}, {"batch_coupled": True}, {"memory": 9000}])
+@pytest.mark.parametrize(
+    ("output", "options"),
+    [
+        *((output, {}) for output in ("full", "diagonal", "trace", 1)),
+        *(("full", options) for options in ({"per_parameter": True}, {"batch_coupled": True}, {"memory": 9000})),
+    ],
+)
 def test_a_wrong_kernel_does_not_pass_the_guard(output, options, monkeypatch):
     params, x = _params(), draw(2, 4, 5)
     EmpiricalNTK(_apply, output=output, implementation="structured_derivatives", check=True, **options)(params, x)

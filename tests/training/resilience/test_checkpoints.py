@@ -16,7 +16,10 @@ from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Ch
 from mimicnorm_jax.training.state import create_state
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.usefixtures("short"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 SGD = optax.sgd(0.1, momentum=0.9)
@@ -24,7 +27,7 @@ SGD = optax.sgd(0.1, momentum=0.9)
 
 @functools.cache
 def _fresh(width, method, tx, seed) -> TrainState:
-    model = models.create("resnet8", method=method, num_classes=5, width=width)
+    model = models.create("short", method=method, num_classes=5, width=width)
     return create_state(model, tx, (8, 8, 1), seed=seed, ema=True)
 
 
@@ -105,7 +108,7 @@ DAMAGES = {
 
 
 @pytest.fixture(scope="module")
-def two_checkpoints(tmp_path_factory):
+def two_checkpoints(short, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     _save(folder, [0.5, 0.7])
     return folder
