@@ -13,6 +13,7 @@ from mimicnorm_jax.diagnostics.spectra.conditioning import FLOAT32_LIMIT, condit
 from mimicnorm_jax.diagnostics.tracing.layers import View
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 
+
 @dataclass(frozen=True)
 class Regime:
     """What tells the chaotic from the ordered regime.

@@ -95,8 +95,10 @@ def conjugate_gradients(
       [[0.5], [1.0]]
     """
     y = as_targets(targets, _size(operator), None)
-    if not 0 <= ridge < np.inf or not 0 < tolerance < 1:
-        raise ValueError(f"ridge is {ridge} and tolerance {tolerance}: at least 0, and between 0 and 1")
+    if not 0 <= ridge < np.inf or not 0 < tolerance < 1 or max_matvecs < 2:
+        raise ValueError(
+            f"ridge is {ridge}, tolerance {tolerance}, max_matvecs {max_matvecs}: at least 0, between 0 and 1, at least 2"
+        )
     scale = np.maximum(np.linalg.norm(y, axis=0), np.finfo(float).tiny)
     system = _System(operator, ridge, preconditioner, tolerance * scale, max_matvecs)
     solution, residual = np.zeros_like(y), y.copy()
@@ -141,11 +143,11 @@ class _System:
         return residual if self.preconditioner is None else self.preconditioner.solve(residual, self.ridge)
 
     def improve(self, residual: np.ndarray) -> np.ndarray:
-        """One run of the recursion from zero, until its own residual is small enough."""
+        """One run of the recursion from zero, until its own residual is small enough; leaves a product for the true one."""
         solution, residual = np.zeros_like(residual), residual.copy()
         direction = z = self._solve(residual)
         power = (residual * z).sum(0)
-        while self.num_matvecs < self.max_matvecs:
+        while self.num_matvecs < self.max_matvecs - 1:
             image = self.apply(direction)
             curvature = (direction * image).sum(0)
             active = (power > 0) & (curvature > 0) & (np.linalg.norm(residual, axis=0) > self.enough / 2)

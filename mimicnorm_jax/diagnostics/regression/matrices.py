@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
@@ -23,7 +24,9 @@ def class_targets(labels: Any, num_classes: int) -> np.ndarray:
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels are {labels.dtype} of shape {labels.shape}: they are N whole numbers, (N,)")
     if labels.size and not (0 <= labels.min() and labels.max() < num_classes):
-        raise ValueError(f"labels run from {labels.min()} to {labels.max()}: of {num_classes} classes they are 0 to C-1")
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}: of {num_classes} classes they are 0 to C-1"
+        )
     return np.eye(num_classes)[labels] - 1 / num_classes
 
 
@@ -91,8 +94,8 @@ class TrainingKernel:
           ValueError: unless it is finite and symmetric to the rounding of that precision.
         """
         given = np.asarray(kernel)
-        kind = given.dtype if precision is None else precision
-        kind = kind if np.issubdtype(given.dtype, np.floating) else np.float64
+        floating = jnp.issubdtype(given.dtype, jnp.floating)
+        kind = precision or (given.dtype if floating else np.float64)
         matrix, limit = as_matrix(given), largest_condition(kind)
         if matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"the kernel of the training examples has shape {given.shape}: it is (N, N), a square")

@@ -91,14 +91,16 @@ def gradient_flow(
         raise ValueError(f"cross has shape {np.shape(cross)} and targets {np.shape(targets)}: they are (M, N), (N, C)")
     values, vectors = known.eigh()
     noise = known.noise(values[-1])
-    if values[0] < noise and times.max(initial=0.0) * noise > 1:
+    if values[0] <= noise and not times.max(initial=0.0) * noise <= 1:
         raise ValueError(
             f"until time {times.max():.3g} eigenvalues below {noise:.2g} count, which are this kernel's rounding (the "
             f"largest is {values[-1]:.2g}): stop by {1 / noise:.2g}, or compute the kernel in float64"
         )
     seen, onto = vectors.T @ y, between @ vectors
     rates = [_rate(np.maximum(values, 0.0), time) for time in times]
-    found = np.stack([first + onto @ (rate[:, None] * seen) for rate in rates]) if rates else np.zeros((0, *first.shape))
+    found = (
+        np.stack([first + onto @ (rate[:, None] * seen) for rate in rates]) if rates else np.zeros((0, *first.shape))
+    )
     return found if known.outputs is None else found.reshape(len(times), -1, known.outputs)
 
 

@@ -116,9 +116,7 @@ def ridge_regression(kernel: Any, targets: Any, ridge: float | None = None, *, p
     return RidgeFit(coefficients, chosen, residual, known.outputs, gcv)
 
 
-def generalized_cross_validation(
-    kernel: Any, targets: Any, ridges: Any = None, *, precision: Any = None
-) -> GCV:
+def generalized_cross_validation(kernel: Any, targets: Any, ridges: Any = None, *, precision: Any = None) -> GCV:
     r"""Compares ridges by $N^{-1} |(I - A) Y|^2 / (N^{-1} tr(I - A))^2$ with $A = K (K + \lambda I)^{-1}$.
 
     One eigendecomposition serves all ridges. Several columns of targets share one: their errors are added up.
