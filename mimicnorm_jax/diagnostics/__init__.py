@@ -10,7 +10,7 @@ with the operation that brings them together.
 """
 
 from mimicnorm_jax.diagnostics import regime
-from mimicnorm_jax.diagnostics.adapters import from_linen
+from mimicnorm_jax.diagnostics.adapters import from_equinox, from_linen, from_nnx
 from mimicnorm_jax.diagnostics.memory import nbytes, saved_for_backward
 from mimicnorm_jax.diagnostics.ntk import (
     IMPLEMENTATIONS,
@@ -20,6 +20,8 @@ from mimicnorm_jax.diagnostics.ntk import (
     PseudoLogit,
     all_parameters,
     empirical_ntk,
+    empirical_ntk_axes,
+    empirical_ntk_fn,
     initial_variance,
     linearize,
     ntk_operator,
@@ -39,6 +41,7 @@ from mimicnorm_jax.diagnostics.spectra import (
     unit_diagonal,
 )
 from mimicnorm_jax.diagnostics.tracing import ApplyFn, View
+from mimicnorm_jax.diagnostics.tree_inputs import TreeInputs
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -54,13 +57,18 @@ __all__ = [
     "Regime",
     "RegimeMeter",
     "Search",
+    "TreeInputs",
     "View",
     "all_parameters",
     "condition_number",
     "curvature",
     "describe_condition",
     "empirical_ntk",
+    "empirical_ntk_axes",
+    "empirical_ntk_fn",
+    "from_equinox",
     "from_linen",
+    "from_nnx",
     "initial_variance",
     "jacobian",
     "linearize",

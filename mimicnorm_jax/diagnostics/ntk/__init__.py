@@ -1,7 +1,9 @@
 """The empirical neural tangent kernel."""
 
+from mimicnorm_jax.diagnostics.ntk.axes import empirical_ntk_axes
 from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK, empirical_ntk
 from mimicnorm_jax.diagnostics.ntk.features import Output
+from mimicnorm_jax.diagnostics.ntk.function import empirical_ntk_fn
 from mimicnorm_jax.diagnostics.ntk.linearized import linearize
 from mimicnorm_jax.diagnostics.ntk.ntk_vector_products import ntk_vector_product
 from mimicnorm_jax.diagnostics.ntk.operator import ntk_operator
@@ -20,6 +22,8 @@ __all__ = [
     "Weights",
     "all_parameters",
     "empirical_ntk",
+    "empirical_ntk_axes",
+    "empirical_ntk_fn",
     "initial_variance",
     "linearize",
     "ntk_operator",

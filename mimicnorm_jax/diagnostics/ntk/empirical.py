@@ -84,7 +84,11 @@ class EmpiricalNTK:
 
     def plan(self, params: Any, x1: jax.Array, x2: jax.Array | None = None) -> Plan:
         """What `__call__` would do with these arguments."""
-        return self._prepare(*self._arrays(params, x1, x2))[0]
+        return self.prepare(params, x1, x2)[0]
+
+    def prepare(self, params: Any, x1: jax.Array, x2: jax.Array | None = None) -> tuple[Plan, BlockedKernel]:
+        """The plan, and what carries it out; both are made once for arguments of these shapes."""
+        return self._prepare(*self._arrays(params, x1, x2))
 
     def __call__(
         self, params: Any, x1: jax.Array, x2: jax.Array | None = None, *, out: File | str | None = None
@@ -95,10 +99,13 @@ class EmpiricalNTK:
           params: the network's parameters; leaves that are not floating-point arrays are held fixed.
           x1: inputs `(N, ...)`.
           x2: inputs `(M, ...)`, by default `x1`.
-          out: a .npy file that the kernel is written to as it is computed; for kernels larger than memory.
+          out: a .npy file that the kernel is written to as it is computed; for kernels larger than memory. If the
+            process is killed, the same call goes on with the blocks that are missing (a call for another network, with
+            other parameters or inputs begins anew), and gives the same bits.
 
         Returns:
-          `(N, M, O, P)` for `full`, `(N, M, O)` for `diagonal`, `(N, M)` for any other, in the outputs' precision, at least float32; a dict of these with `per_parameter`; with `out`, the file's memory map.
+          `(N, M, O, P)` for `full`, `(N, M, O)` for `diagonal`, `(N, M)` for any other, in the outputs' precision, at
+          least float32; a dict of these with `per_parameter`; with `out`, the file's memory map.
 
         Raises:
           ValueError: if outputs are not `(N, O)` or not finite, if the inputs' shapes differ, if examples influence

@@ -11,6 +11,9 @@ from mimicnorm_jax.diagnostics.regression.matrices import as_targets
 from mimicnorm_jax.diagnostics.regression.ridge import RidgeFit
 from mimicnorm_jax.diagnostics.spectra.operators import LinearOperator
 
+CHECKED = 25
+"""After so many products the recursion's residual is compared with the true one."""
+
 
 def _products(operator: LinearOperator, columns: np.ndarray) -> np.ndarray:
     """The kernel times `(D, C)`, all columns in one sweep, in float64."""
@@ -22,8 +25,8 @@ def _products(operator: LinearOperator, columns: np.ndarray) -> np.ndarray:
 class Nystrom:
     r"""The randomized Nyström preconditioner (Frangella, Tropp & Udell 2023).
 
-    $P^{-1} = (\hat\lambda_r + \mu) U (\hat\Lambda + \mu)^{-1} U^\top + (I - U U^\top)$: where the first r eigenvalues are
-    found, those of the preconditioned matrix differ by about $(\hat\lambda_r + \mu) / \mu$.
+    $P^{-1} = (\hat\lambda_r + \mu) U (\hat\Lambda + \mu)^{-1} U^\top + (I - U U^\top)$: where the first r eigenvalues
+    are found, those of the preconditioned matrix differ by about $(\hat\lambda_r + \mu) / \mu$.
 
     Attributes:
       vectors: $U$, `(D, r)`.
@@ -97,7 +100,8 @@ def conjugate_gradients(
     y = as_targets(targets, _size(operator), None)
     if not 0 <= ridge < np.inf or not 0 < tolerance < 1 or max_matvecs < 2:
         raise ValueError(
-            f"ridge is {ridge}, tolerance {tolerance}, max_matvecs {max_matvecs}: at least 0, between 0 and 1, at least 2"
+            f"ridge is {ridge}, tolerance {tolerance} and max_matvecs {max_matvecs}: they are at least 0, "
+            "between 0 and 1, and at least 2"
         )
     scale = np.maximum(np.linalg.norm(y, axis=0), np.finfo(float).tiny)
     system = _System(operator, ridge, preconditioner, tolerance * scale, max_matvecs)
@@ -113,8 +117,8 @@ def conjugate_gradients(
         if not worst < before / 2:
             raise ValueError(
                 f"conjugate gradients stay at a relative residual of {worst:.2g}, above the tolerance {tolerance:.2g}: "
-                f"that is what products in {np.dtype(operator.dtype)} tell of this kernel with ridge {ridge:.3g}. Raise "
-                "the ridge or the tolerance, or use float64 (jax.enable_x64, and parameters and inputs in float64)"
+                f"that is what products in {np.dtype(operator.dtype)} tell of this kernel with ridge {ridge:.3g}. "
+                "Raise the ridge or the tolerance, or compute in float64 (jax.enable_x64)"
             )
         before = worst
         solution = solution + system.improve(residual)
@@ -143,8 +147,8 @@ class _System:
         return residual if self.preconditioner is None else self.preconditioner.solve(residual, self.ridge)
 
     def improve(self, residual: np.ndarray) -> np.ndarray:
-        """One run of the recursion from zero, until its own residual is small enough; leaves a product for the true one."""
-        solution, residual = np.zeros_like(residual), residual.copy()
+        """One run of the recursion from zero, until its own residual is small; leaves a product for the true one."""
+        target, solution = residual, np.zeros_like(residual)
         direction = z = self._solve(residual)
         power = (residual * z).sum(0)
         while self.num_matvecs < self.max_matvecs - 1:
@@ -153,13 +157,19 @@ class _System:
             active = (power > 0) & (curvature > 0) & (np.linalg.norm(residual, axis=0) > self.enough / 2)
             step = np.where(active, power / np.where(active, curvature, 1), 0)
             solution, residual = solution + step * direction, residual - step * image
-            if not active.any() or (np.linalg.norm(residual, axis=0) <= self.enough / 2).all():
+            done = not active.any() or (np.linalg.norm(residual, axis=0) <= self.enough / 2).all()
+            if done or (self.num_matvecs % CHECKED == 0 and self._drifted(target, solution, residual)):
                 break
             z = self._solve(residual)
             now = (residual * z).sum(0)
             direction = z + np.where(active, now / np.where(active, power, 1), 0) * direction
             power = now
         return solution
+
+    def _drifted(self, target: np.ndarray, solution: np.ndarray, residual: np.ndarray) -> bool:
+        """Whether the recursion's residual is no longer the true one, because of the products' rounding."""
+        true = np.linalg.norm(target - self.apply(solution), axis=0)
+        return bool((abs(true - np.linalg.norm(residual, axis=0)) > np.maximum(true / 2, self.enough)).any())
 
 
 def _size(operator: LinearOperator) -> int:

@@ -23,10 +23,8 @@ def class_targets(labels: Any, num_classes: int) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels are {labels.dtype} of shape {labels.shape}: they are N whole numbers, (N,)")
-    if labels.size and not (0 <= labels.min() and labels.max() < num_classes):
-        raise ValueError(
-            f"labels run from {labels.min()} to {labels.max()}: of {num_classes} classes they are 0 to C-1"
-        )
+    if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
+        raise ValueError(f"labels run from {labels.min()} to {labels.max()}: they are from 0 to {num_classes - 1}")
     return np.eye(num_classes)[labels] - 1 / num_classes
 
 
@@ -102,7 +100,7 @@ class TrainingKernel:
         apart, scale = np.abs(matrix - matrix.T).max(initial=0.0), np.abs(matrix).max(initial=0.0)
         if apart > 100 * scale / limit:
             raise ValueError(
-                f"the kernel is not symmetric: entries that should be equal are {apart:.2g} apart, of at most {scale:.2g}"
+                f"the kernel is not symmetric: entries that should be equal are {apart:.2g} apart, of {scale:.2g}"
             )
         return TrainingKernel((matrix + matrix.T) / 2, given.shape[2] if given.ndim == 4 else None, limit)
 

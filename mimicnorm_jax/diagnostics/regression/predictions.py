@@ -55,7 +55,7 @@ def gaussian_process(train: Any, cross: Any, test: Any, targets: Any, noise: flo
 def gradient_flow(
     train: Any, cross: Any, targets: Any, times: Any, *, start: tuple[Any, Any] | None = None
 ) -> np.ndarray:
-    r"""Predictions of a network with a constant tangent kernel along gradient flow on $\frac12 \sum_n |f(x_n) - y_n|^2$.
+    r"""Predictions of a network of constant tangent kernel along gradient flow on $\frac12 \sum_n |f(x_n) - y_n|^2$.
 
     $f_t(x) = f_0(x) + \Theta(x, X) \Theta^{-1} (1 - e^{-\Theta t}) (Y - f_0(X))$ (Jacot et al. 2018; Lee et al. 2019),
     with $\Theta^{-1} (1 - e^{-\Theta t})$ evaluated as a whole, which small eigenvalues do not spoil.
