@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 class Noisy(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(2)(x) + jax.random.normal(self.make_rng("noise"), (2,))
+        return nn.Dense(2)(x) + jax.random.normal(self.make_rng("noise"), (1, 2))
 
 
 class Counting(nn.Module):
