@@ -66,7 +66,7 @@ class TreeInputs:
         """
         if TreeInputs.of(x) != self:
             raise ValueError(f"inputs are {jax.tree.map(jnp.shape, x)}; they were described as {self.leaves}")
-        parts = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(x)]
+        parts = [np.ascontiguousarray(jnp.asarray(leaf)) for leaf in jax.tree.leaves(x)]
         return jnp.asarray(np.concatenate([part.reshape(len(part), -1).view(np.uint8) for part in parts], 1))
 
     def unpack(self, packed: jax.Array) -> Any:

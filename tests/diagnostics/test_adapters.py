@@ -134,6 +134,11 @@ def test_inputs_as_a_tree_are_proven_independent_and_have_the_kernel_of_their_ja
     verdict = EmpiricalNTK(apply_fn).plan(params, packed).independence
     assert verdict is not None
     assert verdict.proven
+    wide = {"tokens": np.asarray(x["tokens"], np.int64)}  # as NumPy makes them
+    with jax.enable_x64(False):
+        narrow = TreeInputs.of(wide)
+        tokens = narrow.unpack(narrow.pack(wide))["tokens"]
+    np.testing.assert_array_equal(tokens, x["tokens"])
     with pytest.raises(ValueError, match="described as"):
         inputs.pack({**x, "factor": x["factor"].astype(jnp.float32)})
     with pytest.raises(ValueError, match="first axis"):

@@ -77,10 +77,12 @@ class BoundNetwork:
         """Other inputs as an array.
 
         Raises:
-          ValueError: unless they are inputs of the same network.
+          ValueError: unless they are inputs of the same network, or if they are to be split and influence one another.
         """
         x2 = off_mesh(jnp.asarray(x2))
         requests.inputs(jnp.asarray(x1), x2, False)
+        if self.batch is not None and self.batch < len(x2):
+            independence.require(self.apply_fn, self.split.join(self.split.arrays), x2[: max(2, self.batch)])
         return x2
 
     def batches(self, x: jax.Array) -> list[slice]:

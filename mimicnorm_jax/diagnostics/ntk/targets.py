@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend import core
 
 from mimicnorm_jax.diagnostics.tracing.jaxprs import closed
+from mimicnorm_jax.utils.files import write_text
 
 Place = tuple[slice, slice]
 """The examples of a block, on each side."""
@@ -72,10 +73,19 @@ class FileTarget:
         if kernel.shape[:2] != self.examples:
             return
         self.kernel = kernel
-        for line in lines[1:]:
+        kept = [line for line in lines[1:] if self._is_whole(kernel, line)]
+        # Written again, so that nothing is ever appended to half a line.
+        write_text(self.journal, "".join(f"{line}\n" for line in (self.job, *kept)))
+
+    def _is_whole(self, kernel: np.ndarray, line: str) -> bool:
+        try:
             first, last, second, end, checksum = json.loads(line)
-            if zlib.crc32(np.ascontiguousarray(kernel[first:last, second:end])) == checksum:
-                self.finished.add((first, second))
+        except ValueError:
+            return False
+        whole = zlib.crc32(np.ascontiguousarray(kernel[first:last, second:end])) == checksum
+        if whole:
+            self.finished.add((first, second))
+        return whole
 
     def put(self, place: Place, value: np.ndarray, mirrored: np.ndarray | None) -> None:
         """Puts a block into its place, and its mirror image into the other half of a symmetric kernel."""

@@ -111,7 +111,13 @@ def ridge_regression(kernel: Any, targets: Any, ridge: float | None = None, *, p
     chosen = gcv.ridge if gcv is not None else float(ridge or 0.0)
     _require_conditioned(known, chosen)
     shifted = known.matrix + chosen * np.eye(len(y))
-    coefficients = scipy.linalg.cho_solve(scipy.linalg.cho_factor(shifted), y)
+    try:
+        factor = scipy.linalg.cho_factor(shifted)
+    except scipy.linalg.LinAlgError as error:
+        raise ValueError(
+            f"K + ridge is not positive definite with ridge {chosen:.3g}: the kernel is not positive semidefinite"
+        ) from error
+    coefficients = scipy.linalg.cho_solve(factor, y)
     residual = float(np.linalg.norm(shifted @ coefficients - y) / max(np.linalg.norm(y), np.finfo(float).tiny))
     return RidgeFit(coefficients, chosen, residual, known.outputs, gcv)
 

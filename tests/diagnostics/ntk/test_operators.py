@@ -79,6 +79,8 @@ def test_a_batch_that_is_coupled_is_not_split():
     apply_fn, params = from_linen(Normalized(), filled(Normalized(), x), mutable=["batch_stats"])
     with pytest.raises(ValueError, match="influence one another"):
         ntk_operator(apply_fn, params, x, batch=3)
+    with pytest.raises(ValueError, match="influence one another"):
+        ntk_operator(apply_fn, params, x[:1], x, batch=3)
     whole = ntk_operator(apply_fn, params, x)
     close(jnp.stack([whole.matvec(row) for row in jnp.eye(12)]), _matrix(reference(apply_fn, params, x)))
 

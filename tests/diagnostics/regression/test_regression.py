@@ -122,6 +122,11 @@ def test_what_is_no_kernel_is_refused(kernel, targets, message):
         ridge_regression(kernel, targets)
 
 
+def test_an_indefinite_kernel_is_refused_with_any_ridge():
+    with pytest.raises(ValueError, match="not positive semidefinite"):
+        ridge_regression(np.array([[1.0, 3.0], [3.0, 1.0]]), np.ones(2), ridge=1.0)
+
+
 def test_labels_as_targets():
     with pytest.raises(ValueError, match="run from 0 to 3"):
         class_targets([0, 3], 3)
