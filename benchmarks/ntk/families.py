@@ -65,7 +65,8 @@ class Recurrent(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.Dense(3, **WIDE)(nn.RNN(nn.SimpleCell(6, **WIDE))(x.reshape(len(x), x.shape[1], -1))[:, -1])
+        states: Any = nn.RNN(nn.SimpleCell(6, **WIDE))(x.reshape(len(x), x.shape[1], -1))
+        return nn.Dense(3, **WIDE)(states[:, -1])
 
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {

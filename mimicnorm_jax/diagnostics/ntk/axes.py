@@ -72,7 +72,8 @@ def empirical_ntk_axes(
         raise ValueError(f"axes are {axes}: the batch's axis, 0, is none of them, and each other one is named once")
     inner = set(range(1, len(shape)))
     output: Output = "trace" if traced == inner else "diagonal" if diagonal == inner else "full"
-    found = empirical_ntk(FlatOutputs(apply_fn), params, x1, x2, output=output, **options)
+    merged: NTKOptions = {**options, "output": output}
+    found = empirical_ntk(FlatOutputs(apply_fn), params, x1, x2, **merged)
     if output == "trace":
         return found
     if output == "diagonal":

@@ -82,7 +82,7 @@ class BlockedKernel:
                 for name, value in blocks.items():
                     target.put(name, place, value)
                     if grid.symmetric:
-                        target.put(name, place[::-1], _mirrored(value))
+                        target.put(name, (place[1], place[0]), _mirrored(value))
             kernels = target.finish()
             return kernels if self._request.per_parameter else kernels[""]
         file = FileTarget(examples, out, self._job(params, grid))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -82,7 +83,7 @@ class FileTarget:
             first, last, second, end, checksum = json.loads(line)
         except ValueError:
             return False
-        whole = zlib.crc32(np.ascontiguousarray(kernel[first:last, second:end])) == checksum
+        whole = zlib.crc32(_bytes(kernel[first:last, second:end])) == checksum
         if whole:
             self.finished.add((first, second))
         return whole
@@ -99,7 +100,7 @@ class FileTarget:
             self.kernel[place[1], place[0]] = mirrored
         # Only now: a process that is killed leaves its pages, and a machine that stops shows in the checksum.
         entry = [*((s.start, s.stop) for s in place)]
-        checksum = zlib.crc32(np.ascontiguousarray(value))
+        checksum = zlib.crc32(_bytes(value))
         with self.journal.open("a") as file:
             file.write(json.dumps([*entry[0], *entry[1], checksum]) + "\n")
 
@@ -131,11 +132,15 @@ def digest_of(programs: list[core.ClosedJaxpr], arrays: Any, *others: Any) -> st
 
 
 def _add(digest: Any, array: Any) -> None:
-    if jax.dtypes.issubdtype(getattr(array, "dtype", None), jax.dtypes.prng_key):
+    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
-    host = np.ascontiguousarray(array)
+    host = np.asarray(array)
     digest.update(f"{host.shape}{host.dtype}".encode())
-    digest.update(host.reshape(-1).view(np.uint8))
+    digest.update(_bytes(host))
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _constants(program: core.ClosedJaxpr) -> list[Any]:

@@ -112,7 +112,8 @@ def conjugate_gradients(
         if system.num_matvecs >= max_matvecs:
             raise ValueError(
                 f"conjugate gradients are at a relative residual of {worst:.2g} after {system.num_matvecs} products, "
-                f"tolerance {tolerance:.2g}: raise max_matvecs, the ridge, or the rank of a Nystrom preconditioner"
+                f"tolerance {tolerance:.2g}: raise max_matvecs, the ridge, the rank of a Nystrom preconditioner, or "
+                f"the precision of the products, which is {np.dtype(operator.dtype)}"
             )
         if not worst < before / 2:
             raise ValueError(
