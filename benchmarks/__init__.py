@@ -12,6 +12,8 @@ streaming: how fast images are read and decoded (_torch_loader: what a user of P
 fault_injection: interrupted runs and corrupted checkpoints.
 trainability: condition of the tangent kernel and growth of perturbations at initialization.
 ntk.compare: the tangent kernel beside neural_tangents' (ntk.cases: the networks, and one process that evaluates them).
+ntk.digits: regression with tangent kernels on the digits, and alignment along the default run.
+ntk.families: how the tangent kernel of each family of networks is computed, against its Jacobian.
 paper.reproduce: the paper's tables and figures, and small networks trained to the end (paper.experiments: what they
     are; paper.comparison, paper.convergence, paper.pages: their pages; paper.paired: differences by seed).
 paper.calibration: calibration of a finished run.

@@ -25,7 +25,7 @@ from benchmarks import (
     trainability,
 )
 from benchmarks._results import RESULTS, ROOT
-from benchmarks.ntk import compare
+from benchmarks.ntk import compare, digits, families
 from benchmarks.paper import pages as paper_pages
 from benchmarks.paper import reproduce
 from benchmarks.tables import TABLES
@@ -44,6 +44,8 @@ BENCHMARKS: tuple[Any, ...] = (
     streaming,
     trainability,
     compare,
+    digits,
+    families,
 )
 """Modules with a STORE and a `page` of its records."""
 README = ROOT / "README.md"

@@ -20,6 +20,7 @@ __all__ = [
     "DatasetSpec",
     "Split",
     "first_test_images",
+    "first_test_labels",
     "get_spec",
     "load",
     "open_streams",
@@ -147,3 +148,10 @@ def _moments(parts: Sequence[np.ndarray]) -> tuple[tuple[float, ...], tuple[floa
     means = [float(np.average(levels, weights=count)) for count in counts]
     variances = [np.average((levels - m) ** 2, weights=count) for m, count in zip(means, counts, strict=True)]
     return tuple(means), tuple(float(np.sqrt(v)) for v in variances)
+
+
+def first_test_labels(dataset: Dataset | StreamedDataset, count: int) -> np.ndarray:
+    """The labels of `first_test_images`, `(count,)` int32."""
+    if isinstance(dataset, Dataset):
+        return dataset.test.labels[:count]
+    return np.asarray([dataset.test[place].label for place in range(count)], np.int32)

@@ -10,16 +10,23 @@ with the operation that brings them together.
 """
 
 from mimicnorm_jax.diagnostics import regime
-from mimicnorm_jax.diagnostics.adapters import from_linen
+from mimicnorm_jax.diagnostics.adapters import from_equinox, from_linen, from_nnx
 from mimicnorm_jax.diagnostics.memory import nbytes, saved_for_backward
 from mimicnorm_jax.diagnostics.ntk import (
     IMPLEMENTATIONS,
     EmpiricalNTK,
     Plan,
+    ProjectedGradients,
+    PseudoLogit,
     all_parameters,
     empirical_ntk,
+    empirical_ntk_axes,
+    empirical_ntk_fn,
     initial_variance,
+    linearize,
+    ntk_operator,
     ntk_vector_product,
+    project_gradients,
 )
 from mimicnorm_jax.diagnostics.propagation import Growth, nngp, perturbation_growth
 from mimicnorm_jax.diagnostics.regime import Regime, RegimeMeter, describe_condition
@@ -34,6 +41,7 @@ from mimicnorm_jax.diagnostics.spectra import (
     unit_diagonal,
 )
 from mimicnorm_jax.diagnostics.tracing import ApplyFn, View
+from mimicnorm_jax.diagnostics.tree_inputs import TreeInputs
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -43,23 +51,33 @@ __all__ = [
     "Ends",
     "Growth",
     "Plan",
+    "ProjectedGradients",
+    "PseudoLogit",
     "Quadrature",
     "Regime",
     "RegimeMeter",
     "Search",
+    "TreeInputs",
     "View",
     "all_parameters",
     "condition_number",
     "curvature",
     "describe_condition",
     "empirical_ntk",
+    "empirical_ntk_axes",
+    "empirical_ntk_fn",
+    "from_equinox",
     "from_linen",
+    "from_nnx",
     "initial_variance",
     "jacobian",
+    "linearize",
     "nbytes",
     "nngp",
+    "ntk_operator",
     "ntk_vector_product",
     "perturbation_growth",
+    "project_gradients",
     "regime",
     "saved_for_backward",
     "unit_diagonal",

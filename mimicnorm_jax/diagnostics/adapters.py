@@ -1,10 +1,14 @@
-"""A Flax module with variables as the pure function that the diagnostics take."""
+"""Modules of Linen, NNX and Equinox as the pure function that the diagnostics take, and what they still need said."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import jax
+from flax import errors as flax_errors
 from flax import linen as nn
+from flax import nnx
 
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 
@@ -23,7 +27,8 @@ def from_linen(module: nn.Module, variables: Mapping[str, Any], **kwargs: Any) -
       **kwargs: for `module.apply`, such as `train=False`, `rngs=...` or `mutable=...`.
 
     Raises:
-      ValueError: if there are no parameters in `variables`.
+      ValueError: if there are no parameters in `variables`. The function raises it where the module asks for random
+        numbers or writes to a collection that it was not given.
 
     Example:
       >>> module = nn.Dense(2)
@@ -49,8 +54,98 @@ def from_linen(module: nn.Module, variables: Mapping[str, Any], **kwargs: Any) -
         return args[0] if isinstance(context.module, nn.Dropout) and not named else call(*args, **kwargs)
 
     def apply_fn(params: Any, x: jax.Array) -> jax.Array:
-        with nn.intercept_methods(keep):
+        with nn.intercept_methods(keep), _needs_named():
             result: Any = module.apply({"params": params, **fixed}, x, **kwargs)
         return result[0] if kwargs.get("mutable") else result
 
     return apply_fn, variables["params"]
+
+
+@contextmanager
+def _needs_named() -> Iterator[None]:
+    """Says what to give to `from_linen` where a module misses random numbers, or may not write to a collection."""
+    try:
+        yield
+    except flax_errors.InvalidRngError as error:
+        raise ValueError(
+            f"the module asks for random numbers that it was not given ({_first_line(error)}): pass "
+            "from_linen(..., rngs={'NAME': key}), which fixes them, or the argument that makes it deterministic"
+        ) from error
+    except flax_errors.ModifyScopeVariableError as error:
+        raise ValueError(
+            f"the module writes to a collection that is held fixed ({_first_line(error)}): pass "
+            "from_linen(..., mutable=['NAME']), whose updates are dropped, or the argument by which it only reads it, "
+            "such as train=False; a BatchNorm that writes couples its batch (see batch_coupled)"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split(" (https", maxsplit=1)[0].splitlines()[0]
+
+
+def from_nnx(model: nnx.Module, **kwargs: Any) -> tuple[ApplyFn, Any]:
+    """Splits an NNX model into `apply_fn(params, x)` and `params`, the state of its `nnx.Param`s.
+
+    All other state (running averages, random streams and their counts) is held fixed as it is now: each call starts
+    from it, and what the call changes is dropped. So a Dropout that is on draws the same mask each time, by place in
+    the batch, which is refused as coupled examples are: `model.eval()` first. A BatchNorm in training mode couples its
+    batch: see `batch_coupled` in `diagnostics`.
+
+    Args:
+      model: any NNX module, ours or not; it is not changed.
+      **kwargs: for its call, such as `train=False`.
+
+    Raises:
+      ValueError: if it is no NNX module, or has no parameters.
+
+    Example:
+      >>> apply_fn, params = from_nnx(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+      >>> apply_fn(params, jax.numpy.ones((4, 3))).shape
+      (4, 2)
+    """
+    if not isinstance(model, nnx.Module):
+        raise ValueError(f"from_nnx takes an NNX module, not a {type(model).__name__}")
+    graph, params, others = nnx.split(model, nnx.Param, ...)
+    if not jax.tree.leaves(params):
+        raise ValueError(f"the {type(model).__name__} holds no nnx.Param to differentiate by")
+
+    def apply_fn(params: Any, x: jax.Array) -> jax.Array:
+        called: Any = nnx.merge(graph, params, others, copy=True)
+        return called(x, **kwargs)
+
+    return apply_fn, params
+
+
+def from_equinox(model: Any, *, state: Any = None) -> tuple[ApplyFn, Any]:
+    """An Equinox model, which is a function of one example, as one of a batch; its parameters are the model itself.
+
+    Leaves that are not floating-point arrays are held fixed. `equinox.nn.inference_mode(model)` switches Dropout off
+    and has BatchNorm read its running averages; a BatchNorm in training mode couples its batch, and what it writes to
+    the state is dropped.
+
+    Args:
+      model: a callable `equinox.Module` of one input, and of the state if there is one.
+      state: what `equinox.nn.make_with_state` returned beside it, held fixed.
+
+    Raises:
+      ValueError: if it is no callable Equinox module. The function raises it where the model asks for a key.
+    """
+    equinox = sys.modules.get("equinox")
+    if equinox is None or not isinstance(model, equinox.Module) or not callable(model):
+        raise ValueError(f"from_equinox takes a callable equinox.Module, not a {type(model).__name__}")
+
+    def apply_fn(params: Any, x: jax.Array) -> jax.Array:
+        try:
+            if state is None:
+                return jax.vmap(params)(x)
+            fresh = jax.tree.map(lambda leaf: leaf, state)  # Equinox lets no state be used twice, but for copies
+            return jax.vmap(lambda one: params(one, fresh), axis_name="batch", out_axes=(0, None))(x)[0]
+        except (RuntimeError, TypeError) as error:
+            if "key" not in str(error):
+                raise
+            raise ValueError(
+                f"the model asks for random numbers ({error}): take equinox.nn.inference_mode(model), or bind a key "
+                "into its call"
+            ) from error
+
+    return apply_fn, model

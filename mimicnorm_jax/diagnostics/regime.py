@@ -9,12 +9,9 @@ import numpy as np
 
 from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK
 from mimicnorm_jax.diagnostics.propagation.growth import Growth, perturbation_growth
-from mimicnorm_jax.diagnostics.spectra.conditioning import condition_number, unit_diagonal
+from mimicnorm_jax.diagnostics.spectra.conditioning import FLOAT32_LIMIT, condition_number, unit_diagonal
 from mimicnorm_jax.diagnostics.tracing.layers import View
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
-
-FLOAT32_LIMIT = 1e6
-"""A float32 Gram matrix tells its condition number to 10-30 % up to here; beyond it is rounding."""
 
 
 @dataclass(frozen=True)

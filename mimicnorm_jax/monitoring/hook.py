@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.diagnostics import RegimeMeter
+from mimicnorm_jax.data import datasets
+from mimicnorm_jax.diagnostics import EmpiricalNTK, RegimeMeter
+from mimicnorm_jax.diagnostics.regression import alignment, class_targets
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.models.head import LAST_BN
 from mimicnorm_jax.monitoring.networks import images, network
@@ -26,7 +28,9 @@ IMAGES = 32
 
 
 class DiagnosticsHook:
-    """Measures a run's network: its regime, and the last BatchNorm's running variance.
+    """Measures a run's network: its regime, its alignment with the labels, and the last BatchNorm's running variance.
+
+    The alignment is that of the pseudo-kernel of the test images with their labels, plain and centered.
 
     Args:
       trainer: of the run.
@@ -48,8 +52,11 @@ class DiagnosticsHook:
         self._writer = writer
         self._lines = JsonlWriter(folder / DIAGNOSTICS, resumed_step)
         self._meter: RegimeMeter | None = None
+        self._kernel: EmpiricalNTK | None = None
         count = min(IMAGES, len(trainer.dataset.test))
         self._images = images(trainer.config, count, "real", jnp.float32)
+        labels = datasets.first_test_labels(trainer.dataset, count)
+        self._targets = class_targets(labels, trainer.dataset.spec.num_classes)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -65,13 +72,15 @@ class DiagnosticsHook:
             return
         epoch = step / self._trainer.steps_per_epoch
         host = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
-        if self._meter is None:
+        if self._meter is None or self._kernel is None:
             # With neutral running averages one function serves the whole run, resumed or not: those of the last
             # BatchNorm scale one output's kernel as a whole, and touch nothing before the logits.
             neutral = jax.tree_util.tree_map_with_path(_neutral, host["batch_stats"])
             bound = network(self._trainer.config, {**host, "batch_stats": neutral}, "")
             self._meter = RegimeMeter(bound.apply_fn, batch_coupled=bound.batch_coupled)
+            self._kernel = EmpiricalNTK(bound.apply_fn, output="pseudo", batch_coupled=bound.batch_coupled)
         found = self._meter(host["params"], self._images, jax.random.key(self._trainer.config.seed))
+        kernel = self._kernel(host["params"], self._images)
         row: dict[str, Any] = {
             "epoch": int(epoch) if epoch.is_integer() else epoch,
             "step": step,
@@ -79,6 +88,8 @@ class DiagnosticsHook:
             "kappa_unit_diagonal": found.kappa_unit_diagonal,
             "chi": found.chi,
             "growth": found.growth,
+            "alignment": alignment(kernel, self._targets),
+            "alignment_centered": alignment(kernel, self._targets, centered=True),
         }
         if LAST_BN in host["batch_stats"]:
             variance = np.asarray(host["batch_stats"][LAST_BN]["var"])

@@ -70,7 +70,8 @@ def lines(series: Mapping[str, Series], path: Path, title: str, xlabel: str, yla
 
 
 def along_run(rows: Rows, path: Path, title: str) -> None:
-    """Draws the diagnostics of a run by epoch: condition numbers, chi, and the last BatchNorm's running variance.
+    """Draws the diagnostics of a run by epoch: condition numbers, chi, the last BatchNorm's running variance,
+    and the tangent kernel's alignment with the labels.
 
     Args:
       rows: the lines of its diagnostics.jsonl; a quantity may be missing or None.
@@ -81,6 +82,7 @@ def along_run(rows: Rows, path: Path, title: str) -> None:
         "condition number of the tangent kernel": ("kappa", "kappa_unit_diagonal"),
         "growth of a perturbation per layer, chi": ("chi",),
         "running variance of the last BatchNorm": ("last_bn_variance",),
+        "alignment of the tangent kernel with the labels": ("alignment", "alignment_centered"),
     }
     shown = {label: names for label, names in panels.items() if any(row.get(names[0]) is not None for row in rows)}
     if not shown:

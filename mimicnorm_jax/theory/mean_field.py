@@ -41,9 +41,13 @@ class InfiniteMLP:
     def layer(self, nngp: jax.Array) -> tuple[jax.Array, jax.Array]:
         """One layer: `(N, N)` to the next NNGP kernel and the derivative kernel, both `(N, N)`."""
         variance = jnp.diagonal(nngp)
-        k11, k22 = jnp.broadcast_arrays(variance[:, None], variance[None, :])
-        second, slope, means = self.dual(k11, nngp, k22)
-        return self._covariance(second, means), self.weight_variance * slope
+        return self._between(variance, nngp, variance)
+
+    def _between(self, first: jax.Array, nngp: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`layer` of covariances `(N, M)` of inputs with variances `(N,)` and `(M,)`."""
+        k11, k22 = jnp.broadcast_arrays(first[:, None], second[None, :])
+        products, slope, means = self.dual(k11, nngp, k22)
+        return self._covariance(products, means), self.weight_variance * slope
 
     def _covariance(self, second: jax.Array, means: jax.Array) -> jax.Array:
         return self.weight_variance * (second - self.centering * means) + self.bias_variance
@@ -73,6 +77,39 @@ class InfiniteMLP:
             return nngp, nngp + kernels[1] * slope
 
         return jax.lax.fori_loop(1, depth, step, (gram, gram))
+
+    def kernels_between(self, x1: jax.Array, x2: jax.Array, depth: int) -> tuple[jax.Array, jax.Array]:
+        """NNGP kernel and NTK of two sets of inputs, `(N, M)` both: what a regression predicts from.
+
+        Args:
+          x1: inputs `(N, n_0)`.
+          x2: inputs `(M, n_0)`.
+          depth: number of weight layers, at least 1.
+
+        Returns:
+          As `kernels`, which they equal where the two sets are one.
+
+        Raises:
+          ValueError: if `depth < 1`, or for inputs of other shapes.
+        """
+        if depth < 1:
+            raise ValueError(f"depth is {depth}: an MLP has at least one weight layer")
+        if x1.ndim != 2 or x2.ndim != 2 or x1.shape[1] != x2.shape[1]:
+            raise ValueError(f"x1 has shape {x1.shape} and x2 {x2.shape}: they are (N, n_0) and (M, n_0)")
+        gram = jnp.matmul(x1, x2.T, precision="highest") / x1.shape[1]
+        first, second = ((x**2).mean(1) for x in (x1, x2))
+
+        def step(_: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            first, nngp, second, ntk = state
+            following, slope = self._between(first, nngp, second)
+            return self._variance(first), following, self._variance(second), following + ntk * slope
+
+        _, nngp, _, ntk = jax.lax.fori_loop(1, depth, step, (first, gram, second, gram))
+        return nngp, ntk
+
+    def _variance(self, variance: jax.Array) -> jax.Array:
+        second, _, means = self.dual(variance, variance, variance)
+        return self._covariance(second, means)
 
     def correlation_map(self, rho: jax.Array, variance: float = 1.0) -> jax.Array:
         r"""$\bar T(\rho)$ (the paper's Figure 4): the next layer's correlation of two inputs of equal variance."""

@@ -115,7 +115,7 @@ def test_ratios_are_between_plans_of_one_compiler(tmp_path):
     "module",
     [
         "quickstart", "step_memory", "largest_batch", "confirm_plan", "step_time", "profile_step", "input_pipeline",
-        "fault_injection", "trainability", "ntk.compare", "paper.reproduce", "render",
+        "fault_injection", "trainability", "ntk.compare", "ntk.digits", "ntk.families", "paper.reproduce", "render",
     ],
 )  # fmt: skip
 def test_every_command_is_named_in_its_help_and_in_the_packages_docstring(module, monkeypatch, capsys):

@@ -57,6 +57,22 @@ def test_a_line_before_training_and_at_the_step_that_completes_each_half_epoch(p
     np.testing.assert_allclose(lines[-1]["last_bn_variance"], np.mean(variance), rtol=1e-6)
 
 
+def test_alignment_is_that_of_the_written_out_kernel_of_the_sum_of_logits(probed):
+    folder, fields = probed
+    final, dataset = _final(fields, folder), datasets.load("digits")
+    x, labels = networks.images(fields, 32, "real", "float32"), dataset.test.labels[:32]
+    model = models.create("resnet8", num_classes=10, width=0.25)
+    neutral = {"last_bn": {"mean": jnp.zeros(10), "var": jnp.ones(10)}}
+    total = jax.jacrev(lambda p: model.apply({"params": p, "batch_stats": neutral}, x).sum(1))(final.params)
+    rows = np.concatenate([np.asarray(leaf, np.float64).reshape(32, -1) for leaf in jax.tree.leaves(total)], 1)
+    line = _lines(folder)[-1]
+    for name, middle in (("alignment", np.eye(32)), ("alignment_centered", np.eye(32) - 1 / 32)):
+        kernel, same = middle @ rows @ rows.T @ middle, middle @ (np.eye(10)[labels] - 0.1)
+        expected = (same * (kernel @ same)).sum() / np.linalg.norm(kernel) / np.linalg.norm(same.T @ same)
+        # The kernel is in float32.
+        np.testing.assert_allclose(line[name], expected, rtol=1e-4)
+
+
 def test_measuring_changes_nothing_of_the_training_and_survives_an_interruption(probed, tmp_path, monkeypatch):
     folder, fields = probed
     plain = dataclasses.replace(fields, diagnostics_epochs=0.0)

@@ -170,3 +170,14 @@ def test_bad_arguments_are_named():
         padded(1.5)
     with pytest.raises(ValueError, match="batch is 3"):
         batch_norm_chi(3)
+
+
+@pytest.mark.parametrize("mlp", [PLAIN, WEIGHT_MEAN, InfiniteMLP(1.5, 0.3)])
+def test_kernels_between_two_sets_are_blocks_of_the_kernels_of_all(mlp):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((7, 4)))
+    whole = mlp.kernels(x @ x.T / 4, 5)
+    between = mlp.kernels_between(x[:3], x[2:], 5)
+    for expected, found in zip(whole, between, strict=True):
+        np.testing.assert_allclose(found, expected[:3, 2:], rtol=1e-10)
+    with pytest.raises(ValueError, match=r"\(M, n_0\)"):
+        mlp.kernels_between(x, x[:, :2], 5)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from mimicnorm_jax.diagnostics.ntk.features import Output
 from mimicnorm_jax.diagnostics.ntk.guard import Guard
 from mimicnorm_jax.diagnostics.ntk.implementation import Implementation
+from mimicnorm_jax.diagnostics.ntk.targets import ArrayTarget, FileTarget, digest_of
 from mimicnorm_jax.utils.trees import all_finite
 
 
@@ -38,7 +39,7 @@ class BlockedKernel:
         right = x1 if x2 is None else x2
         if out is not None or self.block[0] < len(x1) or self.block[1] < len(right):
             return self._streamed(params, x1, x2, out)
-        kernel = _public(self.whole(params, x1, x2), self._request.output)
+        kernel = documented(self.whole(params, x1, x2), self._request.output)
         everything = slice(0, len(x1)), slice(0, len(right))
         for value in jax.tree.leaves(kernel):
             _check_finite(value, everything)
@@ -74,48 +75,82 @@ class BlockedKernel:
 
     def _streamed(self, params: Any, x1: Any, x2: Any, out: Path | None) -> Any:
         grid = _Grid.of(np.asarray(x1), None if x2 is None else np.asarray(x2), self.block)
-        output, target = self._request.output, _Target((len(grid.x1), len(grid.x2)), out)
-        bar = tqdm(
-            total=grid.num_blocks, desc="tangent kernel", unit="block", disable=not sys.stderr.isatty(), leave=False
-        )
+        examples = len(grid.x1), len(grid.x2)
+        if out is None:
+            target = ArrayTarget(examples)
+            for place, blocks in self._checked(params, grid, set()):
+                for name, value in blocks.items():
+                    target.put(name, place, value)
+                    if grid.symmetric:
+                        target.put(name, (place[1], place[0]), _mirrored(value))
+            kernels = target.finish()
+            return kernels if self._request.per_parameter else kernels[""]
+        file = FileTarget(examples, out, self._job(params, grid))
         try:
-            for row, column, values in self._blocks(params, grid):
+            for place, blocks in self._checked(params, grid, file.finished):
+                file.put(place, blocks[""], _mirrored(blocks[""]) if grid.symmetric else None)
+        except ValueError:
+            file.discard()
+            raise
+        return file.finish()
+
+    def _job(self, params: Any, grid: "_Grid") -> str:
+        """What tells this kernel from any other: the programs that compute its blocks, and what they are given."""
+        sides = [jnp.asarray(_padded(grid.x1[:1], size)) for size in self.block]
+        features = [jax.make_jaxpr(self._features, return_shape=True)(params, side) for side in sides]
+        shapes = [shape for _, shape in features]
+        programs = [program for program, _ in features]
+        for symmetric in {grid.symmetric, False}:
+            contract = jax.make_jaxpr(self._contracted, static_argnums=3)
+            programs.append(contract(params, shapes[0], shapes[1], symmetric))
+        return digest_of(programs, (params, grid.x1, grid.x2), grid.symmetric, grid.block)
+
+    def _checked(
+        self, params: Any, grid: "_Grid", finished: set[tuple[int, int]]
+    ) -> Iterator[tuple[tuple[slice, slice], dict[str, np.ndarray]]]:
+        """Blocks that are not finished yet, cropped and checked, by name."""
+        with tqdm(
+            total=grid.num_blocks,
+            initial=len(finished),
+            desc="tangent kernel",
+            unit="block",
+            disable=not sys.stderr.isatty(),
+            leave=False,
+        ) as bar:
+            for row, column, values in self._blocks(params, grid, finished):
                 named = values if self._request.per_parameter else {"": values}
-                shown = {name: grid.cropped(_public(value, output), row, column) for name, value in named.items()}
+                public = {name: documented(value, self._request.output) for name, value in named.items()}
+                shown = {name: grid.cropped(value, row, column) for name, value in public.items()}
                 if self.guard is not None and row.start == column.start == 0:
                     each = shown if self._request.per_parameter else shown[""]
                     self.guard(params, grid.x1, grid.x2, (row, column), each)
-                for name, value in shown.items():
+                for value in shown.values():
                     _check_finite(value, (row, column))
-                    target.put(name, row, column, value)
-                    if grid.symmetric:
-                        target.put(name, column, row, _mirrored(value))
+                yield (row, column), shown
                 bar.update()
-        except BaseException:
-            target.discard()
-            raise
-        finally:
-            bar.close()
-        kernels = target.finish()
-        return kernels if self._request.per_parameter else kernels[""]
 
-    def _blocks(self, params: Any, grid: "_Grid") -> Iterator[tuple[slice, slice, Any]]:
+    def _blocks(self, params: Any, grid: "_Grid", finished: set[tuple[int, int]]) -> Iterator[tuple[slice, slice, Any]]:
         """Blocks as they become ready: every device is one block ahead of the host."""
         rows, columns, block = grid.rows, grid.columns, grid.block
-        devices = jax.local_devices()[: len(rows)]
+
+        def wanted(i: int, j: int) -> bool:
+            return not (grid.symmetric and j < i) and (rows[i].start, columns[j].start) not in finished
+
+        open_rows = [i for i in range(len(rows)) if any(wanted(i, j) for j in range(len(columns)))]
+        devices = jax.local_devices()[: len(open_rows)]
         copies = [jax.device_put(params, device) for device in devices]
 
         def put(x: np.ndarray, piece: slice, size: int, d: int) -> Any:
             return self._features(copies[d], jax.device_put(jnp.asarray(_padded(x[piece], size)), devices[d]))
 
-        for first in range(0, len(rows), len(devices)):
-            mine = list(enumerate(range(first, min(first + len(devices), len(rows)))))
+        for first in range(0, len(open_rows), max(len(devices), 1)):
+            mine = list(enumerate(open_rows[first : first + len(devices)]))
             left = {i: put(grid.x1, rows[i], block[0], d) for d, i in mine}
             waiting: list[tuple[slice, slice, Any]] = []
             for j, column in enumerate(columns):
                 ahead = []
                 for d, i in mine:
-                    if grid.symmetric and j < i:
+                    if not wanted(i, j):
                         continue
                     same = grid.symmetric and i == j
                     right = left[i] if same else put(grid.x2, column, block[1], d)
@@ -157,36 +192,6 @@ class _Grid:
         return np.asarray(value)[: row.stop - row.start, : column.stop - column.start]
 
 
-class _Target:
-    """The kernels that blocks are put into: arrays, or one file that is there when it is whole."""
-
-    def __init__(self, examples: tuple[int, int], out: Path | None) -> None:
-        self.examples, self.out = examples, out
-        self.partial = None if out is None else out.with_name(f"{out.name}.partial")
-        self.kernels: dict[str, Any] = {}
-
-    def put(self, name: str, row: slice, column: slice, value: np.ndarray) -> None:
-        if name not in self.kernels:
-            shape = (*self.examples, *value.shape[2:])
-            self.kernels[name] = (
-                np.empty(shape, value.dtype)
-                if self.partial is None
-                else np.lib.format.open_memmap(self.partial, "w+", value.dtype, shape)
-            )
-        self.kernels[name][row, column] = value
-
-    def discard(self) -> None:
-        if self.partial is not None:
-            self.partial.unlink(missing_ok=True)
-
-    def finish(self) -> dict[str, Any]:
-        if self.partial is None or self.out is None:
-            return self.kernels
-        self.kernels[""].flush()
-        self.partial.replace(self.out)
-        return {"": np.load(self.out, mmap_mode="r")}
-
-
 def _precise(function: Callable[..., Any]) -> Callable[..., Any]:
     """Products in full precision, which accelerators' default is not: small eigenvalues depend on it."""
 
@@ -197,7 +202,7 @@ def _precise(function: Callable[..., Any]) -> Callable[..., Any]:
     return precise
 
 
-def _public(blocks: Any, output: Output) -> Any:
+def documented(blocks: Any, output: Output) -> Any:
     """The documented order of axes."""
     return jax.tree.map(lambda b: b.transpose(0, 2, 1, 3), blocks) if output == "full" else blocks
 

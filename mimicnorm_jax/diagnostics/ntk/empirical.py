@@ -3,7 +3,7 @@ r"""The empirical neural tangent kernel of any network: $\Theta(x_1, x_2) = J(x_
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path as File
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from mimicnorm_jax.diagnostics.ntk.features import Output
 from mimicnorm_jax.diagnostics.ntk.guard import Guard
 from mimicnorm_jax.diagnostics.ntk.implementation import Request
 from mimicnorm_jax.diagnostics.ntk.plan import Name, Plan, choose
+from mimicnorm_jax.diagnostics.ntk.pseudo import PseudoLogit
 from mimicnorm_jax.diagnostics.ntk.weighting import Weights, all_parameters
 from mimicnorm_jax.diagnostics.tracing import jaxprs
 from mimicnorm_jax.diagnostics.tracing.interpreter import TracedNetwork
@@ -39,7 +40,7 @@ class EmpiricalNTK:
     Args:
       apply_fn: the network, `(params, x) -> (N, O)`; for Flax modules see `from_linen`.
       output: `full` for every pair of outputs, `diagonal` for each output with itself, `trace` for the sum of
-        these, or the number of one output.
+        these (not the mean), `pseudo` for the pseudo-kernel (see `PseudoLogit`), or the number of one output.
       weights: factor on each parameter's contribution, 0 to leave it out: `all_parameters`,
         `initial_variance(params)`, or any function of path and value.
       implementation: `structured_derivatives`, from layer inputs and cotangents, without any kernel's per-example
@@ -68,7 +69,7 @@ class EmpiricalNTK:
 
     apply_fn: ApplyFn
     _: KW_ONLY
-    output: Output | int = "full"
+    output: Output | Literal["pseudo"] | int = "full"
     weights: Weights = all_parameters
     implementation: Name = "auto"
     batch_coupled: bool = False
@@ -83,7 +84,11 @@ class EmpiricalNTK:
 
     def plan(self, params: Any, x1: jax.Array, x2: jax.Array | None = None) -> Plan:
         """What `__call__` would do with these arguments."""
-        return self._prepare(*self._arrays(params, x1, x2))[0]
+        return self.prepare(params, x1, x2)[0]
+
+    def prepare(self, params: Any, x1: jax.Array, x2: jax.Array | None = None) -> tuple[Plan, BlockedKernel]:
+        """The plan, and what carries it out; both are made once for arguments of these shapes."""
+        return self._prepare(*self._arrays(params, x1, x2))
 
     def __call__(
         self, params: Any, x1: jax.Array, x2: jax.Array | None = None, *, out: File | str | None = None
@@ -94,11 +99,13 @@ class EmpiricalNTK:
           params: the network's parameters; leaves that are not floating-point arrays are held fixed.
           x1: inputs `(N, ...)`.
           x2: inputs `(M, ...)`, by default `x1`.
-          out: a .npy file that the kernel is written to as it is computed; for kernels larger than memory.
+          out: a .npy file that the kernel is written to as it is computed; for kernels larger than memory. If the
+            process is killed, the same call goes on with the blocks that are missing (a call for another network, with
+            other parameters or inputs begins anew), and gives the same bits.
 
         Returns:
-          `(N, M, O, P)` for `full`, `(N, M, O)` for `diagonal`, `(N, M)` for `trace` and for one output, in the
-          outputs' precision, at least float32; a dict of these with `per_parameter`; with `out`, the file's memory map.
+          `(N, M, O, P)` for `full`, `(N, M, O)` for `diagonal`, `(N, M)` for any other, in the outputs' precision, at
+          least float32; a dict of these with `per_parameter`; with `out`, the file's memory map.
 
         Raises:
           ValueError: if outputs are not `(N, O)` or not finite, if the inputs' shapes differ, if examples influence
@@ -118,6 +125,7 @@ class EmpiricalNTK:
     def _prepare(self, params: Any, x1: jax.Array, x2: jax.Array | None) -> tuple[Plan, BlockedKernel]:
         """The plan for arguments of these shapes, and what carries it out; made once."""
         apply_fn, arrays = bind(self.apply_fn, params)
+        apply_fn = PseudoLogit(apply_fn) if self.output == "pseudo" else apply_fn
         leaves, tree = jax.tree_util.tree_leaves_with_path(arrays), jax.tree.structure(arrays)
         weights = tuple(
             float(self.weights(path_names(path), leaf)) if is_differentiated(leaf) else 0.0 for path, leaf in leaves
@@ -146,7 +154,8 @@ class EmpiricalNTK:
         traced = TracedNetwork(apply_fn, params, group)
         one = None if isinstance(self.output, str) else int(self.output)
         validation.selected(one, traced.outputs.shape[1])
-        pairs: Output = self.output if isinstance(self.output, str) else "trace"
+        one_number = one is not None or self.output == "pseudo"
+        pairs = "trace" if one_number else cast(Output, self.output)
         return Request(traced, traced.arrays(params), group, weights, pairs, one, self.per_parameter)
 
     def _checked(self, request: Request, verdict: Any) -> bool:
@@ -158,7 +167,7 @@ class EmpiricalNTK:
 class NTKOptions(TypedDict, total=False):
     """Options of `EmpiricalNTK`, where they are described."""
 
-    output: Output | int
+    output: Output | Literal["pseudo"] | int
     weights: Weights
     implementation: Name
     batch_coupled: bool

@@ -11,8 +11,9 @@ from mimicnorm_jax.errors import unknown
 
 def options(output: Any, implementation: str, memory: int) -> None:
     """Raises ValueError for an unknown output or implementation, or no memory."""
-    if not isinstance(output, int) and output not in ("full", "diagonal", "trace"):
-        raise ValueError(f"{unknown('output', output, ('full', 'diagonal', 'trace'))}, or the number of one output")
+    names = ("full", "diagonal", "trace", "pseudo")
+    if not isinstance(output, int) and output not in names:
+        raise ValueError(f"{unknown('output', output, names)}, or the number of one output")
     if implementation not in ("auto", *IMPLEMENTATIONS):
         raise ValueError(unknown("implementation", implementation, ("auto", *IMPLEMENTATIONS)))
     if memory <= 0:

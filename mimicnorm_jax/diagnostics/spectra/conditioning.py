@@ -3,7 +3,21 @@
 import math
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+
+FLOAT32_LIMIT = 1e6
+"""A float32 Gram matrix tells its condition number to 10-30 % up to here; beyond it is rounding."""
+
+
+def largest_condition(precision: Any) -> float:
+    """The largest condition number that a Gram matrix of this precision tells: `FLOAT32_LIMIT`, by its rounding.
+
+    Example:
+      >>> largest_condition("float32"), f"{largest_condition('float64'):.1g}"
+      (1000000.0, '5e+14')
+    """
+    return FLOAT32_LIMIT * float(jnp.finfo(jnp.float32).eps) / float(jnp.finfo(precision).eps)
 
 
 def condition_number(kernel: Any) -> float:

@@ -54,6 +54,11 @@ class LinearOperator:
         return derivative, other
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns; with it `scipy.sparse.linalg` takes the operator as it is."""
+        return self.outputs, self.inputs
+
+    @property
     def side(self) -> int:
         """Number of singular values."""
         return min(self.inputs, self.outputs)

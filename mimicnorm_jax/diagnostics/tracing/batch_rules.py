@@ -71,6 +71,14 @@ def _transpose(step: Step) -> State:
     return Along(list(step.params["permutation"]).index(state.axis), state.inner)
 
 
+def _bitcast(step: Step) -> State:
+    """To a type of another width the last axis is taken in or added."""
+    state, old, new = _axis(step), step.shape(), step.out_shape()
+    if state.axis < min(len(old), len(new)) and state.axis < len(old) - (len(new) < len(old)):
+        return state
+    raise UnfollowedError("takes the batch's axis for the parts of a number")
+
+
 def _without(state: Along, axes: Sequence[int]) -> Along:
     """The axis where others are left out."""
     if state.axis in axes:
@@ -213,6 +221,7 @@ RULES: dict[str, Rule] = {
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "transpose": _transpose,
+    "bitcast_convert_type": _bitcast,
     "squeeze": _squeeze,
     "sort": _keeps_others("dimension"),
     "top_k": _keeps_others("axis"),

@@ -1,0 +1,40 @@
+"""How well a kernel's geometry agrees with the labels."""
+
+from typing import Any
+
+import numpy as np
+
+from mimicnorm_jax.diagnostics.regression.matrices import TrainingKernel, as_targets
+
+
+def alignment(kernel: Any, targets: Any, *, centered: bool = False) -> float:
+    r"""Alignment of a kernel with targets, $\langle K, Y Y^\top \rangle / (|K| |Y Y^\top|)$ in the Frobenius norm.
+
+    Plain it is that of Cristianini et al. (2001). Centered, K and Y are first rid of their means over the examples
+    (Cortes, Mohri & Rostamizadeh 2012; linear CKA): what all examples have in common then counts for nothing.
+
+    Args:
+      kernel: `(N, N)`.
+      targets: `(N, C)` or `(N,)`; for labels see `class_targets`.
+      centered: whether means are taken away.
+
+    Returns:
+      From 0 to 1; NaN where the kernel or the targets vanish.
+
+    Raises:
+      ValueError: for a kernel that is not finite and symmetric, or targets of another number of examples.
+
+    Example:
+      >>> y = np.array([1.0, -1.0])
+      >>> alignment(np.outer(y, y), y), alignment(np.ones((2, 2)), y)
+      (1.0, 0.0)
+    """
+    known = TrainingKernel.of(kernel)
+    if known.outputs is not None:
+        raise ValueError("the kernel is of all pairs of outputs, (N, N, O, O): take the trace or the pseudo-kernel")
+    matrix, y = known.matrix, as_targets(targets, len(known.matrix), None)
+    if centered:
+        means = matrix.mean(0, keepdims=True)
+        matrix, y = matrix - means - means.T + matrix.mean(), y - y.mean(0, keepdims=True)
+    scale = np.linalg.norm(matrix) * np.linalg.norm(y.T @ y)
+    return float((y * (matrix @ y)).sum() / scale) if scale > 0 else float("nan")
