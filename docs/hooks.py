@@ -1,8 +1,10 @@
 """Hooks of the site: pages from elsewhere in the repository, links between them, formulas as MathML."""
 
 import html
+import logging
 import os
 import re
+import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,6 +12,9 @@ from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # mkdocs puts no folder of its own there
+from docs.execute import stale  # noqa: E402
+
 MOVED = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}
 """Files of the repository by their place in the site; those of docs/ and benchmarks/ keep theirs."""
 LINK = re.compile(r"\]\(([^)\s#]+)(#[^)\s]*)?\)")
@@ -27,6 +32,8 @@ def _repository(uri: str) -> str:
 
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages and pictures that the repository keeps outside of docs/."""
+    for notebook in stale():
+        logging.getLogger("mkdocs.hooks").warning(f"{notebook.name} was changed: python -m docs.execute")
     benchmarks = (p for p in (ROOT / "benchmarks").rglob("*") if p.suffix in (".md", ".png", ".json"))
     for path in [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(benchmarks)]:
         uri = _site(path.relative_to(ROOT).as_posix())
