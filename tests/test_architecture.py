@@ -23,7 +23,7 @@ FLOORS: tuple[set[str], ...] = (
     {"diagnostics", "interop"},
     {"theory"},
     {"training"},
-    {"monitoring"},
+    {"monitoring", "configs"},
     {"__init__", "cli"},
     {"__main__"},
 )

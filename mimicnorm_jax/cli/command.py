@@ -13,14 +13,17 @@ from mimicnorm_jax import distributed
 from mimicnorm_jax.errors import ConfigError, NonFiniteLossError, PeerError, UserError, unknown
 from mimicnorm_jax.training import config as config_lib
 
-CLONE_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "digits.py"
-"""The config that a clone of the repository trains by default; an installed package has none."""
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+"""The package's config files, which `--config=configs/NAME.py` names from everywhere."""
+NAMES = tuple(f"configs/{path.name}" for path in sorted(CONFIGS.glob("[!_]*.py")))
+DEFAULT_CONFIG = "configs/digits.py"
+"""What is trained where no config is named."""
 EXIT_CODES: dict[type[UserError], int] = {NonFiniteLossError: 3, PeerError: 4}
 """Of errors that are not bad input."""
 
 
 def parse(
-    define: Callable[[flags.FlagValues], None], document: str, argv: Sequence[str], default: Path | None
+    define: Callable[[flags.FlagValues], None], document: str, argv: Sequence[str], default: str | None
 ) -> flags.FlagValues | None:
     """Parses a command's arguments into flags that are its alone.
 
@@ -40,7 +43,12 @@ def parse(
     arguments = [re.sub(r"^--?[a-z\-]+(?==|$)", lambda m: "--" + m[0].lstrip("-").replace("-", "_"), a) for a in argv]
     if not any(re.match(r"--?config(=|$)", argument) for argument in arguments) and default is not None:
         arguments = [f"--config={default}", *arguments]
-    said = "FILE[:MODEL[,METHOD]], a file of configs/ or your own" + (f"; default: {default}." if default else ".")
+    arguments = [re.sub(r"^(--?config=)?(configs/\w+\.py)(?=:|$)", _packaged, argument) for argument in arguments]
+    said = (
+        "FILE[:MODEL[,METHOD]], your own or the package's "
+        + ", ".join(NAMES)
+        + (f"; default: {default}." if default else ".")
+    )
     config_flags.DEFINE_config_file("config", None, said, flag_values=values, sys_argv=arguments)
     define(values)
     if any(argument in ("--help", "--h", "-h") for argument in arguments):
@@ -48,6 +56,13 @@ def parse(
         return None
     _read(values, arguments)
     return values
+
+
+def _packaged(match: re.Match[str]) -> str:
+    """The package's file of this name, where the current folder has none."""
+    packaged = CONFIGS / Path(match[2]).name
+    taken = match[2] if Path(match[2]).exists() or not packaged.exists() else packaged
+    return f"{match[1] or ''}{taken}"
 
 
 def _fields() -> str:

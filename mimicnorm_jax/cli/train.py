@@ -52,8 +52,7 @@ def _connect(values: Any) -> None:
 
 
 def _train(argv: Sequence[str]) -> int:
-    default = command.CLONE_CONFIG if command.CLONE_CONFIG.exists() else None
-    values: Any = command.parse(_define, __doc__ or "", argv, default)
+    values: Any = command.parse(_define, __doc__ or "", argv, command.DEFAULT_CONFIG)
     if values is None:
         return 0
     _connect(values)

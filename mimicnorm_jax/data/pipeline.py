@@ -47,13 +47,19 @@ class Pipeline(Protocol):
     """
 
     @property
-    def train(self) -> Resident: ...
+    def train(self) -> Resident:
+        """What of the training split stays on the devices."""
+        ...
 
     @property
-    def test(self) -> Resident: ...
+    def test(self) -> Resident:
+        """What of the test split stays on the devices."""
+        ...
 
     @property
-    def steps_per_epoch(self) -> int: ...
+    def steps_per_epoch(self) -> int:
+        """Whole batches of an epoch; the images left over are others in each epoch."""
+        ...
 
     @property
     def make_batch(self) -> MakeBatch:
@@ -120,10 +126,12 @@ class ResidentPipeline:
 
     @property
     def steps_per_epoch(self) -> int:
+        """See `Pipeline.steps_per_epoch`."""
         return len(self.train[1]) // self.layout.batch_size
 
     @property
     def make_batch(self) -> MakeBatch:
+        """See `Pipeline.make_batch`."""
         return partial(gather_batch, self.image_shape)
 
     def train_feeds(self, epoch: int, first: int) -> Iterator[tuple[Selection, int]]:

@@ -123,10 +123,12 @@ class StreamingPipeline:
 
     @property
     def steps_per_epoch(self) -> int:
+        """See `Pipeline.steps_per_epoch`."""
         return len(self.sources[0]) // self.layout.batch_size
 
     @property
     def make_batch(self) -> MakeBatch:
+        """See `Pipeline.make_batch`."""
         return take_feed
 
     def train_feeds(self, epoch: int, first: int) -> Iterator[tuple[Batch, int]]:

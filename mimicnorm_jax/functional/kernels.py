@@ -22,6 +22,9 @@ PUBLISHED_VARIANCE = 2.8
 def fan_in(shape: Shape) -> int:
     """Number of inputs to one output of a kernel of this shape: the product of all axes but the last.
 
+    Raises:
+      ValueError: for a shape of less than two axes.
+
     Example:
       >>> fan_in((3, 3, 64, 128))
       576

@@ -17,6 +17,7 @@ REMATS: dict[str, str] = {
 }
 """Every rematerialization by name, with what it does."""
 NO_REMAT = "none"
+"""Nothing is recomputed but what the layers themselves recompute."""
 
 
 def rematerialize(part: Part, remat: str) -> Part:

@@ -50,16 +50,20 @@ class LeanActivation:
     gain: float = 1.0
 
     def relu(self, x: jax.Array, *, output_saved_anyway: bool, saved: bool, rectified: bool) -> jax.Array:
+        """See `Activation.relu`."""
         relu = activations.relu if output_saved_anyway else activations.relu_save_mask
         return relu(x if rectified or self.gain == 1.0 else self.gain * x, saved=saved)
 
     def relu6(self, x: jax.Array) -> jax.Array:
+        """See `Activation.relu6`."""
         return activations.relu6(x, saved=False)
 
     def max_pool(self, x: jax.Array, window: int, padding: int) -> jax.Array:
+        """See `Activation.max_pool`."""
         return max_pool(x, (window, window), (2, 2), padding)
 
     def dropout(self, rate: float, axis_name: str | None, *, name: str) -> Callable[[jax.Array], jax.Array]:
+        """See `Activation.dropout`."""
         # The backward pass draws the mask again from its key.
         return nn.remat(Dropout)(rate, axis_name, name=name)
 
@@ -75,16 +79,20 @@ class FlaxActivation:
     gain: float = 1.0
 
     def relu(self, x: jax.Array, *, output_saved_anyway: bool, saved: bool, rectified: bool) -> jax.Array:
+        """See `Activation.relu`."""
         return nn.relu(x if rectified or self.gain == 1.0 else self.gain * x)
 
     def relu6(self, x: jax.Array) -> jax.Array:
+        """See `Activation.relu6`."""
         return nn.relu6(x)
 
     def max_pool(self, x: jax.Array, window: int, padding: int) -> jax.Array:
+        """See `Activation.max_pool`."""
         edges: Any = [(padding, padding)] * 2
         return nn.max_pool(x, (window, window), (2, 2), edges)
 
     def dropout(self, rate: float, axis_name: str | None, *, name: str) -> Callable[[jax.Array], jax.Array]:
+        """See `Activation.dropout`."""
         return nn.Dropout(rate, deterministic=False, name=name)
 
 

@@ -90,7 +90,7 @@ class LayerFactory:
         return self.method.kernel_transform.of(self.rule, classifier=classifier)
 
     def norm(self, train: bool) -> Callable[[jax.Array], jax.Array]:
-        """What normalizes behind a convolution; for methods that have it."""
+        """What normalizes behind a convolution; raises ValueError for a method without."""
         if self.method.norm is None:
             raise ValueError(f"the method {self.method.name} has no norm between layers")
         return self.method.norm(train, NormOptions(self.dtype, self.param_dtype, self.axis_name))
@@ -152,7 +152,7 @@ class LayerFactory:
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def last_batch_norm(self, train: bool) -> nn.Module:
-        """The norm on the logits itself; its variables stand under `LAST_BN` in the network's."""
+        """The norm on the logits, with its variables under `LAST_BN`; raises ValueError for a method without."""
         if self.method.last_norm is None:
             raise ValueError(f"the method {self.method.name} has no norm on the logits")
         options = {"axis_name": self.axis_name, "running_variance": self.running_variance}

@@ -9,6 +9,7 @@ import numpy as np
 from mimicnorm_jax.plots.figure import Series, picture
 
 Rows = Sequence[Mapping[str, Any]]
+"""Lines of a run's metrics.jsonl or diagnostics.jsonl."""
 
 
 def curves(runs: Mapping[str, Sequence[Rows]], path: Path, title: str = "") -> None:

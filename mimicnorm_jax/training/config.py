@@ -150,7 +150,11 @@ FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 
 
 def base(**overrides: Any) -> ConfigDict:
-    """A config with every field: its default, or the value given."""
+    """A config with every field: its default, or the value given.
+
+    Raises:
+      ConfigError: names a field that there is not.
+    """
     foreign = overrides.keys() - FIELDS.keys()
     if foreign:
         raise ConfigError(unknown("config field", sorted(foreign)[0], FIELDS))

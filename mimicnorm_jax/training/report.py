@@ -23,14 +23,15 @@ SUMMARY = "summary.json"
 
 
 def headline(trainer: Trainer, state: TrainState, folder: Path) -> str:
-    """One line: what is trained, on what, where to; of the state only shapes are read."""
+    """A few lines: what is trained, on what, where to; of the state only shapes are read."""
     config, dataset = trainer.config, trainer.dataset
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     return (
-        f"{config.model} with {config.method}: {size:,} parameters, {config.dtype}; {config.dataset}: "
-        f"{len(dataset.train):,} training and {len(dataset.test):,} test images; {trainer.num_devices} x "
-        f"{trainer.data_parallel.devices[0].device_kind}; {config.epochs} epochs of {trainer.steps_per_epoch} steps"
-        f"{_microbatches(trainer)}; into {folder}"
+        f"{config.model} with {config.method}: {size:,} parameters, {config.dtype}\n"
+        f"{config.dataset}: {len(dataset.train):,} training and {len(dataset.test):,} test images\n"
+        f"{trainer.num_devices} x {trainer.data_parallel.devices[0].device_kind}; "
+        f"{config.epochs} epochs of {trainer.steps_per_epoch} steps{_microbatches(trainer)}\n"
+        f"into {folder}"
     )
 
 
@@ -39,10 +40,10 @@ def _microbatches(trainer: Trainer) -> str:
     if config.microbatches == 1:
         return ""
     size = config.batch_size // trainer.num_devices // config.microbatches
-    text = f", each in {config.microbatches} microbatches of {size} images a device"
+    text = f",\neach in {config.microbatches} microbatches of {size} images a device"
     if is_exact(trainer.spec):
         return f"{text}: the gradient of the whole batch"
-    return f"{text} that BatchNorms normalize by themselves: not the gradient of the whole batch"
+    return f"{text} that BatchNorms normalize by themselves:\nnot the gradient of the whole batch"
 
 
 def failure(folder: Path, trainer: Trainer, error: NonFiniteLossError, checkpoint: int | None) -> None:
@@ -101,16 +102,17 @@ def summarize(
         "time": f"{seconds:.1f} s for {len(rows)} epochs, compilation included",
         "memory": environment.memory_line(),
         **({"skipped images": f"{len(skipped)}, named in {SUMMARY}"} if skipped else {}),
-        "files": f"{folder}: checkpoints, metrics.jsonl, summary.json",
+        "folder": folder,
+        "files": f"checkpoints, metrics.jsonl, {SUMMARY}",
     }
     if plots.available():
         title = f"{config.model} with {config.method} on {config.dataset}"
         plots.curves({config.method: [rows]}, folder / "curves.png", title)
-        shown["files"] += ", curves.png"
+        shown["figures"] = "curves.png"
         if diagnostics:
             plots.along_run(diagnostics, folder / "diagnostics.png", title)
-            shown["files"] += ", diagnostics.png"
+            shown["figures"] += ", diagnostics.png"
     else:
-        shown["curves"] = "none: pip install matplotlib to get curves.png"
+        shown["figures"] = "none: pip install matplotlib to get curves.png"
     log_line(table(shown))
     return summary

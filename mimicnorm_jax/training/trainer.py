@@ -56,6 +56,7 @@ class Trainer:
 
     @property
     def config(self) -> TrainConfig:
+        """Of the run."""
         return self.spec.config
 
     @property
@@ -65,6 +66,7 @@ class Trainer:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Whole batches of an epoch."""
         return self.pipeline.steps_per_epoch
 
     def learning_rate(self, step: int) -> float:

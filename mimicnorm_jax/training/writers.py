@@ -13,10 +13,11 @@ METRICS = "metrics.jsonl"
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, one dict an epoch; a last line that a crash cut short is left out."""
-    return _read_lines(workdir / METRICS)
+    return read_lines(workdir / METRICS)
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines up to the first that is not whole; none where there is no file."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -35,7 +36,7 @@ class JsonlWriter:
 
     def __init__(self, path: Path, resumed_step: int) -> None:
         self._path = path
-        self.rows = [row for row in _read_lines(path) if row["step"] <= resumed_step]
+        self.rows = [row for row in read_lines(path) if row["step"] <= resumed_step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def append(self, row: dict[str, Any]) -> None:
@@ -68,9 +69,9 @@ class MetricWriter:
         self._lines.append(row)
         self.scalars(row)
         log_line(
-            f"epoch {row['epoch']:3d}  step {row['step']:6d}  lr {row['learning_rate']:.4f}  "
-            f"train loss {row['train_loss']:.4f} acc {row['train_accuracy']:6.2%}  "
-            f"test loss {row['test_loss']:.4f} acc {row['test_accuracy']:6.2%}  {row['seconds']:.1f} s"
+            f"epoch {row['epoch']:3d}  lr {row['learning_rate']:.4f}  "
+            f"loss {row['train_loss']:.3f}, test {row['test_loss']:.3f}  "
+            f"acc {row['train_accuracy']:.2%}, test {row['test_accuracy']:.2%}  {row['seconds']:.1f} s"
         )
 
     def scalars(self, row: dict[str, Any]) -> None:

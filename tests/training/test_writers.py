@@ -35,7 +35,8 @@ def test_resuming_drops_later_and_half_written_lines_and_prints_plain_lines(tmp_
     assert read_metrics(tmp_path) == writer.rows == [_row(1), _row(2), _row(3, loss=2.0)]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
-    assert "epoch   3  step     30  lr 0.1000  train loss 2.0000 acc 50.00%  test loss 1.0000 acc 25.00%" in lines[-1]
+    assert "epoch   3  lr 0.1000  loss 2.000, test 1.000  acc 50.00%, test 25.00%  1.0 s" in lines[-1]
+    assert len(lines[-1]) < 80
 
 
 def test_event_files_hold_the_same_numbers(tmp_path):

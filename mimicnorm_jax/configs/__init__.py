@@ -1,0 +1,1 @@
+"""The recipes that `--config=configs/NAME.py` names, wherever the command is called."""
