@@ -30,6 +30,7 @@ from benchmarks import _results
 from benchmarks._results import ROOT, Record, Store
 from mimicnorm_jax.data import BadImages, Cut, Encoded, ImageSource, StreamingPipeline, decode, get_spec, open_streams
 from mimicnorm_jax.data.batching import BatchLayout
+from mimicnorm_jax.data.decoding import cut_generator
 
 SIZE, BATCH, MIN_AREA, SEED = 224, 64, 0.08, 0
 FILES, LONG_RUN = 400, 10_000
@@ -86,7 +87,7 @@ def _decode_only(arguments: tuple[str, float]) -> float:
     files = [path.read_bytes() for path in sorted(Path(root).glob("train/*/*.jpg"))]
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        decode(files[count % len(files)], Cut(SIZE, MIN_AREA), np.random.default_rng((SEED, 0, count)))
+        decode(files[count % len(files)], Cut(SIZE, MIN_AREA), cut_generator(SEED, 0, count))
         count += 1
     return count / (time.perf_counter() - started)
 
@@ -113,7 +114,7 @@ def measure_grain(root: str, workers: int, seconds: float) -> float:
     source = open_streams(get_spec(f"folder:{root}", "", SIZE), "", BadImages(0), HALF).train
     cut = Cut(SIZE, MIN_AREA)
     data = grain.MapDataset.range(len(source)).shuffle(seed=SEED).repeat()
-    data = data.map(lambda i: decode(source[i].data, cut, np.random.default_rng((SEED, 0, i)))).batch(BATCH)
+    data = data.map(lambda i: decode(source[i].data, cut, cut_generator(SEED, 0, i))).batch(BATCH)
     options = grain.MultiprocessingOptions(num_workers=workers)
     return _rate(iter(data.to_iter_dataset().mp_prefetch(options)), seconds)
 

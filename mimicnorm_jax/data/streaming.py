@@ -15,7 +15,7 @@ import numpy as np
 from mimicnorm_jax.data import batching
 from mimicnorm_jax.data.bad_images import BadImages
 from mimicnorm_jax.data.batching import BatchLayout
-from mimicnorm_jax.data.decoding import BadImageError, Cut, decode
+from mimicnorm_jax.data.decoding import BadImageError, Cut, cut_generator, decode
 from mimicnorm_jax.data.pipeline import Batch, Feed, MakeBatch, Resident
 from mimicnorm_jax.data.specs import ImageSource
 from mimicnorm_jax.errors import DataError
@@ -61,7 +61,7 @@ class Reader:
         try:
             encoded = self.source[index]
             name = encoded.name
-            rng = None if self.stream is None else np.random.default_rng((*self.stream, index))
+            rng = None if self.stream is None else cut_generator(*self.stream, index)
             return decode(encoded.data, self.cut, rng), encoded.label
         except BadImageError as error:
             self.bad.add(name, str(error))
