@@ -140,8 +140,8 @@ def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
     test = _test_split(splits)
     if not {"image", "label"} <= set(features) or not {"train", test} <= set(splits):
         raise DataError(
-            f"{name} has the features {', '.join(sorted(features))} and the splits {', '.join(splits)}: image classification "
-            "needs image and label, train and test or validation"
+            f"{name} has the features {', '.join(sorted(features))} and the splits {', '.join(splits)}: "
+            "image classification needs image and label, train and test or validation"
         )
     classes = features["label"].num_classes
     shape = (image_size, image_size, 3)
