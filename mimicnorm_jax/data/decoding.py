@@ -83,6 +83,7 @@ def decode(data: bytes, cut: Cut, rng: Random | None = None) -> np.ndarray:
 
     Raises:
       BadImageError: for what is no image, is cut short, has no pixels, or pixels that are no colors.
+      MemoryError: says nothing of the image.
     """
     try:
         image: Any = Image.open(BytesIO(data))
@@ -100,6 +101,8 @@ def decode(data: bytes, cut: Cut, rng: Random | None = None) -> np.ndarray:
         if box == (0, 0, cut.size, cut.size) == (0, 0, *image.size):
             return np.asarray(image)
         return np.asarray(image.resize((cut.size, cut.size), Image.Resampling.BILINEAR, box=box))
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's plugins raise whatever they like on damaged files
         raise BadImageError(str(error) or type(error).__name__) from error
 

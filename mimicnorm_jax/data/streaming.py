@@ -65,6 +65,8 @@ class Reader:
             return decode(encoded.data, self.cut, rng), encoded.label
         except BadImageError as error:
             self.bad.add(name, str(error))
+        except MemoryError:
+            raise
         except Exception as error:  # what a source raises is its own
             self.bad.add(name, f"{type(error).__name__}: {error}")
         return None

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from mimicnorm_jax.data import DATASETS, DatasetSpec, Encoded, Split
+from mimicnorm_jax.data.batching import epoch_order
+from mimicnorm_jax.data.folder import sources
 from mimicnorm_jax.errors import ConfigError, DataError
 from mimicnorm_jax.training import base, build_spec, build_trainer, loop, validate
 from mimicnorm_jax.training.metrics import Metrics
@@ -87,42 +89,59 @@ def _final(folder, fields):
     return found
 
 
-def test_a_stopped_run_goes_on_with_other_threads_to_the_same_bits_and_names_what_it_skipped(tmp_path, monkeypatch):
-    """Stopped in the middle of an epoch; one training and one test image are no images."""
+def _run_with(monkeypatch, fields, folder, call, act):
+    """A run that does something before the `call`-th of its calls of steps."""
+    build = loop.build_trainer
+
+    def acting(spec):
+        trainer, calls = build(spec), []
+
+        def train_steps(*args):
+            calls.append(args)
+            if len(calls) == call:
+                act()
+            return trainer.train_steps(*args)
+
+        return dataclasses.replace(trainer, train_steps=train_steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "build_trainer", acting)
+        loop.run(fields, folder)
+
+
+def test_interrupted_runs_go_on_to_the_same_bits_and_name_what_they_skipped(tmp_path, monkeypatch):
+    """Stopped in the middle of an epoch, and going on with other threads; ended there by a file that vanishes, and
+    going on when it is back. One training and one test image are no images.
+    """
     root = write_folder(tmp_path / "data", 2, 22, 5)
     (root / "train" / "class01" / "003.jpg").write_bytes(b"")
     (root / "val" / "class00" / "000.jpg").write_text("weasel")
-    fields = _folder_config(root, max_bad_images=2, decoding_threads=1)
+    fields, other = (_folder_config(root, max_bad_images=2, decoding_threads=threads) for threads in (1, 3))
     summary = loop.run(fields, tmp_path / "whole")
     assert [name.split("data/")[1] for name in summary["skipped_images"]] == [
         "train/class01/003.jpg",
         "val/class00/000.jpg",
     ]
-    other = _folder_config(root, max_bad_images=2, decoding_threads=3)
-    feeds = loop.build_trainer
+    with pytest.raises(InterruptedRunError, match="after step 15"):
+        _run_with(monkeypatch, fields, tmp_path / "stopped", 15, lambda: signal.raise_signal(signal.SIGTERM))
 
-    def stopping(spec):
-        trainer = feeds(spec)
-        step, calls = trainer.train_steps, []
+    # The image of the last step but one of the second epoch; the one after it is decoded with it.
+    train, _, _ = sources(root)
+    lost = train.folder / train.files[epoch_order(fields.seed, 1, 44)[37]]
+    with pytest.raises(DataError, match=f"cannot be used: FileNotFoundError.*{lost}.* config.max_bad_images is 2"):
+        _run_with(monkeypatch, fields, tmp_path / "vanished", 13, lambda: lost.rename(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").rename(lost)
+    with Checkpoints(tmp_path / "vanished" / "checkpoints", 2) as checkpoints:
+        assert checkpoints.latest == 11 + 9
 
-        def train_steps(*args):
-            calls.append(args)
-            if len(calls) == 15:
-                signal.raise_signal(signal.SIGTERM)
-            return step(*args)
-
-        return dataclasses.replace(trainer, train_steps=train_steps)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "build_trainer", stopping)
-        with pytest.raises(InterruptedRunError, match="after step 15"):
-            loop.run(fields, tmp_path / "parts")
-    loop.run(other, tmp_path / "parts")
-    (whole, record), (parts, about) = (_final(tmp_path / name, fields) for name in ("whole", "parts"))
-    jax.tree.map(np.testing.assert_array_equal, whole, parts)
-    assert record == about
-    counts = [row["test_loss"] for row in read_metrics(tmp_path / "whole")]
-    assert counts == [row["test_loss"] for row in read_metrics(tmp_path / "parts")]
+    whole, record = _final(tmp_path / "whole", fields)
+    losses = [row["test_loss"] for row in read_metrics(tmp_path / "whole")]
+    for name in ("stopped", "vanished"):
+        loop.run(other, tmp_path / name)
+        parts, about = _final(tmp_path / name, fields)
+        jax.tree.map(np.testing.assert_array_equal, whole, parts)
+        assert record == about
+        assert losses == [row["test_loss"] for row in read_metrics(tmp_path / name)]
 
 
 def test_one_bad_image_too_many_ends_the_run_with_its_name(tmp_path):
