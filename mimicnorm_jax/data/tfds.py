@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mimicnorm_jax import distributed
+from mimicnorm_jax.data.records import require_array_record
 from mimicnorm_jax.data.specs import DatasetSpec, Encoded, ImageSource, Split
 from mimicnorm_jax.errors import DataError
 
@@ -24,6 +25,7 @@ def tfds_dir(data_dir: str = "") -> Path:
 
 
 def _require_prepared(spec: DatasetSpec, data_dir: str) -> None:
+    require_array_record()
     _prepared(_plain_name(spec.name), tfds_dir(data_dir))
 
 
