@@ -130,10 +130,11 @@ def measure_grain(root: str, workers: int, seconds: float) -> Record:
     source = open_streams(get_spec(f"folder:{root}", "", SIZE), "", BadImages(0), HALF).train
     cut = Cut(SIZE, MIN_AREA)
     data = grain.MapDataset.range(len(source)).shuffle(seed=SEED).repeat()
-    data = data.map(lambda i: decode(source[i].data, cut, cut_generator(SEED, 0, i))).batch(BATCH)
-    # By default each worker would read 500 batches ahead.
-    options, reading = grain.MultiprocessingOptions(num_workers=workers), grain.ReadOptions(1, 1)
-    return {"images_per_second": _rate(iter(data.to_iter_dataset(reading).mp_prefetch(options)), workers, seconds)}
+    data = data.map(lambda i: decode(source[i].data, cut, cut_generator(SEED, 0, i)))
+    # By default each worker would read 500 images ahead, and a short measurement would be of those.
+    batches = data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=BATCH)).batch(BATCH)
+    options = grain.MultiprocessingOptions(num_workers=workers)
+    return {"images_per_second": _rate(iter(batches.mp_prefetch(options)), workers, seconds)}
 
 
 def measure_waiting(root: str, workers: int, seconds: float) -> Record:
