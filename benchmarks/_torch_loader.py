@@ -46,13 +46,13 @@ def main() -> None:
     loader = torch.utils.data.DataLoader(Files(), batch_size=batch, num_workers=workers)
     count, started = 0, 0.0
     for i, images in enumerate(loader):
-        if i == 2:  # workers have started
+        if i == 4 * workers:  # workers have started, and what lay ready is gone
             started = time.perf_counter()
-        elif i > 2:
+        elif i > 4 * workers:
             count += len(images)
             if time.perf_counter() - started > seconds:
                 break
-    print(json.dumps(count / (time.perf_counter() - started)), flush=True)
+    print(json.dumps({"images_per_second": count / (time.perf_counter() - started)}), flush=True)
     os._exit(0)
 
 

@@ -13,6 +13,7 @@ from benchmarks import (
     largest_batch,
     quickstart,
     step_memory,
+    streaming,
     trainability,
 )
 from benchmarks._results import Record, grouped, mean_and_deviation, table
@@ -237,6 +238,12 @@ def _largest_batch(results: Path) -> str:
 def _input_pipeline(results: Path) -> str:
     """What stands around a step, beside the step."""
     return input_pipeline.table(list(input_pipeline.STORE.read(results).values()))
+
+
+@named("streaming")
+def _streaming(results: Path) -> str:
+    """Images a second of the pipeline, of decoding alone and of others' loaders."""
+    return streaming.table(list(streaming.STORE.read(results).values()))
 
 
 @named("ntk")

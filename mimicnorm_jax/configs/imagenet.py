@@ -1,6 +1,8 @@
 """The paper's recipe on ImageNet (90 epochs), streamed from imagenet2012 as TFDS prepares it, in bfloat16.
 
-python train.py --config=configs/imagenet.py:resnet50_imagenet,mimicnorm --config.data_dir=DIR
+python train.py --config=configs/imagenet.py:resnet50,mimicnorm --config.data_dir=DIR
+
+A network that has a form for ImageNet is meant in that form: resnet50 is resnet50_imagenet.
 
 No run of it has been made with this code. The paper reports, in top-1 % under BatchNorm and MimicNorm: ResNet-18 69.76
 and 70.15, ResNet-50 76.48 and 76.84, ResNet-101 77.37 and 77.52, VGG-16 73.89 and 73.31, ShuffleNetV2 x0.5 59.77 and
@@ -9,6 +11,7 @@ and 70.15, ResNet-50 76.48 and 76.84, ResNet-101 77.37 and 77.52, VGG-16 73.89 a
 
 from ml_collections import ConfigDict
 
+from mimicnorm_jax import models
 from mimicnorm_jax.training import config
 
 
@@ -31,4 +34,7 @@ def get_config(argument: str = "") -> ConfigDict:
         std=(0.229, 0.224, 0.225),
         max_bad_images=10,
     )
-    return config.with_model(fields, argument)
+    fields = config.with_model(fields, argument)
+    if (form := f"{fields.model}_imagenet") in models.ARCHITECTURES:
+        fields.model = form
+    return fields

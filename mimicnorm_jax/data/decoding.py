@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from io import BytesIO
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class Cut:
     size: int
     min_area: float = 0.0
 
-    def box(self, width: int, height: int, rng: np.random.Generator | None) -> Box:
+    def box(self, width: int, height: int, rng: Random | None) -> Box:
         """The part of an image of that size; random if there is a smallest area and a generator."""
         if self.min_area and rng is not None:
             return _random_box(width, height, self.min_area, rng)
@@ -47,20 +48,25 @@ class Cut:
         return (left, upper, left + side, upper + side)
 
 
-def _random_box(width: int, height: int, min_area: float, rng: np.random.Generator) -> Box:
+def cut_generator(seed: int, epoch: int, index: int) -> Random:
+    """What the random cut of an image in an epoch is drawn from; made in a third of the time that NumPy's take."""
+    return Random(seed << 64 | epoch << 32 | index)
+
+
+def _random_box(width: int, height: int, min_area: float, rng: Random) -> Box:
     for _ in range(TRIES):
         area = width * height * rng.uniform(min_area, 1)
         ratio = math.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            left, upper = rng.integers(width - w, endpoint=True), rng.integers(height - h, endpoint=True)
-            return (int(left), int(upper), int(left) + w, int(upper) + h)
+            left, upper = (int(rng.random() * (side + 1)) for side in (width - w, height - h))
+            return (left, upper, left + w, upper + h)
     w, h = min(width, height * RATIOS[1]), min(height, width / RATIOS[0])
     left, upper = (width - w) / 2, (height - h) / 2
     return (left, upper, left + w, upper + h)
 
 
-def decode(data: bytes, cut: Cut, rng: np.random.Generator | None = None) -> np.ndarray:
+def decode(data: bytes, cut: Cut, rng: Random | None = None) -> np.ndarray:
     """Decodes an image file, turned as its EXIF orientation says, without its transparency.
 
     A JPEG is decoded at an eighth, a quarter or half of its size where that leaves `GAP` times the pixels a side that
@@ -77,6 +83,7 @@ def decode(data: bytes, cut: Cut, rng: np.random.Generator | None = None) -> np.
 
     Raises:
       BadImageError: for what is no image, is cut short, has no pixels, or pixels that are no colors.
+      MemoryError: says nothing of the image.
     """
     try:
         image: Any = Image.open(BytesIO(data))
@@ -94,6 +101,8 @@ def decode(data: bytes, cut: Cut, rng: np.random.Generator | None = None) -> np.
         if box == (0, 0, cut.size, cut.size) == (0, 0, *image.size):
             return np.asarray(image)
         return np.asarray(image.resize((cut.size, cut.size), Image.Resampling.BILINEAR, box=box))
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's plugins raise whatever they like on damaged files
         raise BadImageError(str(error) or type(error).__name__) from error
 
@@ -107,4 +116,5 @@ def _rgb(image: Any) -> Any:
         image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    # Pillow would copy an image that has the mode already.
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from mimicnorm_jax.data.decoding import Cut, decode
+from mimicnorm_jax.data.decoding import Cut, cut_generator, decode
 
 SIDES = (500, 375)
 """Width and height of the file that is decoded: about what ImageNet's are on average."""
@@ -29,6 +29,6 @@ def decoding_rate(cut: Cut, seconds: float = 0.5) -> float:
     """Images a second that one thread of this process decodes, measured for so many seconds of its time."""
     data, count, started = photograph(), 0, time.thread_time()
     while (elapsed := time.thread_time() - started) < seconds:
-        decode(data, cut, np.random.default_rng(count))
+        decode(data, cut, cut_generator(0, 0, count))
         count += 1
     return count / elapsed

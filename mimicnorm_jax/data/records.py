@@ -5,6 +5,7 @@ little-endian), the length of a name (2 bytes), the name (UTF-8, its path below 
 as it was. `dataset.json` holds `classes`, their names in the order of labels, and `splits`, how many records each has.
 """
 
+import importlib.util
 import json
 import struct
 from collections.abc import Sequence
@@ -24,6 +25,12 @@ from mimicnorm_jax.utils.files import write_json
 INDEX = "dataset.json"
 SPLITS = ("train", "test")
 _HEADER = struct.Struct("<IH")
+
+
+def require_array_record() -> None:
+    """Raises DataError if the package that reads and writes array_record files is not there."""
+    if importlib.util.find_spec("array_record") is None:
+        raise DataError("array_record files need the package array_record: pip install 'mimicnorm_jax[imagenet]'")
 
 
 def pack(encoded: Encoded) -> bytes:
@@ -85,6 +92,7 @@ def _read_index(root: Path) -> dict[str, Any]:
 
 def _require(spec: DatasetSpec, data_dir: str) -> None:
     del data_dir
+    require_array_record()
     root = folder_of(spec.name)
     for split in SPLITS:
         if not (shards := _shards(root, split)) or len(shards) != int(shards[0].stem.rsplit("-", 1)[1]):
@@ -129,8 +137,10 @@ def write(root: Path, out: Path, shard_bytes: int = 2**27) -> None:
       shard_bytes: size of a file, about.
 
     Raises:
-      DataError: as `folder.sources`, for a file that cannot be read, and for other records in `out`.
+      DataError: as `folder.sources`, for a file that cannot be read, for other records in `out`, and without the
+        package array_record.
     """
+    require_array_record()
     train, test, classes = folders.sources(root)
     index = {"classes": list(classes), "splits": {"train": len(train), "test": len(test)}}
     if (out / INDEX).exists() and _read_index(out) != index:

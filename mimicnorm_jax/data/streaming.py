@@ -15,7 +15,7 @@ import numpy as np
 from mimicnorm_jax.data import batching
 from mimicnorm_jax.data.bad_images import BadImages
 from mimicnorm_jax.data.batching import BatchLayout
-from mimicnorm_jax.data.decoding import BadImageError, Cut, decode
+from mimicnorm_jax.data.decoding import BadImageError, Cut, cut_generator, decode
 from mimicnorm_jax.data.pipeline import Batch, Feed, MakeBatch, Resident
 from mimicnorm_jax.data.specs import ImageSource
 from mimicnorm_jax.errors import DataError
@@ -24,7 +24,7 @@ from mimicnorm_jax.utils.console import log_line
 AHEAD = 2
 """Feeds that are decoded, or being decoded, while the devices work on another."""
 AT_A_TIME = 8
-"""Images that a thread is given at a time."""
+"""Images that a thread is given at a time, at most."""
 STALL_SECONDS = 60.0
 """After so long a wait for one feed the run says what it waits for."""
 
@@ -61,10 +61,12 @@ class Reader:
         try:
             encoded = self.source[index]
             name = encoded.name
-            rng = None if self.stream is None else np.random.default_rng((*self.stream, index))
+            rng = None if self.stream is None else cut_generator(*self.stream, index)
             return decode(encoded.data, self.cut, rng), encoded.label
         except BadImageError as error:
             self.bad.add(name, str(error))
+        except MemoryError:
+            raise
         except Exception as error:  # what a source raises is its own
             self.bad.add(name, f"{type(error).__name__}: {error}")
         return None
@@ -160,7 +162,7 @@ class StreamingPipeline:
         wanted[:, :num_steps] = True
         images, labels = _rows(arrays)
         fill = partial(reader.fill, images, labels)
-        return _Started(arrays, _submit(pool, fill, np.flatnonzero(wanted), index.ravel()))
+        return self._started(arrays, pool, fill, np.flatnonzero(wanted), index)
 
     def _start_test(self, reader: Reader, index: np.ndarray, mask: np.ndarray, pool: ThreadPoolExecutor) -> _Started:
         mask = np.array(mask)
@@ -168,7 +170,21 @@ class StreamingPipeline:
         images, labels = _rows(arrays)
         counts = mask.reshape(-1)
         fill = partial(reader.fill_or_mask, images, labels, counts)
-        return _Started(arrays, _submit(pool, fill, np.flatnonzero(counts), index.ravel()))
+        return self._started(arrays, pool, fill, np.flatnonzero(counts), index)
+
+    def _started(
+        self,
+        arrays: Batch,
+        pool: ThreadPoolExecutor,
+        fill: Callable[[int, int], None],
+        places: np.ndarray,
+        index: np.ndarray,
+    ) -> _Started:
+        """Has images put into places of a batch, some at a time: handing a thread its work takes Python's lock."""
+        pairs = list(zip(places.tolist(), index.ravel()[places].tolist(), strict=True))
+        size = min(AT_A_TIME, max(1, len(pairs) // self.num_threads))
+        parts = (pairs[i : i + size] for i in range(0, len(pairs), size))
+        return _Started(arrays, [pool.submit(_fill_some, fill, part) for part in parts])
 
     def _feeds(self, starts: Iterator[Callable[[ThreadPoolExecutor], _Started]]) -> Iterator[Batch]:
         """Feeds in order, on the devices, those behind them started; ends all threads however it is left."""
@@ -185,17 +201,9 @@ class StreamingPipeline:
             pool.shutdown(cancel_futures=True)
 
 
-def _submit(
-    pool: ThreadPoolExecutor, fill: Callable[[int, int], None], places: np.ndarray, index: np.ndarray
-) -> list[Future[None]]:
-    """Has images put into places of a batch, some at a time: handing a thread its work takes Python's lock."""
-
-    def some(pairs: list[tuple[int, int]]) -> None:
-        for place, image in pairs:
-            fill(place, image)
-
-    pairs = list(zip(places.tolist(), index[places].tolist(), strict=True))
-    return [pool.submit(some, pairs[i : i + AT_A_TIME]) for i in range(0, len(pairs), AT_A_TIME)]
+def _fill_some(fill: Callable[[int, int], None], pairs: list[tuple[int, int]]) -> None:
+    for place, image in pairs:
+        fill(place, image)
 
 
 def _rows(arrays: Batch) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mimicnorm_jax import distributed
+from mimicnorm_jax.data.records import require_array_record
 from mimicnorm_jax.data.specs import DatasetSpec, Encoded, ImageSource, Split
 from mimicnorm_jax.errors import DataError
 
@@ -24,6 +25,7 @@ def tfds_dir(data_dir: str = "") -> Path:
 
 
 def _require_prepared(spec: DatasetSpec, data_dir: str) -> None:
+    require_array_record()
     _prepared(_plain_name(spec.name), tfds_dir(data_dir))
 
 
@@ -140,8 +142,8 @@ def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
     test = _test_split(splits)
     if not {"image", "label"} <= set(features) or not {"train", test} <= set(splits):
         raise DataError(
-            f"{name} has the features {', '.join(features)} and the splits {', '.join(splits)}: image classification "
-            "needs image and label, train and test or validation"
+            f"{name} has the features {', '.join(sorted(features))} and the splits {', '.join(splits)}: "
+            "image classification needs image and label, train and test or validation"
         )
     classes = features["label"].num_classes
     shape = (image_size, image_size, 3)

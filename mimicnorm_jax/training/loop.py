@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from mimicnorm_jax import distributed
-from mimicnorm_jax.errors import ConfigError, NonFiniteLossError, WorkdirError
+from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
 from mimicnorm_jax.training import report, workdir
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.hook import Hook, MakeHook
@@ -23,6 +23,18 @@ from mimicnorm_jax.training.state import TrainState
 from mimicnorm_jax.training.trainer import Trainer, build_trainer
 from mimicnorm_jax.training.writers import MetricWriter
 from mimicnorm_jax.utils.console import log_line, progress, table
+
+
+class DataEndedError(DataError):
+    """An epoch ended early, as its data cannot be read on.
+
+    Attributes:
+      state, total: what the steps before gave: the state, and the metrics of this epoch.
+    """
+
+    def __init__(self, message: str, state: TrainState, total: Metrics) -> None:
+        super().__init__(message)
+        self.state, self.total = state, total
 
 
 def train_epoch(
@@ -50,6 +62,7 @@ def train_epoch(
 
     Raises:
       NonFiniteLossError: names the step.
+      DataEndedError: where the data cannot be read on.
     """
     in_flight = iter(())
     step = int(state.step)
@@ -71,6 +84,10 @@ def train_epoch(
     except NonFiniteLossError as error:
         error.where["norms"] = report.norms(state)
         raise
+    except DataError as error:
+        for done in in_flight:
+            total += _checked(trainer, *done)
+        raise DataEndedError(str(error), state, total) from error
     return state, total
 
 
@@ -184,14 +201,19 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
     hook = writers.hook if writers else None
     with stop_requested() as stop:
         while epoch < config.epochs:
-            started = time.perf_counter()
-            state, train = train_epoch(trainer, state, epoch, partial, stop, hook)
+            started, before = time.perf_counter(), int(state.step)
+            try:
+                state, train = train_epoch(trainer, state, epoch, partial, stop, hook)
+            except DataEndedError as error:
+                if writers and int(error.state.step) > before:
+                    _save_partial(writers, error.state, epoch, error.total)
+                    log_line(f"saved after step {int(error.state.step)}, where the data ends: the same command goes on")
+                raise
             seconds = time.perf_counter() - started
             # A whole epoch is evaluated and logged first: two checkpoints of one step cannot stand side by side.
             if stop() and int(state.step) < (epoch + 1) * trainer.steps_per_epoch:
                 if writers:
-                    sums = float(train.loss_sum), float(train.correct), float(train.count)
-                    writers.checkpoints.save(state, CheckpointMetadata(epoch, None, sums))
+                    _save_partial(writers, state, epoch, train)
                 break
             test = evaluate(trainer, state)
             epoch += 1
@@ -211,6 +233,12 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
                 break
         if epoch < config.epochs:
             raise InterruptedRunError(int(state.step), stop())
+
+
+def _save_partial(writers: RunWriters, state: TrainState, epoch: int, total: Metrics) -> None:
+    """Saves in the middle of an epoch."""
+    sums = float(total.loss_sum), float(total.correct), float(total.count)
+    writers.checkpoints.save(state, CheckpointMetadata(epoch, None, sums))
 
 
 def _require_finite(trainer: Trainer, state: TrainState, epoch: int, test: Metrics) -> None:

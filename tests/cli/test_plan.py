@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from mimicnorm_jax.cli.plan import main
-from tests.conftest import ROOT, in_processes
+from tests.conftest import ROOT, also, in_processes
+from tests.planning.programs import needs_cuda
 
 CONFIG = f"--config={ROOT / 'configs' / 'digits.py'}:resnet8,mimicnorm"
 SMALL = (CONFIG, "--config.width_multiplier=0.5", "--config.batch_size=16", "--target=cpu")
@@ -63,3 +65,18 @@ def test_bad_input_ends_with_a_sentence(arguments, message, capsys):
     said = capsys.readouterr()
     assert message in said.err
     assert len(said.err.strip().splitlines()) == 1
+
+
+@needs_cuda
+@pytest.mark.slow
+def test_a_streamed_run_is_planned_without_data_and_says_how_many_cores_would_keep_it_busy():
+    """As many as decode a batch in the least time that its step can take; ImageNet's form of the network is meant."""
+    small = ("--config.width_multiplier=0.125", "--config.batch_size=16", "--config.image_size=64")
+    done = _run("--config=configs/imagenet.py:resnet18", *small, "--target=h100", "--config.data_dir=/nowhere")
+    assert done.returncode == 0, done.stderr
+    assert "resnet18_imagenet, batch 16, bfloat16, imagenet2012" in done.stdout
+    rate = float(re.search(r"decodes ([\d,]+) a second", done.stdout)[1].replace(",", ""))
+    line = re.search(r"h100 .*: at most ([\d,]+) images/s, which ([\d,.]+) such cores decode", done.stdout)
+    images, cores = (float(number.replace(",", "")) for number in line.groups())
+    assert rate > 0
+    assert cores == pytest.approx(images / rate, rel=0.01, abs=0.06)  # as printed

@@ -1,10 +1,13 @@
 """Records of a folder are the folder, with less files."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 
 from mimicnorm_jax.cli.prepare_data import main
 from mimicnorm_jax.data import BadImages, get_spec, open_streams, records
+from mimicnorm_jax.data.datasets import require_prepared
 from mimicnorm_jax.errors import DataError
 from tests.data.photographs import write_folder
 
@@ -56,3 +59,17 @@ def test_lost_files_and_foreign_records_are_named(tmp_path, capsys):
     with pytest.raises(DataError, match="holds 0 files of the test split"):
         open_streams(spec, "", BadImages(0))
     np.testing.assert_array_equal((spec.num_train, spec.num_test, spec.num_classes), (4, 2, 2))
+
+
+def test_a_missing_package_is_named_before_any_image_is_read(tmp_path, monkeypatch):
+    root = write_folder(tmp_path / "data", 2, 2, 1)
+    records.write(root, tmp_path / "out")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "array_record" else find(name))
+    wanted = r"array_record: pip install 'mimicnorm_jax\[imagenet\]'"
+    with pytest.raises(DataError, match=wanted):
+        records.write(root, tmp_path / "other")
+    for name in (f"records:{tmp_path / 'out'}", "imagenet2012"):
+        with pytest.raises(DataError, match=wanted):
+            require_prepared(name, str(tmp_path), 8)
+    require_prepared(f"folder:{root}", "", 8)

@@ -109,6 +109,20 @@ def test_one_bad_image_too_many_stops_with_its_name_and_ends_the_threads():
     assert not _decoding_threads()
 
 
+def test_a_thread_that_fails_for_no_fault_of_its_image_ends_the_run(monkeypatch):
+    """However many bad images are allowed; the other threads end as well."""
+
+    def decode(*_):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(streaming, "decode", decode)
+    pipeline = _pipeline(Colors(8), bound=8)
+    with pytest.raises(MemoryError, match="no memory"):
+        list(pipeline.train_feeds(0, 0))
+    assert not pipeline.bad.found
+    assert not _decoding_threads()
+
+
 def test_a_run_that_is_left_in_the_middle_leaves_no_thread():
     feeds = _pipeline(Colors(64)).train_feeds(0, 0)
     next(feeds)

@@ -1,7 +1,6 @@
 """Runs whose images are decoded as they are needed."""
 
 import dataclasses
-import itertools
 import signal
 from io import BytesIO
 
@@ -11,6 +10,8 @@ import pytest
 from PIL import Image
 
 from mimicnorm_jax.data import DATASETS, DatasetSpec, Encoded, Split
+from mimicnorm_jax.data.batching import epoch_order
+from mimicnorm_jax.data.folder import sources
 from mimicnorm_jax.errors import ConfigError, DataError
 from mimicnorm_jax.training import base, build_spec, build_trainer, loop, validate
 from mimicnorm_jax.training.metrics import Metrics
@@ -18,7 +19,7 @@ from mimicnorm_jax.training.plan import plan_training
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
 from mimicnorm_jax.training.resilience.preemption import InterruptedRunError
 from mimicnorm_jax.training.writers import read_metrics
-from tests.conftest import QUICKLY, also
+from tests.conftest import also
 from tests.data.photographs import write_folder
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
@@ -53,7 +54,7 @@ def _two_epochs(fields):
     return jax.device_get((state, found))
 
 
-def _runs(monkeypatch, **fields):
+def noise_runs(monkeypatch, **fields):
     """Two epochs of five steps on noise, resident and streamed, with augmentation on all devices."""
     rng = np.random.default_rng(0)
     splits = [Split(rng.integers(0, 256, (n, 8, 8, 3), np.uint8), rng.integers(0, 4, n, np.int32)) for n in (84, 21)]
@@ -66,15 +67,8 @@ def _runs(monkeypatch, **fields):
 @pytest.mark.parametrize(("parallelism", "steps"), [("pmap", 2), also("shard_map", 1)])
 def test_a_stream_of_the_same_images_gives_the_same_run(monkeypatch, parallelism, steps):
     """Up to float32's rounding after ten steps: the tests' quick compiler fuses the two programs differently."""
-    runs = _runs(monkeypatch, parallelism=parallelism, steps_per_call=steps)
+    runs = noise_runs(monkeypatch, parallelism=parallelism, steps_per_call=steps)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *runs)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(QUICKLY, reason="to the bit with the optimizations that users have: XLA_FLAGS='' pytest -m slow")
-@pytest.mark.parametrize("parallelism", ["pmap", "shard_map"])
-def test_a_stream_of_the_same_images_gives_the_same_run_to_the_bit(monkeypatch, parallelism):
-    jax.tree.map(np.testing.assert_array_equal, *_runs(monkeypatch, parallelism=parallelism))
 
 
 def _folder_config(root, **fields):
@@ -90,42 +84,59 @@ def _final(folder, fields):
     return found
 
 
-def test_a_stopped_run_goes_on_with_other_threads_to_the_same_bits_and_names_what_it_skipped(tmp_path, monkeypatch):
-    """Stopped in the middle of an epoch; one training and one test image are no images."""
+def _run_with(monkeypatch, fields, folder, call, act):
+    """A run that does something before the `call`-th of its calls of steps."""
+    build = loop.build_trainer
+
+    def acting(spec):
+        trainer, calls = build(spec), []
+
+        def train_steps(*args):
+            calls.append(args)
+            if len(calls) == call:
+                act()
+            return trainer.train_steps(*args)
+
+        return dataclasses.replace(trainer, train_steps=train_steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "build_trainer", acting)
+        loop.run(fields, folder)
+
+
+def test_interrupted_runs_go_on_to_the_same_bits_and_name_what_they_skipped(tmp_path, monkeypatch):
+    """Stopped in the middle of an epoch, and going on with other threads; ended there by a file that vanishes, and
+    going on when it is back. One training and one test image are no images.
+    """
     root = write_folder(tmp_path / "data", 2, 22, 5)
     (root / "train" / "class01" / "003.jpg").write_bytes(b"")
     (root / "val" / "class00" / "000.jpg").write_text("weasel")
-    fields = _folder_config(root, max_bad_images=2, decoding_threads=1)
+    fields, other = (_folder_config(root, max_bad_images=2, decoding_threads=threads) for threads in (1, 3))
     summary = loop.run(fields, tmp_path / "whole")
     assert [name.split("data/")[1] for name in summary["skipped_images"]] == [
         "train/class01/003.jpg",
         "val/class00/000.jpg",
     ]
-    other = _folder_config(root, max_bad_images=2, decoding_threads=3)
-    feeds = loop.build_trainer
+    with pytest.raises(InterruptedRunError, match="after step 15"):
+        _run_with(monkeypatch, fields, tmp_path / "stopped", 15, lambda: signal.raise_signal(signal.SIGTERM))
 
-    def stopping(spec):
-        trainer = feeds(spec)
-        step, calls = trainer.train_steps, []
+    # The image of the last step but one of the second epoch; the one after it is decoded with it.
+    train, _, _ = sources(root)
+    lost = train.folder / train.files[epoch_order(fields.seed, 1, 44)[37]]
+    with pytest.raises(DataError, match=f"cannot be used: FileNotFoundError.*{lost}.* config.max_bad_images is 2"):
+        _run_with(monkeypatch, fields, tmp_path / "vanished", 13, lambda: lost.rename(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").rename(lost)
+    with Checkpoints(tmp_path / "vanished" / "checkpoints", 2) as checkpoints:
+        assert checkpoints.latest == 11 + 9
 
-        def train_steps(*args):
-            calls.append(args)
-            if len(calls) == 15:
-                signal.raise_signal(signal.SIGTERM)
-            return step(*args)
-
-        return dataclasses.replace(trainer, train_steps=train_steps)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "build_trainer", stopping)
-        with pytest.raises(InterruptedRunError, match="after step 15"):
-            loop.run(fields, tmp_path / "parts")
-    loop.run(other, tmp_path / "parts")
-    (whole, record), (parts, about) = (_final(tmp_path / name, fields) for name in ("whole", "parts"))
-    jax.tree.map(np.testing.assert_array_equal, whole, parts)
-    assert record == about
-    counts = [row["test_loss"] for row in read_metrics(tmp_path / "whole")]
-    assert counts == [row["test_loss"] for row in read_metrics(tmp_path / "parts")]
+    whole, record = _final(tmp_path / "whole", fields)
+    losses = [row["test_loss"] for row in read_metrics(tmp_path / "whole")]
+    for name in ("stopped", "vanished"):
+        loop.run(other, tmp_path / name)
+        parts, about = _final(tmp_path / name, fields)
+        jax.tree.map(np.testing.assert_array_equal, whole, parts)
+        assert record == about
+        assert losses == [row["test_loss"] for row in read_metrics(tmp_path / name)]
 
 
 def test_one_bad_image_too_many_ends_the_run_with_its_name(tmp_path):
@@ -156,23 +167,3 @@ def test_a_streamed_run_plans_its_batches_and_not_the_data_set():
     # And the number of steps.
     assert found.step.argument_bytes == pytest.approx(kept + 8 * 32 * 32 * 3 + 8 * 4 + 4, abs=64)
     assert found.test_bytes == 0
-
-
-@pytest.mark.cifar100
-@pytest.mark.slow
-def test_cifar100_streamed_is_cifar100_resident_to_the_bit(cifar100_dir):
-    """Images of both pipelines over the first batches of an epoch, and of all of the test set."""
-    fields = {"dataset": "cifar100", "data_dir": cifar100_dir, "batch_size": 256, "seed": 5}
-    configs = [validate(base(**fields, mean=(0.5,) * 3, std=(0.25,) * 3, streaming=stream)) for stream in (False, True)]
-    resident, stream = (build_trainer(build_spec(config)).pipeline for config in configs)
-    (images, labels), (test_images, test_labels) = jax.tree.map(np.asarray, (resident.train, resident.test))
-    pairs = itertools.islice(zip(resident.train_feeds(1, 3), stream.train_feeds(1, 3), strict=True), 4)
-    for (selection, _), (batch, _) in pairs:
-        np.testing.assert_array_equal(batch.images, images[selection.index].reshape(batch.images.shape))
-        np.testing.assert_array_equal(batch.labels, labels[selection.index])
-    for selection, batch in zip(resident.test_feeds(), stream.test_feeds(), strict=True):
-        counts = np.asarray(batch.mask) == 1
-        np.testing.assert_array_equal(counts, selection.mask == 1)
-        shown = test_images[selection.index].reshape(batch.images.shape)
-        np.testing.assert_array_equal(np.asarray(batch.images)[counts], shown[counts])
-        np.testing.assert_array_equal(np.asarray(batch.labels)[counts], test_labels[selection.index][counts])

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -41,9 +42,8 @@ def _start(folder, root, threads, *flags, devices=2):
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
     command = [sys.executable, "train.py", "--config=configs/imagefolder.py", *given, f"--workdir={folder}", *flags]
-    return subprocess.Popen(
-        command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True, **pipes)
 
 
 def _finished(process, code=0):
@@ -52,13 +52,18 @@ def _finished(process, code=0):
     return output
 
 
-def _interrupt(process, folder, epochs, seconds, sent):
-    """Signals a process so many seconds after it has written a line for an epoch beyond `epochs`."""
+def _reached(process, folder, epochs):
+    """Waits until a process has written a line for an epoch beyond `epochs`."""
     deadline = time.monotonic() + 400
     while len(read_metrics(folder)) <= epochs:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def _interrupt(process, folder, epochs, seconds, sent):
+    """Signals a process so many seconds after it has reached an epoch beyond `epochs`."""
+    _reached(process, folder, epochs)
     time.sleep(seconds)
     assert process.poll() is None, "the run ended before it could be interrupted"
     process.send_signal(sent)
@@ -107,8 +112,14 @@ def test_killed_and_stopped_runs_end_in_the_same_bits_and_two_processes_in_the_s
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), whole, _state(tmp_path / "pair0"))
 
 
-def test_an_interrupt_from_the_keyboard_ends_threads_and_process(tmp_path):
-    root = write_folder(tmp_path / "data", 20, 80, 20)
-    process = _start(tmp_path / "run", root, 4)
-    _interrupt(process, tmp_path / "run", 0, 0.0, signal.SIGINT)
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_an_interrupt_from_the_keyboard_leaves_no_process_and_no_shared_memory(tmp_path):
+    root, folder = write_folder(tmp_path / "data", 20, 80, 20), tmp_path / "run"
+    process = _start(folder, root, 4)
+    _reached(process, folder, 0)
+    shared = [line for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines() if "/dev/shm/" in line]
+    assert [line for line in shared if not line.endswith("(deleted)")] == []  # that goes with the process
+    _interrupt(process, folder, 0, 0.0, signal.SIGINT)
     assert process.returncode == 130
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
