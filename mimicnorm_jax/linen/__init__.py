@@ -2,6 +2,7 @@
 
 from mimicnorm_jax.linen.conv import CenteredConv, CenteredDense, TransformedConv, TransformedDense
 from mimicnorm_jax.linen.dropout import Dropout
+from mimicnorm_jax.linen.dynamic_tanh import DynamicTanh
 from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
 from mimicnorm_jax.linen.norm import IdentityNorm, LastBatchNorm
 from mimicnorm_jax.linen.remat import NO_REMAT, REMATS, rematerialize
@@ -15,6 +16,7 @@ __all__ = [
     "CenteredConv",
     "CenteredDense",
     "Dropout",
+    "DynamicTanh",
     "IdentityNorm",
     "LastBatchNorm",
     "LayerKernel",

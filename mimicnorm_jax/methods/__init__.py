@@ -8,7 +8,7 @@ from mimicnorm_jax.methods.activations import LEAN, Activation, FlaxActivation, 
 from mimicnorm_jax.methods.branch import Branch, Role, Site
 from mimicnorm_jax.methods.folding import folded
 from mimicnorm_jax.methods.method import CENTERED, RAW, ConvTransform, Method
-from mimicnorm_jax.methods.norms import BatchNorm, GroupNorm, Norm, NormOptions
+from mimicnorm_jax.methods.norms import BatchNorm, DynamicTanh, GroupNorm, Norm, NormOptions
 from mimicnorm_jax.methods.residuals import PLAIN, AlphaBeta, Fixup, GainScalars, Residual, SkipInit
 
 _ALL = (
@@ -38,6 +38,8 @@ _ALL = (
         residual=AlphaBeta(),
         activation=LeanActivation(gain=math.sqrt(2 / (1 - 1 / math.pi))),
     ),
+    Method("groupnorm", "GroupNorm after every convolution (Wu & He 2018)", norm=GroupNorm()),
+    Method("dyt", "gamma tanh(alpha x) + beta after every convolution, without statistics (DyT)", norm=DynamicTanh()),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
@@ -54,6 +56,7 @@ __all__ = [
     "BatchNorm",
     "Branch",
     "ConvTransform",
+    "DynamicTanh",
     "Fixup",
     "FlaxActivation",
     "GainScalars",

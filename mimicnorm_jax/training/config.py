@@ -157,8 +157,12 @@ def base(**overrides: Any) -> ConfigDict:
     return ConfigDict({name: field.default for name, field in FIELDS.items()} | overrides)
 
 
+METHOD_FIELDS: dict[str, dict[str, Any]] = {"nf": {"adaptive_clip": 0.01}, "bnn_nobn": {"adaptive_clip": 0.02}}
+"""What a method's own recipe adds to any other, by method (Brock et al. 2021; Chen et al. 2021)."""
+
+
 def with_model(config: ConfigDict, argument: str) -> ConfigDict:
-    """Applies what follows the colon of `--config=FILE:MODEL,METHOD` to a config.
+    """Applies what follows the colon of `--config=FILE:MODEL,METHOD` to a config, and the method's `METHOD_FIELDS`.
 
     Raises:
       ConfigError: if there are more than two parts.
@@ -169,6 +173,7 @@ def with_model(config: ConfigDict, argument: str) -> ConfigDict:
     for field, value in zip(("model", "method"), parts, strict=False):
         if value:
             config[field] = value
+    config.update(METHOD_FIELDS.get(config.method, {}))
     return config
 
 
