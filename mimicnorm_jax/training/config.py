@@ -177,7 +177,7 @@ def with_model(config: ConfigDict, argument: str) -> ConfigDict:
     for field, value in zip(("model", "method"), parts, strict=False):
         if value:
             config[field] = value
-    config.update(METHOD_FIELDS.get(config.method, {}))
+    config.update(METHOD_FIELDS.get(str(config.method), {}))
     return config
 
 

@@ -33,13 +33,14 @@ def test_signs_are_one_or_minus_one_and_their_gradient_is_the_quadratics(x64):
 @pytest.mark.parametrize("dtype", [float, jnp.bfloat16])
 def test_binary_kernels_have_one_size_a_channel_and_the_gradient_of_clipping(dtype, x64):
     kernel, weights = _normal((3, 3, 8, 4), size=1.2).astype(dtype), _normal((3, 3, 8, 4), 1).astype(dtype)
+    kernel = jnp.where(abs(kernel) == 1, 0.5, kernel)  # where clipping has no derivative
     found = binarize(kernel)
     assert found.dtype == dtype
     for channel in range(4):
         size = abs(np.asarray(kernel[..., channel], np.float64)).mean()
         values = np.unique(np.asarray(found[..., channel], np.float64))
         # Two values, rounded to the kernel's own precision.
-        np.testing.assert_allclose(values, [-size, size], rtol=2 * float(jnp.finfo(dtype).eps))
+        np.testing.assert_allclose(values, [-size, size], rtol=1e-13 + float(jnp.finfo(dtype).eps))
     np.testing.assert_array_equal(found > 0, kernel > 0)
     gradient, expected = (
         jax.grad(lambda w, f=f: (weights * f(w)).sum())(kernel) for f in (binarize, lambda w: jnp.clip(w, -1, 1))

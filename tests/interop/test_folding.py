@@ -135,10 +135,12 @@ DEEPER = (
     *(f"resnet{depth}_imagenet" for depth in (101, 152)),
 )
 """The blocks of others, more often; of 101 layers and more, where float32 would be 2e-5 off."""
+BINARY = tuple(name for name, known in models.ARCHITECTURES.items() if known.binary)
+"""Folded in tests/models/test_reactnet.py."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in models.ARCHITECTURES if name not in (*FAMILIES, *DEEPER)])
+@pytest.mark.parametrize("name", [name for name in models.ARCHITECTURES if name not in (*FAMILIES, *DEEPER, *BINARY)])
 def test_every_network_folds(name, x64):
     """In double precision, since deep random networks multiply float32's rounding."""
     for method in ("mimicnorm", *(() if name.startswith("densenet") else ("batchnorm",))):
