@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
+    binary,
     confirm_plan,
     fault_injection,
     folded_inference,
@@ -33,6 +34,7 @@ from mimicnorm_jax.utils.console import log_line
 from mimicnorm_jax.utils.files import write_text
 
 BENCHMARKS: tuple[Any, ...] = (
+    binary,
     confirm_plan,
     fault_injection,
     folded_inference,

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mimicnorm_jax.training.config import METHOD_FIELDS
+
 Comparison = tuple[str, float | None]
 """Network and learning rate."""
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -71,7 +73,7 @@ def _arm(net: str, method: str, published: Accuracy | None = None, **fields: Any
     name, _, init = method.partition(", ")
     if init:
         fields["init_scheme"] = init
-    return Arm(net, method, {"model": net, "method": name, **fields}, published)
+    return Arm(net, method, {"model": net, "method": name, **METHOD_FIELDS.get(name, {}), **fields}, published)
 
 
 def _three(mean: float, std: float) -> Accuracy:
@@ -108,6 +110,10 @@ def _table2() -> tuple[Arm, ...]:
     )
 
 
+RIVALS = ("nf", "ws_gn", "groupnorm", "dyt")
+"""What a user would pick otherwise; `skipinit` and `fixup` besides."""
+
+
 def _ablation(*nets: str) -> tuple[Arm, ...]:
     methods = ("batchnorm", "mimicnorm", "weightmean", "lastbn", "none", "none, he")
     return tuple(_arm(net, method) for net in nets for method in methods)
@@ -133,6 +139,7 @@ def _convergence() -> tuple[Arm, ...]:
         *_converged("resnet8", others, seeds=three, stage=1),
         *(arm for rate in (0.02, 0.1, 0.2) for arm in _converged("resnet8", pair, rate=rate, stage=2)),
         *_converged("squeezenet", pair, epochs=20, seeds=(0, 1), stage=3),
+        *_converged("resnet8", ("groupnorm", "dyt"), seeds=three, stage=4),
     )
 
 
@@ -158,6 +165,13 @@ EXPERIMENTS: dict[str, Experiment] = {
         tuple(_arm(net, "mimicnorm", diagnostics_epochs=0.05) for net in ("vgg11", "resnet18")),
         2,
         {"width_multiplier": 0.25, "batch_size": 128},
+    ),
+    "rivals": Experiment(
+        "ResNet-18 under what a user would pick otherwise, one recipe",
+        tuple(_arm("resnet18", method) for method in ("batchnorm", "mimicnorm", *RIVALS, "skipinit", "fixup")),
+        150,
+        _SMALL
+        | {"epochs": 3, "warmup_epochs": 0.5, "learning_rate": 0.05, "model": "resnet8", "width_multiplier": 1.0},
     ),
     "convergence": Experiment("small networks trained to the end", _convergence(), 30, converged=True),
 }

@@ -12,8 +12,8 @@ from pathlib import Path
 from mimicnorm_jax import interop
 from mimicnorm_jax.cli.command import run
 from mimicnorm_jax.interop.exporting import FORMATS
-from mimicnorm_jax.monitoring import networks
 from mimicnorm_jax.training.dataset import dataset_of
+from mimicnorm_jax.training.restore import read_checkpoint
 from mimicnorm_jax.training.spec import make_model
 
 
@@ -39,12 +39,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    config, variables, name = networks.read_checkpoint(arguments.workdir, arguments.checkpoint)
+    config, variables, name = read_checkpoint(arguments.workdir, arguments.checkpoint)
     model, image_shape = make_model(config), dataset_of(config).image_shape
+    size = interop.packed_size(model, image_shape)
     if arguments.fold:
         model, variables = interop.fold(model, variables, image_shape=image_shape)
     path = arguments.out or arguments.workdir / f"{config.model}.{arguments.format}"
     options = {"image_shape": image_shape, "format": arguments.format, "vjp_order": arguments.vjp_order}
     interop.export(model, variables, path, **options)
     print(f"{path}: {path.stat().st_size:,} bytes, {name}, images {image_shape}")
+    if size.binary_weights:
+        print(
+            f"{size.binary_weights:,} binary weights, floats in this file: the network takes {size.packed_bytes:,} "
+            f"bytes where each is a bit, and {size.stored_bytes:,} as it was trained"
+        )
     return 0

@@ -1,6 +1,7 @@
 """Pure functions of arrays, without Flax: kernels and their transforms, activations, pooling."""
 
 from mimicnorm_jax.functional.activations import relu, relu6, relu_save_mask
+from mimicnorm_jax.functional.binary import binarize, binary_sign, standardize_by_deviation
 from mimicnorm_jax.functional.kernels import center, fan_in, gain, scaled_standardize, standardize
 from mimicnorm_jax.functional.layout import KernelLayout, over_fan_in
 from mimicnorm_jax.functional.pooling import max_pool
@@ -24,6 +25,8 @@ __all__ = [
     "KernelTransform",
     "Rule",
     "always",
+    "binarize",
+    "binary_sign",
     "center",
     "compose",
     "fan_in",
@@ -37,5 +40,6 @@ __all__ = [
     "relu_save_mask",
     "scaled_standardize",
     "standardize",
+    "standardize_by_deviation",
     "ungrouped",
 ]

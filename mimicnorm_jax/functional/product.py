@@ -22,13 +22,14 @@ def with_transformed_kernel(
       recompute: whether the backward pass computes the transformed, cast kernel again instead of keeping it.
 
     Returns:
-      A function; each scale, a scalar `()`, multiplies transformed kernel and bias.
+      A function; each scale, `()` or `(n_out,)`, multiplies transformed kernel and bias.
     """
 
     def transformed(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, *scales: jax.Array) -> tuple:
         kernel = transform(kernel, groups)
         for one in scales:
-            kernel, bias = kernel * one, None if bias is None else bias * one
+            wide = one.reshape((1,) * (kernel.ndim - one.ndim) + one.shape)
+            kernel, bias = kernel * wide, None if bias is None else bias * one
         return product(inputs, kernel, bias)
 
     # The derivative of a product needs its factors, not the product: the backward pass recomputes the transformed, cast

@@ -4,14 +4,17 @@ from mimicnorm_jax.interop import torch
 from mimicnorm_jax.interop.conversion import layer_report, mimic, rescale_init
 from mimicnorm_jax.interop.exporting import export
 from mimicnorm_jax.interop.folding import absorb_batchnorm, fold
+from mimicnorm_jax.interop.packing import PackedSize, packed_size
 from mimicnorm_jax.interop.variables import read_variables, write_variables
 
 __all__ = [
+    "PackedSize",
     "absorb_batchnorm",
     "export",
     "fold",
     "layer_report",
     "mimic",
+    "packed_size",
     "read_variables",
     "rescale_init",
     "torch",

@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from mimicnorm_jax.errors import FoldError
+from mimicnorm_jax.linen.dynamic_tanh import DynamicTanh
 from mimicnorm_jax.linen.norm import LastBatchNorm
 from mimicnorm_jax.linen.scalars import ScalarBias
 from mimicnorm_jax.linen.transformed import TransformedKernel
@@ -83,12 +84,12 @@ def image_shape_of(model: nn.Module, variables: Any, given: Shape | None) -> Sha
 
     Raises:
       FoldError: if the variables are not the network's, or for none of these images; for a norm that uses statistics
-        of the images themselves.
+        of the images themselves, or is no affine map.
     """
     said = ""
 
     def evaluate(variables: Any, images: jax.Array) -> Any:
-        with nn.intercept_methods(_refuse_statistics):
+        with nn.intercept_methods(_refuse_unfoldable):
             return model.apply(variables, images)
 
     for shape in [given] if given is not None else _IMAGES:
@@ -136,8 +137,8 @@ def read_affine(model: Any, variables: Mapping[str, Any], image_shape: Shape) ->
     return Network(dict(zip(paths, found, strict=True)), bool(witness.asked))
 
 
-def _refuse_statistics(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-    """Raises FoldError for a norm that uses statistics of the images themselves; an interceptor."""
+def _refuse_unfoldable(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    """Raises FoldError for what stands in a norm's place and no kernel can hold; an interceptor."""
     module, path = context.module, "/".join(context.module.path)
     if isinstance(module, nn.BatchNorm | LastBatchNorm) and context.method_name == "__call__":
         if not kwargs.get("use_running_average", module.use_running_average):
@@ -149,6 +150,11 @@ def _refuse_statistics(call: Callable[..., Any], args: Any, kwargs: Any, context
         raise FoldError(
             f"{path} is a {type(module).__name__}, which normalizes by statistics of its own in evaluation too: no "
             "kernel can hold them"
+        )
+    elif isinstance(module, DynamicTanh):
+        raise FoldError(
+            f"{path} is a DynamicTanh, which is no affine map: no kernel can hold it, and the convolutions around it "
+            "are plain already. Use the network as it is (mimicnorm export --no-fold)"
         )
     return call(*args, **kwargs)
 

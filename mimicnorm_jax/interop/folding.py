@@ -43,8 +43,8 @@ def fold(
       its variables `{"params": ...}`, in the model's `param_dtype`.
 
     Raises:
-      FoldError: names what cannot be folded: GroupNorms, a BatchNorm in front of a ReLU (DenseNet) or in training mode,
-        a foreign module.
+      FoldError: names what cannot be folded: GroupNorms, dynamic tanh, a BatchNorm in front of a ReLU (DenseNet) or in
+        training mode, a foreign module.
 
     Example:
       >>> from mimicnorm_jax import models

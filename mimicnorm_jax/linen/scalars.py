@@ -22,6 +22,33 @@ class ScalarBias(nn.Module):
         return x + self.param("bias", initializers.zeros, (), self.param_dtype).astype(x.dtype)
 
 
+class ChannelBias(nn.Module):
+    """Adds a learnable bias to each channel of `(..., C)`."""
+
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        bias = self.param("bias", initializers.zeros, (x.shape[-1],), self.param_dtype).astype(x.dtype)
+        return x + _wide(bias, x)
+
+
+class RPReLU(nn.Module):
+    """PReLU of `(..., C)` between two biases, all learnable by channel (ReActNet); its slope starts at 1/4."""
+
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = ChannelBias(self.param_dtype, name="before")(x)
+        slope = self.param("slope", initializers.constant(0.25), (x.shape[-1],), self.param_dtype).astype(x.dtype)
+        return ChannelBias(self.param_dtype, name="after")(jnp.where(x > 0, x, _wide(slope, x) * x))
+
+
+def _wide(values: jax.Array, x: jax.Array) -> jax.Array:
+    return values.reshape((1,) * (x.ndim - 1) + values.shape)
+
+
 class ScaledReLU(nn.Module):
     """s relu(z) + b with two learnable scalars, as sign(s) relu(|s| z) + b; or relu(z).
 

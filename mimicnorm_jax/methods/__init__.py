@@ -2,14 +2,15 @@
 
 import math
 
+from mimicnorm_jax.functional.binary import standardize_by_deviation
 from mimicnorm_jax.functional.kernels import scaled_standardize, standardize
 from mimicnorm_jax.linen.norm import LastBatchNorm
 from mimicnorm_jax.methods.activations import LEAN, Activation, FlaxActivation, LeanActivation
 from mimicnorm_jax.methods.branch import Branch, Role, Site
 from mimicnorm_jax.methods.folding import folded
 from mimicnorm_jax.methods.method import CENTERED, RAW, ConvTransform, Method
-from mimicnorm_jax.methods.norms import BatchNorm, GroupNorm, Norm, NormOptions
-from mimicnorm_jax.methods.residuals import PLAIN, AlphaBeta, Fixup, GainScalars, Residual, SkipInit
+from mimicnorm_jax.methods.norms import BatchNorm, DynamicTanh, GroupNorm, Norm, NormOptions
+from mimicnorm_jax.methods.residuals import PLAIN, AlphaBeta, DepthScalars, Fixup, GainScalars, Residual, SkipInit
 
 _ALL = (
     Method("batchnorm", "BatchNorm after every convolution", norm=BatchNorm()),
@@ -38,6 +39,23 @@ _ALL = (
         residual=AlphaBeta(),
         activation=LeanActivation(gain=math.sqrt(2 / (1 - 1 / math.pi))),
     ),
+    Method("groupnorm", "GroupNorm after every convolution (Wu & He 2018)", norm=GroupNorm()),
+    Method("dyt", "gamma tanh(alpha x) + beta after every convolution, without statistics (DyT)", norm=DynamicTanh()),
+    Method(
+        "bnn_nobn",
+        "binary networks by scaled weight standardization and sums of known variance (Chen et al. 2021)",
+        kernel_transform=ConvTransform(standardize_by_deviation),
+        residual=AlphaBeta(skip_gain=None, channel_gains=True),
+        for_binary=True,
+    ),
+    Method(
+        "bnn_mimic",
+        "binary networks by weight mean before the sign, one last BatchNorm and scalars on branches",
+        kernel_transform=CENTERED,
+        residual=DepthScalars(),
+        last_norm=LastBatchNorm,
+        for_binary=True,
+    ),
 )
 
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
@@ -54,6 +72,8 @@ __all__ = [
     "BatchNorm",
     "Branch",
     "ConvTransform",
+    "DepthScalars",
+    "DynamicTanh",
     "Fixup",
     "FlaxActivation",
     "GainScalars",

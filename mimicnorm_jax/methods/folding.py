@@ -7,8 +7,8 @@ from mimicnorm_jax.methods.residuals import Residual
 def folded(method: Method, *, relu6: bool = False) -> Method:
     """The record of a folded network, see `interop.fold`: no transform, norm or scalar, and biases everywhere.
 
-    Three things stay, elementwise all of them: scalar biases before convolutions, which pad with zeros behind them;
-    sign and bias of a ReLU that ends a concatenated branch; and a constant of the activation.
+    Four things stay, elementwise all of them: scalar biases before convolutions, which pad with zeros behind them;
+    sign and bias of a ReLU that ends a concatenated branch; a constant of the activation; and one before a sign.
 
     Args:
       method: that the network was trained under.
@@ -23,7 +23,7 @@ def folded(method: Method, *, relu6: bool = False) -> Method:
     return Method(
         "folded",
         "plain convolutions with biases, what interop.fold gives",
-        residual=Residual(front_biases=residual.front_biases, scales_relu=residual.scales_relu, folded=True),
+        residual=Residual(residual.front_biases, residual.scales_relu, folded=True, alpha=residual.alpha),
         activation=method.activation,
         conv_biases=True,
         relu6=relu6,

@@ -56,6 +56,7 @@ class Method:
       last_norm: on the logits, or None.
       conv_biases: whether every convolution has a bias, also those that a network leaves without one.
       relu6: whether a network's ReLU6 stays one although no norm keeps activations in its range.
+      for_binary: whether it is written for networks of binary convolutions only.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Method:
     last_norm: LastNorm | None = None
     conv_biases: bool = False
     relu6: bool = False
+    for_binary: bool = False
 
     @property
     def centers(self) -> bool:

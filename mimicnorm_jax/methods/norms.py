@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mimicnorm_jax.linen.dynamic_tanh import DynamicTanh as DynamicTanhLayer
+
 
 @dataclass(frozen=True)
 class NormOptions:
@@ -74,3 +76,18 @@ class GroupNorm:
             return layer(x)
 
         return norm
+
+
+@dataclass(frozen=True)
+class DynamicTanh:
+    """`linen.DynamicTanh`, elementwise and without statistics, where others normalize.
+
+    Attributes:
+      alpha: where its scalar starts.
+    """
+
+    alpha: float = 0.5
+    couples_batch: ClassVar[bool] = False
+
+    def __call__(self, train: bool, options: NormOptions) -> Callable[[jax.Array], jax.Array]:
+        return DynamicTanhLayer(self.alpha, dtype=options.dtype, param_dtype=options.param_dtype, name="dyt")

@@ -21,6 +21,8 @@ class Residual:
       front_biases: whether scalar biases stand before a branch's convolutions and the classifier.
       scales_relu: whether a ReLU that ends a concatenated branch has a learnable scale and bias.
       folded: whether such a scale is but a sign, its size folded into the convolution before.
+      channel_gains: whether every convolution's kernel and bias have a learnable factor by channel, from 1.
+      alpha: the constant on a branch that is summed, where a rule has one; else 0.
     """
 
     needs_sums: ClassVar[bool] = False
@@ -29,6 +31,8 @@ class Residual:
     front_biases: bool = False
     scales_relu: bool = False
     folded: bool = False
+    channel_gains: bool = False
+    alpha: float = 0.0
 
     def scalar(self, scheme: InitScheme, site: Site, compensates: bool) -> float | None:
         """Initial value of the learnable scalar on a convolution's output; None for no scalar.
@@ -56,6 +60,14 @@ class Residual:
         """A constant factor on a convolution's output; it is folded into kernel and bias."""
         return 1.0
 
+    def block_scale(self, sums: int) -> float:
+        """A constant factor on the input of a block that takes its sign, so that no kernel can have the factor.
+
+        Args:
+          sums: as in `Branch`.
+        """
+        return 1 / math.sqrt(1 + sums * self.alpha**2)
+
 
 @dataclass(frozen=True)
 class GainScalars(Residual):
@@ -67,6 +79,16 @@ class GainScalars(Residual):
         if site.role == "residual_out" and site.branch is not None:
             return scheme.scalar(site.kernels, site.branch.block)
         return scheme.scalar(site.kernels) if compensates else None
+
+
+@dataclass(frozen=True)
+class DepthScalars(Residual):
+    """A learnable scalar on each summed branch that makes up for depth alone: no gain, where no ReLU is."""
+
+    def scalar(self, scheme: InitScheme, site: Site, compensates: bool) -> float | None:
+        if site.role == "residual_out" and site.branch is not None:
+            return scheme.scalar((), site.branch.block)
+        return None
 
 
 @dataclass(frozen=True)
@@ -122,18 +144,20 @@ class AlphaBeta(Residual):
 
     Attributes:
       alpha: the constant on a branch.
+      skip_gain: where s starts; None for no s.
     """
 
     alpha: float = 0.2
+    skip_gain: float | None = 0.0
     needs_sums = True
 
     def scalar(self, scheme: InitScheme, site: Site, compensates: bool) -> float | None:
-        return 0.0 if site.role == "residual_out" else None
+        return self.skip_gain if site.role == "residual_out" else None
 
     def input_scale(self, site: Site) -> float:
         if site.branch is None or not site.starts_block:
             return 1.0
-        return 1 / math.sqrt(1 + site.branch.sums * self.alpha**2)
+        return self.block_scale(site.branch.sums)
 
     def output_scale(self, site: Site) -> float:
         return self.alpha if site.role == "residual_out" else 1.0

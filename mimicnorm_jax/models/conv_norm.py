@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.nn import initializers
 
 from mimicnorm_jax.functional import activations
+from mimicnorm_jax.functional.binary import binarize
 from mimicnorm_jax.functional.rules import Rule
 from mimicnorm_jax.functional.transform import KernelTransform, compose
 from mimicnorm_jax.linen.conv import TransformedConv
@@ -39,6 +40,8 @@ class ConvNorm(nn.Module):
       compensates: whether the published nets have a learnable scalar here that makes up for the gain of the branch's
         kernels so far, or outside of a branch of this kernel.
       untouched: whether the published baselines (Fixup, BatchNorm) never initialize it.
+      binary: whether its kernel, as the method transforms it, is binarized; the method's constant on a block's input
+        does not reach it.
     """
 
     factory: LayerFactory
@@ -54,6 +57,7 @@ class ConvNorm(nn.Module):
     role: Role = "conv"
     compensates: bool = False
     untouched: bool = False
+    binary: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, scale: jax.Array | None = None) -> jax.Array:
@@ -79,17 +83,30 @@ class ConvNorm(nn.Module):
             dtype=factory.dtype,
             param_dtype=factory.param_dtype,
             kernel_init=self._kernel_init(site),
-            kernel_transform=_times(factory.transform(classifier=self.classifier), residual.input_scale(site)),
+            kernel_transform=self._transform(residual.input_scale(site)),
             scale_init=None if scalar is None else initializers.constant(scalar),
             recompute_kernel=factory.recompute_kernel,
             name="conv",
-        )(x, self._times_constant(scale, residual.output_scale(site)))
+        )(x, self._times_constant(self._gains(scale), residual.output_scale(site)))
         if residual.scalar_biases and self.role != "shortcut":
             y = ScalarBias(factory.param_dtype, name="shift")(y)
         if has_norms and not is_cheap:
             # Normalization needs the convolution's output, which its ReLU's output does not give back.
             y = checkpoint_name(y, activations.SAVED)
         return factory.norm(train)(y) if normalized else y
+
+    def _transform(self, input_scale: float) -> KernelTransform:
+        transform = self.factory.transform(classifier=self.classifier)
+        if self.binary:
+            return compose(transform, KernelTransform(binarize))
+        return transform if input_scale == 1.0 else compose(transform, KernelTransform(lambda w: w * input_scale))
+
+    def _gains(self, scale: jax.Array | None) -> jax.Array | None:
+        """The given scale, times the method's learnable gains by channel."""
+        if not self.factory.method.residual.channel_gains:
+            return scale
+        gains = self.param("gain", initializers.ones, (self.features,), self.factory.param_dtype)
+        return gains if scale is None else gains * scale
 
     def _times_constant(self, scale: jax.Array | None, factor: float) -> jax.Array | None:
         if factor == 1.0:
@@ -103,7 +120,3 @@ class ConvNorm(nn.Module):
             return factory.method.residual.kernel_init(factory.scheme, factory.published, site)(key, shape, dtype)
 
         return init
-
-
-def _times(transform: KernelTransform, factor: float) -> KernelTransform:
-    return transform if factor == 1.0 else compose(transform, KernelTransform(lambda kernel: kernel * factor))

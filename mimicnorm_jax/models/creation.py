@@ -29,6 +29,8 @@ def _objection(name: str, method: Method) -> str:
     architecture = ARCHITECTURES[name]
     if method.residual.needs_sums and not architecture.residual_branches:
         return f"{method.name} is about residual branches that end in a convolution, and {name} has none"
+    if method.for_binary and not architecture.binary:
+        return f"{method.name} is for binary convolutions, and {name} has none"
     if method.residual.for_resnets and not architecture.fixup:
         return f"{method.name}'s rules are written for the branches of ResNets, not for those of {name}"
     return ""

@@ -1,7 +1,7 @@
 """Every network by name, with what `create` knows of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from mimicnorm_jax.init_schemes import PublishedInit, he_fan_in, he_fan_out, he_
 from mimicnorm_jax.models import seresnet
 from mimicnorm_jax.models.densenet import BLOCKS, DenseNet
 from mimicnorm_jax.models.mobilenet import MobileNetV2
+from mimicnorm_jax.models.reactnet import ReActNet, ReActNetA
 from mimicnorm_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from mimicnorm_jax.models.shufflenet import CHANNELS, ShuffleNetV2
 from mimicnorm_jax.models.squeezenet import SqueezeNet
@@ -29,6 +30,7 @@ class Architecture:
       residual_branches: whether it has residual branches that end in one convolution.
       fixup: whether Fixup's rules are written for its branches.
       rule: which kernels the published code centers.
+      binary: whether its convolutions read signs of their input.
       cheap_remat: whether pointwise convolutions that do not narrow give maps that `remat="cheap"` need not keep.
     """
 
@@ -38,6 +40,7 @@ class Architecture:
     residual_branches: bool = False
     fixup: bool = False
     rule: Rule = PUBLISHED_CIFAR_RULE
+    binary: bool = False
     cheap_remat: bool = False
 
 
@@ -77,6 +80,13 @@ def _shufflenet(channels: tuple[int, int, int, int], *, imagenet: bool = False) 
         rule=ungrouped if imagenet else PUBLISHED_CIFAR_RULE,
         cheap_remat=True,
     )
+
+
+def _reactnets(name: str, build: Callable[..., nn.Module], stride: int) -> dict[str, Architecture]:
+    """A binary network, and its first step of training: the same parameters, read as they are by its convolutions."""
+    # Signs have energy 1, so variance 1/n keeps that of a convolution's input.
+    known = Architecture(build, PublishedInit(1.0), stride, residual_branches=True, binary=True)
+    return {name: known, f"{name}_step1": replace(known, build=partial(build, binary_kernels=False))}
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -129,5 +139,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         residual_branches=True,
         cheap_remat=True,
     ),
+    **_reactnets("reactnet8", partial(ReActNet, stages=(2, 2, 2), channels=16), 4),
+    **_reactnets("reactnet18", partial(ReActNet, stages=(4, 4, 4, 4)), 8),
+    **_reactnets("reactnet_a_imagenet", ReActNetA, 32),
 }
-"""Every network by name. `resnet8` is the small one of the digits default; it is in no paper's table."""
+"""Every network by name. `resnet8` and `reactnet8` are small ones, in no paper's table."""

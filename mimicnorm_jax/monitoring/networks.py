@@ -1,6 +1,6 @@
 """Networks and images for the diagnostics: any of ours at initialization, or as a run has trained it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ from mimicnorm_jax import models
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.data.augment import normalize
 from mimicnorm_jax.diagnostics import ApplyFn, from_linen
-from mimicnorm_jax.errors import ConfigError, WorkdirError
+from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.methods import METHODS
-from mimicnorm_jax.training import workdir
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.dataset import dataset_of, read_dataset
-from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
-from mimicnorm_jax.training.spec import build_spec, make_model
+from mimicnorm_jax.training.restore import read_checkpoint
+from mimicnorm_jax.training.spec import make_model
 
 
 @dataclass(frozen=True)
@@ -71,33 +70,6 @@ def initialized(config: TrainConfig, precision: Any) -> BoundModel:
     start = f"init {config.init_scheme}, width {config.width_multiplier:g}"
     name = f"{config.model} under {config.method} ({start}), seed {config.seed}"
     return network(config, variables, f"{name}, at initialization")
-
-
-def read_checkpoint(folder: Path, which: str, data_dir: str = "") -> tuple[TrainConfig, Any, str]:
-    """The config of a run, the variables of a checkpoint as it evaluates them, and a name for a reader; reads no data.
-
-    Args:
-      folder: the run's.
-      which: `latest` or `best`.
-      data_dir: if the dataset has moved since.
-
-    Raises:
-      WorkdirError: if there is no such checkpoint or it cannot be restored.
-      ConfigError: if the run had a network of its own.
-    """
-    config = workdir.read_config(folder)
-    config = replace(config, data_dir=data_dir or config.data_dir)
-    if not (folder / "checkpoints").is_dir():
-        raise WorkdirError(f"{folder} holds no checkpoint")
-    # A checkpoint is that of its network, whatever devices share a batch here; no data is read for it.
-    spec = build_spec(config, num_devices=1)
-    with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
-        step = checkpoints.latest if which == "latest" else checkpoints.best
-        if step is None:
-            raise WorkdirError(f"{folder} holds no complete checkpoint")
-        state, metadata = checkpoints.restore(step, spec.state_template())
-    name = f"{config.model} under {config.method}, {which} checkpoint (epoch {metadata.epoch}) of {folder}"
-    return config, state.eval_variables, name
 
 
 def from_checkpoint(folder: Path, which: str, precision: Any, data_dir: str = "") -> tuple[TrainConfig, BoundModel]:

@@ -72,6 +72,7 @@ class TrainConfig:
     model: str = _any("resnet8", "network, see mimicnorm_jax.models")
     method: str = _any("mimicnorm", "what stands in for BatchNorm, see mimicnorm_jax.methods")
     init_scheme: str = _any("published", "initialization, see mimicnorm_jax.init_schemes")
+    init_from: str = _any("", "folder of a run whose best checkpoint's variables this run starts from; empty: none")
     width_multiplier: float = _field(
         1.0, "factor on the network's channels", "above 0 and at most 100", lambda value: 0 < value <= 100
     )
@@ -105,7 +106,10 @@ class TrainConfig:
     learning_rate: float = _above_zero(0.1, "after the warm-up")
     warmup_epochs: float = _at_least(2.0, 0, "linear from 0")
     schedule: str = _one_of(
-        "after the warm-up: times decay_factor at each of decay_epochs, or a cosine to 0", "step", "cosine"
+        "after the warm-up: times decay_factor at each of decay_epochs, a cosine to 0, or a line to 0",
+        "step",
+        "cosine",
+        "linear",
     )
     decay_epochs: tuple[int, ...] = _field((), "of schedule=step", "increasing positive whole numbers", _increasing)
     decay_factor: float = _field(0.1, "of schedule=step", "above 0 and at most 1", lambda value: 0 < value <= 1)
@@ -161,8 +165,12 @@ def base(**overrides: Any) -> ConfigDict:
     return ConfigDict({name: field.default for name, field in FIELDS.items()} | overrides)
 
 
+METHOD_FIELDS: dict[str, dict[str, Any]] = {"nf": {"adaptive_clip": 0.01}, "bnn_nobn": {"adaptive_clip": 0.02}}
+"""What a method's own recipe adds to any other, by method (Brock et al. 2021; Chen et al. 2021)."""
+
+
 def with_model(config: ConfigDict, argument: str) -> ConfigDict:
-    """Applies what follows the colon of `--config=FILE:MODEL,METHOD` to a config.
+    """Applies what follows the colon of `--config=FILE:MODEL,METHOD` to a config, and the method's `METHOD_FIELDS`.
 
     Raises:
       ConfigError: if there are more than two parts.
@@ -173,6 +181,7 @@ def with_model(config: ConfigDict, argument: str) -> ConfigDict:
     for field, value in zip(("model", "method"), parts, strict=False):
         if value:
             config[field] = value
+    config.update(METHOD_FIELDS.get(str(config.method), {}))
     return config
 
 

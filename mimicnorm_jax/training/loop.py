@@ -18,6 +18,7 @@ from mimicnorm_jax.training.hook import Hook, MakeHook
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Checkpoints
 from mimicnorm_jax.training.resilience.preemption import InterruptedRunError, stop_requested
+from mimicnorm_jax.training.restore import require_start, start
 from mimicnorm_jax.training.spec import RunSpec, validate_run
 from mimicnorm_jax.training.state import TrainState
 from mimicnorm_jax.training.trainer import Trainer, build_trainer
@@ -139,6 +140,8 @@ def run(config: TrainConfig, folder: Path, model: Any = None, make_hook: MakeHoo
         if not distributed.is_first():
             return _run_worker(spec)
         with workdir.lock(folder), workdir.raise_on_full_disk(folder):
+            if not (folder / "checkpoints").is_dir():
+                require_start(spec.config)
             workdir.prepare(folder, spec.config)
             return _run(spec, folder, make_hook)
 
@@ -165,7 +168,7 @@ def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, A
     log_line(report.headline(trainer, template, folder))
     with Checkpoints(folder / "checkpoints", spec.config.keep_checkpoints) as checkpoints:
         if (found := checkpoints.restore_newest(template)) is None:
-            found = spec.init_state(), CheckpointMetadata(0, None)
+            found = start(spec), CheckpointMetadata(0, None)
         else:
             state, metadata = found
             complete = metadata.epoch == spec.config.epochs

@@ -11,17 +11,18 @@ from mimicnorm_jax.utils.trees import path_names
 
 
 def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
-    """The learning rate by step: linear warm-up from 0, then steps down or a cosine to 0.
+    """The learning rate by step: linear warm-up from 0, then steps down, or a cosine or line to 0.
 
     Args:
       config: of the run.
       steps_per_epoch: steps in an epoch.
     """
     warmup = round(config.warmup_epochs * steps_per_epoch)
+    rest = max(1, config.epochs * steps_per_epoch - warmup)
     if config.schedule == "cosine":
-        decay: optax.Schedule = optax.cosine_decay_schedule(
-            config.learning_rate, max(1, config.epochs * steps_per_epoch - warmup)
-        )
+        decay: optax.Schedule = optax.cosine_decay_schedule(config.learning_rate, rest)
+    elif config.schedule == "linear":
+        decay = optax.linear_schedule(config.learning_rate, 0.0, rest)
     else:
         boundaries = {epoch * steps_per_epoch - warmup: config.decay_factor for epoch in config.decay_epochs}
         decay = optax.piecewise_constant_schedule(config.learning_rate, boundaries)

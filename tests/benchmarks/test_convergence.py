@@ -81,7 +81,8 @@ def test_whole_comparisons_of_the_methods_of_interest_come_first():
     assert {(method, rate, seed) for _, method, rate, seed in order[30:36]} == {
         (method, rate, 0) for method in four[:2] for rate in (0.02, 0.1, 0.2)
     }
-    assert order[36:] == [("squeezenet", method, 0.05, seed) for seed in (0, 1) for method in four[:2]]
+    assert order[36:40] == [("squeezenet", method, 0.05, seed) for seed in (0, 1) for method in four[:2]]
+    assert order[40:] == [("resnet8", method, 0.05, seed) for seed in (0, 1, 2) for method in ("groupnorm", "dyt")]
     assert len(set(order)) == len(order)
 
 

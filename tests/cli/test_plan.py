@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from mimicnorm_jax.cli.plan import main
-from tests.conftest import ROOT, also, in_processes
+from tests.conftest import ROOT, in_processes
 from tests.planning.programs import needs_cuda
 
 CONFIG = f"--config={ROOT / 'configs' / 'digits.py'}:resnet8,mimicnorm"

@@ -17,6 +17,7 @@ from mimicnorm_jax.functional import (
     over_fan_in,
     scaled_standardize,
     standardize,
+    standardize_by_deviation,
     ungrouped,
 )
 
@@ -35,6 +36,7 @@ MEMBERS = {
     "center": (center, _centered_channel, 1),
     "standardize": (standardize, _standardized_channel, 0),
     "scaled_standardize": (partial(scaled_standardize, gain=1.7), partial(_standardized_channel, gain=1.7), 0),
+    "standardize_by_deviation": (partial(standardize_by_deviation, epsilon=1e-8), _standardized_channel, 0),
 }
 SHAPES = [(7, 5), (3, 3, 8, 4), (3, 3, 1, 6)]
 ROUNDING = 1e-12
@@ -67,7 +69,7 @@ def test_constants_do_nothing_and_positive_factors_as_much_as_to_the_power(name)
     np.testing.assert_allclose(function(kernel + jnp.arange(4.0).reshape(1, 1, 1, 4)), once, atol=ROUNDING)
     factors = jnp.array([1.0, 2.0, 5.0, 10.0]).reshape(1, 1, 1, 4)
     np.testing.assert_allclose(function(factors * kernel), factors**power * once, rtol=EPSILON)
-    np.testing.assert_allclose(function(once), once, rtol=EPSILON)  # all three are idempotent
+    np.testing.assert_allclose(function(once), once, rtol=EPSILON)  # all are idempotent
 
 
 @pytest.mark.parametrize("name", MEMBERS)

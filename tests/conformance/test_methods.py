@@ -12,7 +12,7 @@ import pytest
 from flax import linen as nn
 
 from mimicnorm_jax import models
-from mimicnorm_jax.functional import scaled_standardize, ungrouped
+from mimicnorm_jax.functional import scaled_standardize, standardize, ungrouped
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.models.resnet import Bottleneck, ResNet
 from tests.conftest import also
@@ -146,7 +146,7 @@ def test_logits_loss_and_gradients_ignore_constants_added_to_transformed_kernels
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), *grads)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", models.methods_of("resnet8"))
 def test_a_method_says_whether_it_couples_the_images_of_a_batch(method, x64):
     """In training the logits of one image depend on another image exactly where it says so, before and at the end."""
     record = METHODS[method]
@@ -221,3 +221,35 @@ def test_variance_through_a_normalizer_free_network_at_initialization():
     found = outputs(_key())
     # One draw; padding with zeros, which are not the mean of what comes out of a ReLU, is what is left.
     assert all(0.5 < float(variance) < 2 for variance in found.values()), found
+
+
+@pytest.mark.parametrize("name", ["resnet8", "small_dense", also("mobilenetv2"), also("shufflenetv2_x0.5")])
+@pytest.mark.usefixtures("small")
+def test_groupnorm_of_standardized_kernels_is_ws_gn(name, x64):
+    """The two methods differ by the kernel transform alone; which leaves fan-ins of 1 and classifiers as they are."""
+    size = models.ARCHITECTURES[name].stride
+    images = jax.random.normal(jax.random.key(1), (2, size, size, 3), float)
+    nets = [
+        models.create(name, method=method, num_classes=5, width=0.125, dtype=float, param_dtype=float)
+        for method in ("groupnorm", "ws_gn")
+    ]
+    params = _random_like(jax.eval_shape(nets[1].init, jax.random.key(0), images)["params"])
+    done = jax.tree.map(lambda leaf: standardize(leaf) if leaf.ndim == 4 and leaf[..., 0].size > 1 else leaf, params)
+    if name == "mobilenetv2":  # its classifier is a convolution
+        done["classifier"] = params["classifier"]
+    found, expected = (net.apply({"params": p}, images) for net, p in zip(nets, (done, params), strict=True))
+    assert float(abs(expected).max()) > 1e-3
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_the_gain_of_a_normalizer_free_relu_keeps_the_variance_of_a_normal_input(x64):
+    """By quadrature; the published rounding of the gain, 1.7139588594, makes it 1.0013."""
+    relu = METHODS["nf"].activation.relu
+    z, weights = np.polynomial.hermite_e.hermegauss(200)
+    p = weights / weights.sum()
+    y = np.asarray(relu(jnp.asarray(z), output_saved_anyway=True, saved=False, rectified=False))
+    # The quadrature is exact but for the kink, which costs about the distance of two nodes, 0.1, squared over 4.
+    assert p @ y**2 - (p @ y) ** 2 == pytest.approx(1, abs=3e-3)
+    gain = float(relu(jnp.ones(1), output_saved_anyway=True, saved=False, rectified=False)[0])
+    assert gain == pytest.approx(1.712858, abs=1e-6)
+    assert (1.7139588594 / gain) ** 2 == pytest.approx(1.00129, abs=1e-5)

@@ -24,6 +24,13 @@ def test_step_schedule_by_hand():
     np.testing.assert_allclose([float(schedule(step)) for step in range(50)], expected, rtol=1e-5)
 
 
+def test_linear_schedule_by_hand():
+    fields = config.validate(config.base(epochs=4, warmup_epochs=0.0, schedule="linear", learning_rate=0.3))
+    schedule = make_schedule(fields, steps_per_epoch=5)
+    expected = [0.3 * (1 - step / 20) for step in range(21)]
+    np.testing.assert_allclose([float(schedule(step)) for step in range(21)], expected, rtol=1e-5, atol=1e-8)
+
+
 def test_cosine_schedule_by_hand():
     fields = config.validate(config.base(epochs=10, warmup_epochs=1.0, schedule="cosine", learning_rate=0.2))
     schedule = make_schedule(fields, steps_per_epoch=5)

@@ -1,0 +1,87 @@
+"""The variables of another run's checkpoint: for whoever evaluates them, and to start a run from."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mimicnorm_jax.errors import ConfigError, WorkdirError
+from mimicnorm_jax.optim import center_params
+from mimicnorm_jax.training import workdir
+from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.optimizer import CONV_KERNELS
+from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
+from mimicnorm_jax.training.spec import RunSpec, build_spec
+from mimicnorm_jax.training.state import TrainState
+from mimicnorm_jax.utils.trees import path_names
+
+
+def read_checkpoint(folder: Path, which: str, data_dir: str = "") -> tuple[TrainConfig, Any, str]:
+    """The config of a run, the variables of a checkpoint as it evaluates them, and a name for a reader; reads no data.
+
+    Args:
+      folder: the run's.
+      which: `latest` or `best`.
+      data_dir: if the dataset has moved since.
+
+    Raises:
+      WorkdirError: if there is no such checkpoint or it cannot be restored.
+      ConfigError: if the run had a network of its own.
+    """
+    config = workdir.read_config(folder)
+    config = replace(config, data_dir=data_dir or config.data_dir)
+    if not (folder / "checkpoints").is_dir():
+        raise WorkdirError(f"{folder} holds no checkpoint")
+    # A checkpoint is that of its network, whatever devices share a batch here; no data is read for it.
+    spec = build_spec(config, num_devices=1)
+    with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
+        step = checkpoints.latest if which == "latest" else checkpoints.best
+        if step is None:
+            raise WorkdirError(f"{folder} holds no complete checkpoint")
+        state, metadata = checkpoints.restore(step, spec.state_template())
+    name = f"{config.model} under {config.method}, {which} checkpoint (epoch {metadata.epoch}) of {folder}"
+    return config, state.eval_variables, name
+
+
+def require_start(config: TrainConfig) -> None:
+    """Raises ConfigError if a config's `init_from` holds no run to start from."""
+    if config.init_from and not (Path(config.init_from) / "checkpoints").is_dir():
+        raise ConfigError(
+            f"config.init_from is {config.init_from!r}, which holds no run with a checkpoint: train that one first, or "
+            "name the --workdir in which it was trained"
+        )
+
+
+def start(spec: RunSpec) -> TrainState:
+    """A run's state before its first step: fresh, or with the variables that `config.init_from` holds.
+
+    Raises:
+      ConfigError: if those are of another network.
+      WorkdirError: as `read_checkpoint`.
+    """
+    state, config = spec.init_state(), spec.config
+    if not config.init_from:
+        return state
+    _, variables, name = read_checkpoint(Path(config.init_from), "best", config.data_dir)
+    wanted = {"params": state.params, "batch_stats": state.batch_stats}
+    given = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+    differing = sorted(_shapes(wanted).items() ^ _shapes(given).items())
+    if differing:
+        path = differing[0][0]
+        there, here = (_shapes(variables).get(path, "missing") for variables in (given, wanted))
+        raise ConfigError(
+            f"config.init_from is {config.init_from!r}, {name}: there {path} is {there}, and under config.model="
+            f"{config.model!r}, config.method={config.method!r} it is {here}"
+        )
+    params, batch_stats = (jax.tree.map(jnp.asarray, given[part]) for part in ("params", "batch_stats"))
+    if config.centering == "after_step":
+        params = center_params(params, CONV_KERNELS)
+    ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
+    return state.replace(params=params, batch_stats=batch_stats, ema_params=ema_params)
+
+
+def _shapes(variables: Any) -> dict[str, str]:
+    leaves = jax.tree.leaves_with_path(variables)
+    return {"/".join(path_names(path)): str(leaf.shape) for path, leaf in leaves}

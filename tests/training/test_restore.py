@@ -1,0 +1,64 @@
+"""A run that starts from another one's checkpoint: the same variables, a fresh optimizer; what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mimicnorm_jax.errors import ConfigError
+from mimicnorm_jax.training import config, loop, restore, workdir
+from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Checkpoints
+from mimicnorm_jax.training.spec import build_spec
+
+# Orbax leaves coroutines behind where it reads.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def _config(**fields):
+    return config.validate(config.base(width_multiplier=0.25, method="batchnorm", **fields))
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """The folder of a run's first step, its best checkpoint the older one, and the state of that."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    fields = _config(model="reactnet8_step1", optimizer="adam")
+    workdir.prepare(folder, fields)
+    fresh = build_spec(fields).init_state()
+    rng = np.random.default_rng(0)
+    trained = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), fresh)
+    with Checkpoints(folder / "checkpoints", 2) as checkpoints:
+        checkpoints.save(trained.replace(step=jnp.int32(5)), CheckpointMetadata(1, 0.9))
+        checkpoints.save(fresh.replace(step=jnp.int32(9)), CheckpointMetadata(2, 0.5))
+    return folder, trained
+
+
+def test_the_second_step_starts_from_the_first_ones_best_with_a_fresh_optimizer(first):
+    folder, trained = first
+    spec = build_spec(_config(model="reactnet8", optimizer="adam", init_from=str(folder), ema_decay=0.9))
+    state = restore.start(spec)
+    jax.tree.map(np.testing.assert_array_equal, state.params, trained.params)
+    jax.tree.map(np.testing.assert_array_equal, state.ema_params, trained.params)
+    jax.tree.map(np.testing.assert_array_equal, state.batch_stats, trained.batch_stats)
+    assert int(state.step) == 0
+    assert not any(leaf.any() for leaf in jax.tree.leaves(state.opt_state))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": "resnet8"}, r"there params/stage1_block1/act/after/bias is \(4,\), and under .*resnet8.* missing"),
+        ({"model": "reactnet8", "dataset": "cifar100"}, r"there params/classifier/bias is \(10,\), .* is \(100,\)"),
+    ],
+)
+def test_another_network_is_refused_by_its_first_leaf_that_differs(first, fields, message):
+    spec = build_spec(_config(**fields, init_from=str(first[0])))
+    with pytest.raises(ConfigError, match=message):
+        restore.start(spec)
+
+
+def test_a_folder_without_a_run_is_refused_before_anything_is_written(tmp_path):
+    fields = _config(model="reactnet8", init_from=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"config.init_from is .*nowhere', which holds no run with a checkpoint"):
+        loop.run(fields, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
