@@ -192,3 +192,65 @@ def test_layers_are_what_the_text_says_they_are():
     ("name", "method", "message"),
     [
         ("resnet8", "ws_gn", r"stem/gn is a GroupNorm, which normalizes by statistics of its own"),
+        ("densenet121", "batchnorm", r"block1_layer1/norm/bn is a BatchNorm behind no convolution of its own"),
+    ],
+)
+@pytest.mark.usefixtures("shallow")
+def test_what_no_kernel_can_hold_is_refused(name, method, message):
+    model, variables = _network(name, method)
+    with pytest.raises(FoldError, match=message):
+        interop.fold(model, variables)
+
+
+def test_there_has_to_be_a_batch_norm_to_absorb():
+    for method in ("mimicnorm", "ws_gn"):
+        with pytest.raises(FoldError, match="has no BatchNorm between layers to absorb"):
+            interop.absorb_batchnorm(*_network("resnet8", method))
+    with pytest.raises(FoldError, match="did you mean none"):
+        interop.absorb_batchnorm(*_network("resnet8", "batchnorm"), method="nonee")
+    with pytest.raises(FoldError, match="has norms between layers itself"):
+        interop.absorb_batchnorm(*_network("resnet8", "batchnorm"), method="ws_gn")
+
+
+def test_other_networks_and_variables_are_refused():
+    model, variables = _network("resnet8", "mimicnorm")
+    with pytest.raises(FoldError, match="a Dense is no network of models"):
+        interop.fold(nn.Dense(3), variables)
+    with pytest.raises(FoldError, match="a mapping with params"):
+        interop.fold(model, variables["params"])
+    with pytest.raises(FoldError, match=r"not those of this ResNet for images .* give image_shape"):
+        interop.fold(model, _network("resnet8", "mimicnorm", width=0.25)[1])
+    with pytest.raises(FoldError, match=r"for images \(8, 8, 1\)"):
+        interop.fold(model, variables, image_shape=(8, 8, 1))
+
+
+class _Own(LastBatchNormHead, nn.Module):
+    """Doubles its logits before the last BatchNorm, and may leave its norms in training mode."""
+
+    factory: models.LayerFactory
+    trains: bool = False
+    factor: float = 1.0
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        factory = self.factory
+        x = factory.relu(models.ConvNorm(factory, 4, 3, name="conv1")(x, train or self.trains)).mean((1, 2))
+        return factory.logits(self.factor * factory.classifier(5)(x), train or self.trains)
+
+
+@pytest.mark.parametrize("method", ["batchnorm", "mimicnorm"])
+def test_a_network_of_ones_own_folds_or_is_refused(method):
+    factory = models.create("resnet8", method=method).factory
+    images = _images((8, 8, 3))
+    model = _Own(factory)
+    variables = model.init(jax.random.key(0), images)
+    _assert_same_logits(
+        _logits(model, variables, images), _logits(*interop.fold(model, variables, image_shape=(8, 8, 3)), images)
+    )
+    which = "conv1/bn" if method == "batchnorm" else "last_bn"
+    with pytest.raises(FoldError, match=f"{which} is in training mode"):
+        interop.fold(model.clone(trains=True), variables, image_shape=(8, 8, 3))
+    if method == "mimicnorm":  # the mean that is subtracted is not that of the classifier's output then
+        variables["batch_stats"]["last_bn"]["mean"] = jnp.arange(5.0)
+        with pytest.raises(FoldError, match="does something between its layers"):
+            interop.fold(model.clone(factor=2.0), variables, image_shape=(8, 8, 3))
