@@ -192,6 +192,7 @@ def test_layers_are_what_the_text_says_they_are():
     ("name", "method", "message"),
     [
         ("resnet8", "ws_gn", r"stem/gn is a GroupNorm, which normalizes by statistics of its own"),
+        ("resnet8", "dyt", r"stem/dyt is a DynamicTanh, which is no affine map"),
         ("densenet121", "batchnorm", r"block1_layer1/norm/bn is a BatchNorm behind no convolution of its own"),
     ],
 )
