@@ -4,6 +4,7 @@
   python -m mimicnorm_jax diagnose depth                          # how deep MLPs behave, by the theory
   python -m mimicnorm_jax diagnose ntk --model=resnet18 --method=mimicnorm --images=32
   python -m mimicnorm_jax diagnose jacobian --workdir=runs/DIR    # of a checkpoint of train.py
+  python -m mimicnorm_jax diagnose updates --method=none          # what a large step does
 
 Exit code: 0 when done, 1 if a check of `verify` fails, 2 for bad input."""
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax import plots
+from mimicnorm_jax.cli import updates
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.diagnostics import (
     IMPLEMENTATIONS,
@@ -34,12 +36,14 @@ from mimicnorm_jax.diagnostics import (
     regime,
     unit_diagonal,
 )
+from mimicnorm_jax.diagnostics.updates import Batch
 from mimicnorm_jax.errors import UserError
 from mimicnorm_jax.init_schemes import SCHEMES
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.models import ARCHITECTURES
 from mimicnorm_jax.monitoring import networks
 from mimicnorm_jax.theory import PLAIN, WEIGHT_MEAN, as_table, batch_norm_chi, observe, padded, verify
+from mimicnorm_jax.training import TrainConfig
 from mimicnorm_jax.training import config as config_lib
 from mimicnorm_jax.utils import environment
 from mimicnorm_jax.utils.console import log_line, table
@@ -106,19 +110,21 @@ def run_depth(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _subject(arguments: argparse.Namespace) -> tuple[networks.BoundModel, jax.Array]:
+def _network(arguments: argparse.Namespace, *, training: bool = False) -> tuple[TrainConfig, networks.BoundModel]:
     if arguments.workdir is not None:
-        config, found = networks.from_checkpoint(
-            arguments.workdir, arguments.checkpoint, arguments.precision, arguments.data_dir or ""
-        )
-    else:
-        fields = {"init_scheme": arguments.init, "width_multiplier": arguments.width}
-        fields |= {name: getattr(arguments, name) for name in ("model", "method", "seed", "dataset", "data_dir")}
-        given = {name: value for name, value in fields.items() if value is not None}
-        config = config_lib.validate(config_lib.base(**given))
-        if arguments.inputs == "real":
-            datasets.require_prepared(config.dataset, config.data_dir)
-        found = networks.initialized(config, arguments.precision)
+        folder, which, data_dir = arguments.workdir, arguments.checkpoint, arguments.data_dir or ""
+        return networks.from_checkpoint(folder, which, arguments.precision, data_dir, training=training)
+    fields = {"init_scheme": arguments.init, "width_multiplier": arguments.width}
+    fields |= {name: getattr(arguments, name) for name in ("model", "method", "seed", "dataset", "data_dir")}
+    given = {name: value for name, value in fields.items() if value is not None}
+    config = config_lib.validate(config_lib.base(**given))
+    if arguments.inputs == "real":
+        datasets.require_prepared(config.dataset, config.data_dir)
+    return config, networks.initialized(config, arguments.precision, training=training)
+
+
+def _subject(arguments: argparse.Namespace) -> tuple[networks.BoundModel, jax.Array]:
+    config, found = _network(arguments)
     return found, networks.images(config, arguments.images, arguments.inputs, arguments.precision)
 
 
@@ -185,9 +191,20 @@ def run_jacobian(arguments: argparse.Namespace) -> int:
         shown["largest squared singular value, mean over examples"] = f"{largest.mean():.4g}"
         shown["sum of squared singular values over outputs"] = f"{square.mean():.4g}"
     top = float(curved.values[0])
-    shown["largest eigenvalue of the Gauss-Newton matrix"] = f"{top:.4g} (stable below learning rate {2 / top:.3g})"
+    plain, heavy_ball = (f"{curvature.largest_stable_rate(top, momentum):.3g}" for momentum in (0.0, 0.9))
+    stable = f"{plain}, with momentum 0.9 {heavy_ball}"
+    shown["largest eigenvalue of the Gauss-Newton matrix"] = f"{top:.4g} (stable below learning rate {stable})"
     log_line(table(shown))
     _save(arguments.out, "jacobian", {"subject": found.name, **shown, "layers": layers})
+    return 0
+
+
+def run_updates(arguments: argparse.Namespace) -> int:
+    """What a large step along the gradient does, in training mode."""
+    config, found = _network(arguments, training=True)
+    x, labels = networks.training_batch(config, arguments.images, arguments.inputs, arguments.precision)
+    content = updates.report(found, Batch(x, labels), arguments.rates)
+    _save(arguments.out, "updates", {"subject": found.name, **content})
     return 0
 
 
@@ -197,7 +214,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="verify|depth|ntk|jacobian")
+    commands = parser.add_subparsers(required=True, metavar="verify|depth|ntk|jacobian|updates")
 
     def command(name: str, run: Any, about: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=about, description=about)
@@ -214,8 +231,13 @@ def make_parser() -> argparse.ArgumentParser:
     for name, run, about in (
         ("ntk", run_ntk, "the empirical tangent kernel of one of our networks"),
         ("jacobian", run_jacobian, "moments, growth of perturbations and curvature of one of our networks"),
+        ("updates", run_updates, "what a large step does to one of our networks, and what its gradient is made of"),
     ):
         _add_subject(command(name, run, about))
+    rates = ", ".join(f"{rate:.3g}" for rate in updates.RATES)
+    commands.choices["updates"].add_argument(
+        "--rates", type=float, nargs="+", default=updates.RATES, help=f"learning rates of one step (default: {rates})"
+    )
     ntk = commands.choices["ntk"]
     ntk.add_argument(
         "--output", type=_output, default="trace", help="full, diagonal, trace or a number (default: trace)"
@@ -244,7 +266,7 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", choices=("latest", "best"), default="latest", help="of --workdir")
     parser.add_argument("--dataset", choices=datasets.DATASETS, help="default: digits")
     parser.add_argument("--data_dir", help="folder of TFDS datasets")
-    parser.add_argument("--images", type=int, default=32, help="number of test images (default: 32)")
+    parser.add_argument("--images", type=int, default=32, help="test images; of updates training images (default: 32)")
     parser.add_argument("--inputs", choices=("real", "random"), default="real", help="or standard normal noise")
     parser.add_argument("--precision", choices=("float32", "float64"), default="float32", help="(default: float32)")
 

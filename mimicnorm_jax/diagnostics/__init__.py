@@ -1,4 +1,4 @@
-"""In which regime a network is: tangent kernels, NNGP kernels, Jacobians and curvature of any pure function.
+"""In which regime a network is: tangent kernels, NNGP kernels, Jacobians, curvature and large steps of any function.
 
 Everything takes `apply_fn(params, x) -> (N, O)`; a Flax module becomes one by `from_linen`.
 
@@ -9,7 +9,7 @@ from the jaxpr where that can be, else tried in numbers; a network whose example
 with the operation that brings them together.
 """
 
-from mimicnorm_jax.diagnostics import regime
+from mimicnorm_jax.diagnostics import regime, updates
 from mimicnorm_jax.diagnostics.adapters import from_equinox, from_linen, from_nnx
 from mimicnorm_jax.diagnostics.memory import nbytes, saved_for_backward
 from mimicnorm_jax.diagnostics.ntk import (
@@ -81,4 +81,5 @@ __all__ = [
     "regime",
     "saved_for_backward",
     "unit_diagonal",
+    "updates",
 ]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax import models
-from mimicnorm_jax.data import datasets
+from mimicnorm_jax.data import Dataset, datasets
 from mimicnorm_jax.data.augment import normalize
 from mimicnorm_jax.diagnostics import ApplyFn, from_linen
 from mimicnorm_jax.errors import ConfigError
@@ -38,14 +38,16 @@ class BoundModel:
     batch_coupled: bool
 
 
-def network(config: TrainConfig, variables: Any, name: str) -> BoundModel:
+def network(config: TrainConfig, variables: Any, name: str, *, training: bool = False) -> BoundModel:
     """The network of a config with these variables, in the precision of its parameters.
 
-    Without intermediate BatchNorm a last BatchNorm takes its running averages, which are 0 and 1 at initialization:
-    the kernel is then that of the logits before it, without the null directions that it has on a batch. Kernels that
-    a run centers after each step are centered in the call here: the same function, and the tangent kernel of its steps.
+    If it is `training`, every BatchNorm normalizes by the batch, the last one too. Otherwise, without intermediate
+    BatchNorm a last BatchNorm takes its running averages, which are 0 and 1 at initialization: the kernel is then that
+    of the logits before it, without the null directions that it has on a batch. Kernels that a run centers after each
+    step are centered in the call here: the same function, and the tangent kernel of its steps.
     """
-    batch_coupled = METHODS[config.method].batch_norm
+    method = METHODS[config.method]
+    batch_coupled = method.batch_norm or (training and method.last_batch_norm)
     precision = jax.tree.leaves(variables["params"])[0].dtype
     model = make_model(config, dtype=precision, param_dtype=precision)
     mode: dict[str, Any] = {"train": True, "mutable": ["batch_stats"]} if batch_coupled else {"train": False}
@@ -53,8 +55,8 @@ def network(config: TrainConfig, variables: Any, name: str) -> BoundModel:
     return BoundModel(name, apply_fn, params, batch_coupled)
 
 
-def initialized(config: TrainConfig, precision: Any) -> BoundModel:
-    """A network at initialization.
+def initialized(config: TrainConfig, precision: Any, *, training: bool = False) -> BoundModel:
+    """A network at initialization; `training` as in `network`.
 
     Raises:
       ConfigError: names the field.
@@ -69,19 +71,22 @@ def initialized(config: TrainConfig, precision: Any) -> BoundModel:
     variables = jax.jit(model.init)(jax.random.key(config.seed), image)
     start = f"init {config.init_scheme}, width {config.width_multiplier:g}"
     name = f"{config.model} under {config.method} ({start}), seed {config.seed}"
-    return network(config, variables, f"{name}, at initialization")
+    return network(config, variables, f"{name}, at initialization", training=training)
 
 
-def from_checkpoint(folder: Path, which: str, precision: Any, data_dir: str = "") -> tuple[TrainConfig, BoundModel]:
+def from_checkpoint(
+    folder: Path, which: str, precision: Any, data_dir: str = "", *, training: bool = False
+) -> tuple[TrainConfig, BoundModel]:
     """A network from a run's checkpoint, without reading the data set; arguments and errors of `read_checkpoint`.
 
     Args:
       folder, which, data_dir: of `read_checkpoint`.
       precision: that parameters are cast to.
+      training: as in `network`.
     """
     config, variables, name = read_checkpoint(folder, which, data_dir)
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, precision), variables)
-    return config, network(config, variables, name)
+    return config, network(config, variables, name, training=training)
 
 
 def images(config: TrainConfig, count: int, kind: str, precision: Any) -> jax.Array:
@@ -103,3 +108,30 @@ def images(config: TrainConfig, count: int, kind: str, precision: Any) -> jax.Ar
     dataset = read_dataset(config)
     shown = jnp.asarray(datasets.first_test_images(dataset, count))
     return jnp.asarray(normalize(shown, dataset.mean, dataset.std, precision))
+
+
+def training_batch(config: TrainConfig, count: int, kind: str, precision: Any) -> tuple[jax.Array, jax.Array]:
+    """Training images of a config's dataset, drawn by its seed, normalized and not augmented, and their labels.
+
+    Args:
+      config, count, kind, precision: as in `images`; `random` has random labels.
+
+    Returns:
+      `(count, H, W, C)` and `(count,)`.
+
+    Raises:
+      DataError: if the dataset is not prepared.
+      ConfigError: if it is streamed or has fewer training images.
+    """
+    rng = np.random.default_rng(config.seed)
+    if kind == "random":
+        labels = rng.integers(0, dataset_of(config).num_classes, count)
+        return images(config, count, kind, precision), jnp.asarray(labels)
+    dataset = read_dataset(config)
+    if not isinstance(dataset, Dataset):
+        raise ConfigError(f"{config.dataset} is streamed: a training batch is taken of what is kept in memory alone")
+    if count > len(dataset.train):
+        raise ConfigError(f"{count} images were asked for, and {config.dataset} has {len(dataset.train)} to train on")
+    chosen = rng.permutation(len(dataset.train))[:count]
+    shown = normalize(jnp.asarray(dataset.train.images[chosen]), dataset.mean, dataset.std, precision)
+    return jnp.asarray(shown), jnp.asarray(dataset.train.labels[chosen])

@@ -1,6 +1,7 @@
 """Results to figures. The only package that imports matplotlib, and only when something is drawn."""
 
 from mimicnorm_jax.plots.figure import Series, available
+from mimicnorm_jax.plots.panels import Axes, HeatMap, heat_maps, line_panels
 from mimicnorm_jax.plots.runs import Rows, along_run, bars, curves, intervals, lines, stacked_bars
 from mimicnorm_jax.plots.theory import (
     activations_by_layer,
@@ -11,6 +12,8 @@ from mimicnorm_jax.plots.theory import (
 )
 
 __all__ = [
+    "Axes",
+    "HeatMap",
     "Rows",
     "Series",
     "activations_by_layer",
@@ -20,7 +23,9 @@ __all__ = [
     "condition_numbers",
     "correlations_by_depth",
     "curves",
+    "heat_maps",
     "intervals",
+    "line_panels",
     "lines",
     "spectra",
     "stacked_bars",

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from mimicnorm_jax.diagnostics import EmpiricalNTK, condition_number
+from mimicnorm_jax.diagnostics import EmpiricalNTK, condition_number, curvature
 from mimicnorm_jax.theory import random_mlp
 from mimicnorm_jax.theory.random_mlp import Params, RandomMLP
+from mimicnorm_jax.theory.stack import Stack
 
 Measure = Callable[[RandomMLP, Params], jax.Array]
 
@@ -103,6 +104,28 @@ def deep_kernels(key: jax.Array) -> dict[str, np.ndarray]:
         kind: tangent_kernels(make(inputs=256, width=256, depth=16, outputs=1), x, kernel_key, 6)
         for kind, make in random_mlp.KINDS.items()
     }
+
+
+def sharpness(stack: Stack, key: jax.Array, samples: int, draws: int) -> np.ndarray:
+    """The squared mean gradient by each kernel `(depth,)`, and the Fisher information's largest eigenvalue.
+
+    Of `draws` networks on as many batches of `samples` standard normal inputs, `(draws, depth + 1)`. The mean gradient
+    is that of the mean output.
+    """
+
+    @jax.jit
+    def mean_gradient(params: Params, x: jax.Array) -> jax.Array:
+        gradient = jax.grad(lambda params: stack.apply(params, x).mean())(params)
+        return jnp.stack([(gradient[f"layer{i + 1}"] ** 2).sum() for i in range(stack.depth)])
+
+    found = []
+    for draw in range(draws):
+        params_key, input_key = jax.random.split(jax.random.fold_in(key, draw))
+        params = stack.init(params_key)
+        x = jax.random.normal(input_key, (samples, stack.side, stack.side, stack.channels[0]))
+        top = curvature.gauss_newton_eigenvalues(stack.apply, params, x, key=input_key, loss="squared")
+        found.append(np.append(mean_gradient(params, x), top.values))
+    return np.stack(found)
 
 
 def condition_numbers(kernels: Iterable[ArrayLike]) -> np.ndarray:

@@ -16,6 +16,7 @@ from mimicnorm_jax import plots
 from mimicnorm_jax.diagnostics import EmpiricalNTK, unit_diagonal
 from mimicnorm_jax.theory import figures, random_mlp
 from mimicnorm_jax.theory.checks import Check, expect_between, expect_close
+from mimicnorm_jax.theory.fisher import fisher_bound
 from mimicnorm_jax.theory.mean_field import PLAIN, WEIGHT_MEAN, S, batch_norm_chi
 from mimicnorm_jax.theory.simulation import (
     condition_numbers,
@@ -27,9 +28,11 @@ from mimicnorm_jax.theory.simulation import (
     jacobian,
     on_the_sphere,
     sample,
+    sharpness,
     tangent_growth,
     tangent_kernels,
 )
+from mimicnorm_jax.theory.stack import Stack
 
 STATEMENT = """\
 What holds, and what does not:
@@ -197,6 +200,28 @@ def identities(key: jax.Array) -> list[Check]:
     ]
 
 
+def fisher(key: jax.Array) -> list[Check]:
+    """The mean-field bound on the Fisher information's largest eigenvalue, beside gradients and the eigenvalue."""
+    samples, draws = 64, 16
+    dense = Stack((32, 128, 128, 128), bias_variance=0.5)
+    images = Stack((3, 24, 48), side=7, window=3, pooled=True, bias_variance=0.5)
+    normed, normed_images = (replace(stack, gamma=1.0, differentiated=False) for stack in (dense, images))
+    stacks = {"plain": dense, "BatchNorm": normed, "plain, conv": images, "BatchNorm, conv": normed_images}
+    rows = []
+    for i, (kind, stack) in enumerate(stacks.items()):
+        found = sharpness(stack, jax.random.fold_in(key, i), samples, draws)
+        bound = fisher_bound(stack, samples=samples).sum()
+        setting = f"{stack.channels[-1]} channels, N = {samples}, {draws} seeds"
+        gradients, top = found[:, :-1].sum(1) / bound, found[:, -1] / bound
+        rows.append(expect_close(f"squared mean gradient over mean field, {kind}", setting, gradients, 1, 0.25))
+        rows.append(expect_between(f"largest Fisher eigenvalue over its bound, {kind}", setting, top, 0.8, 1.5))
+    through = replace(normed, differentiated=True)
+    found = sharpness(through, jax.random.fold_in(key, len(stacks)), samples, draws)
+    top = found[:, -1] / fisher_bound(through, samples=samples)[-1]
+    name = "the same over the last layer's part, BatchNorm, through its statistics"
+    return [*rows, expect_between(name, f"128 channels, N = {samples}, {draws} seeds", top, 0.9, 1.25)]
+
+
 CHECKS: tuple[Callable[[jax.Array], list[Check]], ...] = (
     transition_map,
     energy,
@@ -207,6 +232,7 @@ CHECKS: tuple[Callable[[jax.Array], list[Check]], ...] = (
     kernel_mean,
     kernel_condition,
     identities,
+    fisher,
 )
 """Every check, in the order of the report; each draws its networks from the key that it is given."""
 

@@ -139,3 +139,23 @@ def gauss_newton_eigenvalues(
     if loss not in _ROOTS:
         raise ValueError(unknown("loss", loss, _ROOTS))
     return _checked(apply_fn, params, x, key, _ROOTS[loss], search)
+
+
+def largest_stable_rate(eigenvalue: float, momentum: float = 0.0) -> float:
+    r"""$\eta^* = 2 (1 + \mu) / \lambda_{max}$, above which heavy-ball gradient descent diverges on a quadratic.
+
+    On a network it is that of the model that is linear in the parameters, at the parameters where the eigenvalue was
+    taken, for a full batch.
+
+    Raises:
+      ValueError: unless the eigenvalue is positive and `0 <= momentum < 1`.
+
+    Example:
+      >>> largest_stable_rate(10.0), largest_stable_rate(10.0, momentum=0.9)
+      (0.2, 0.38)
+    """
+    if not eigenvalue > 0:
+        raise ValueError(f"eigenvalue is {eigenvalue}: the largest of a curvature matrix is above 0")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum}: it is at least 0 and below 1")
+    return 2 * (1 + momentum) / eigenvalue

@@ -1,0 +1,379 @@
+r"""Sharpness: the largest eigenvalue of the curvature, the learning rate that it allows, what BatchNorm does to both.
+
+Two parts (Wei, Stokes & Schwab 2019; Karakida, Akaho & Amari 2019):
+
+map: networks trained on the digits for a few epochs of heavy ball at many learning rates, without warm-up, beside
+  eta* = 2 (1 + mu) / lambda_max at initialization: the theory's dense stack of four layers with BatchNorm of scale
+  gamma, and without, on the squared loss (for which the theory is made); resnet8 under batchnorm, its scales starting
+  at gamma, and under mimicnorm, lastbn and none, on cross entropy.
+norms: lambda_max of the squared loss, where the Fisher information of a Gaussian likelihood is meant, at initialization
+  with BatchNorm in the hidden layers, on the logits, in both or in neither.
+
+Runs what results/sharpness.jsonl does not hold yet, whole seeds one after another, then writes sharpness.md and .png.
+
+  python -m benchmarks.sharpness [--data_dir=DIR]    # with CIFAR-100 there: norms of resnet18 and vgg11 as well
+  python -m benchmarks.sharpness --render
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import _results
+from benchmarks._results import Record, Store
+from mimicnorm_jax import models, plots
+from mimicnorm_jax.data import load, normalize
+from mimicnorm_jax.diagnostics import curvature, from_linen
+from mimicnorm_jax.diagnostics.updates import softmax_loss
+from mimicnorm_jax.errors import DataError
+from mimicnorm_jax.linen import LastBatchNorm
+from mimicnorm_jax.methods import METHODS
+from mimicnorm_jax.theory import PairMoments, RandomMLP, Stack, fisher_bound
+from mimicnorm_jax.utils.console import log_line
+
+Apply = Callable[[Any, jax.Array], jax.Array]
+RATES = tuple(float(rate) for rate in 10 ** np.linspace(-3.5, 1, 19))
+GAMMAS = (0.1, 0.3, 1.0, 3.0, 10.0)
+EPOCHS, BATCH, MOMENTUM = 5, 128, 0.9
+BOUNDS = ("bound", "last_bound")
+"""Theory's bounds on the curvature: of all layers, and of the last one, where the two are not the same thing."""
+CURVED = 512
+"""Training images of which the curvature is taken, as one batch."""
+WIDTH, DEPTH = 256, 4
+ARMS = (
+    *(("stack", "batchnorm", gamma) for gamma in GAMMAS),
+    ("stack", "none", 1.0),
+    *(("resnet8", "batchnorm", gamma) for gamma in GAMMAS),
+    *(("resnet8", method, 1.0) for method in ("mimicnorm", "lastbn", "none")),
+)
+"""Network, method and gamma of every row of the map."""
+BOTH = dataclasses.replace(METHODS["batchnorm"], name="batchnorm and lastbn", last_norm=LastBatchNorm)
+NORMS = {"neither": "none", "hidden layers": "batchnorm", "logits": "lastbn", "both": BOTH}
+"""Where BatchNorm stands, and the method of it."""
+NETS = {"mlp": "digits", "resnet8": "digits", "resnet18": "cifar100", "vgg11": "cifar100"}
+"""Networks of the norms, and the images that they see."""
+STORE = Store("sharpness", lambda record: tuple(record[name] for name in ("part", "net", "method", "gamma", "seed")))
+
+
+def squared_loss(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    """Half the mean squared distance to one-hot labels."""
+    return ((outputs - jax.nn.one_hot(labels, outputs.shape[1])) ** 2).sum(1).mean() / 2
+
+
+def digits() -> tuple[jax.Array, jax.Array]:
+    """Training images, normalized, and labels."""
+    data = load("digits", "")
+    images = normalize(jnp.asarray(data.train.images), data.mean, data.std, jnp.float32)
+    return images, jnp.asarray(data.train.labels)
+
+
+def _make_stack(method: str, gamma: float) -> Stack:
+    scale = gamma if method == "batchnorm" else None
+    return Stack((64, *[WIDTH] * (DEPTH - 1)), outputs=10, bias_variance=0.5, gamma=scale)
+
+
+def _network(net: str, method: Any, gamma: float, seed: int, image: tuple[int, ...], width: float) -> tuple[Apply, Any]:
+    """One of ours in training mode, its BatchNorms' scales times gamma."""
+    classes = 10 if image[-1] == 1 else 100
+    model = models.create(net, method=method, num_classes=classes, width=width)
+    variables = jax.jit(model.init)(jax.random.key(seed), jnp.zeros((1, *image)))
+
+    def scaled(path: Any, leaf: jax.Array) -> jax.Array:
+        return gamma * leaf if getattr(path[-1], "key", "") == "scale" else leaf
+
+    params = jax.tree_util.tree_map_with_path(scaled, variables["params"])
+    return from_linen(model, {**variables, "params": params}, train=True, mutable=["batch_stats"])
+
+
+def _orders(count: int, seed: int) -> np.ndarray:
+    """Places of the images of every step, `(epochs, steps, BATCH)`."""
+    rng = np.random.default_rng(seed)
+    steps = count // BATCH
+    return np.stack([rng.permutation(count)[: steps * BATCH].reshape(steps, BATCH) for _ in range(EPOCHS)])
+
+
+def train(apply_fn: Apply, loss: Any, params: Any, at_once: int, seed: int) -> list[float | None]:
+    """Mean loss over the last epoch at each rate, so many rates at once; None where it is not finite."""
+    images, labels = digits()
+
+    def step(state: Any, rate: jax.Array, chosen: jax.Array) -> Any:
+        params, momentum = state
+        value, grads = jax.value_and_grad(lambda p: loss(apply_fn(p, images[chosen]), labels[chosen]))(params)
+        momentum = jax.tree.map(lambda m, g: MOMENTUM * m + g, momentum, grads)
+        return (jax.tree.map(lambda p, m: p - rate * m, params, momentum), momentum), value
+
+    compiled = jax.jit(jax.vmap(step, (0, 0, None)))
+    orders, found = _orders(len(images), seed), []
+    for rates in np.split(np.array(RATES), len(RATES) // at_once):
+        begin = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (at_once, *leaf.shape)), params)
+        state, values = (begin, jax.tree.map(jnp.zeros_like, begin)), []
+        for chosen in orders.reshape(-1, BATCH):
+            state, value = compiled(state, jnp.asarray(rates), jnp.asarray(chosen))
+            values.append(np.asarray(value))
+            if not np.isfinite(values[-1]).any():
+                break
+        last = np.stack(values[-orders.shape[1] :]).mean(0)
+        found += [float(value) if np.isfinite(value) else None for value in last]
+    return found
+
+
+def measure_map(net: str, method: str, gamma: float, seed: int) -> Record:
+    """One row of the map."""
+    images, labels = digits()
+    key, start = jax.random.key(seed), time.process_time()
+    bounds: dict[str, float] = {}
+    if net == "stack":
+        stack = _make_stack(method, gamma)
+        apply_fn, params, loss, name = stack.apply, stack.init(key), squared_loss, "squared"
+        parts = fisher_bound(stack, PairMoments.of(np.asarray(images).reshape(len(images), 64)))
+        bounds = {"bound": float(parts.sum())}
+        bounds |= {"last_bound": float(parts[-1])} if method == "batchnorm" else {}
+    else:
+        apply_fn, params = _network(net, method, gamma, seed, images.shape[1:], 0.5)
+        loss, name = softmax_loss, "softmax"
+    found = curvature.gauss_newton_eigenvalues(apply_fn, params, images[:CURVED], key=key, loss=name)
+    # Convolutions under vmap are grouped ones, which are slow on a CPU.
+    at_once = len(RATES) if net == "stack" else 1
+    return {
+        "eigenvalue": float(found.values[0]),
+        "converged": bool(found.converged),
+        **bounds,
+        "loss": name,
+        "initial_loss": float(loss(apply_fn(params, images[:CURVED]), labels[:CURVED])),
+        "rates": list(RATES),
+        "losses": train(apply_fn, loss, params, at_once, seed),
+        "epochs": EPOCHS,
+        "batch": BATCH,
+        "cpu_seconds": round(time.process_time() - start, 1),
+    }
+
+
+def measure_norms(net: str, where: str, seed: int, data_dir: str) -> Record:
+    """One network with BatchNorm in some places."""
+    data = load(NETS[net], data_dir)
+    count = CURVED if NETS[net] == "digits" else 128
+    images = normalize(jnp.asarray(data.train.images[:count]), data.mean, data.std, jnp.float32)
+    key, start = jax.random.key(seed), time.process_time()
+    if net == "mlp":
+        hidden, last = where in ("hidden layers", "both"), where in ("logits", "both")
+        mlp = RandomMLP(64, WIDTH, DEPTH, 10, normalized=hidden, last_norm=last)
+        images, params = images.reshape(count, -1), mlp.init(key)
+        apply_fn: Apply = mlp.apply
+    else:
+        width = 0.5 if net == "resnet8" else 0.25
+        apply_fn, params = _network(net, NORMS[where], 1.0, seed, images.shape[1:], width)
+    found = curvature.gauss_newton_eigenvalues(apply_fn, params, images, key=key, loss="squared")
+    outputs, backward = jax.vjp(jax.jit(lambda p: apply_fn(p, images)), params)
+    signs = [jax.random.rademacher(jax.random.fold_in(key, i), outputs.shape, jnp.float32) for i in range(16)]
+    squares = [sum(float((g**2).sum()) for g in jax.tree.leaves(backward(v))) for v in signs]
+    return {
+        "eigenvalue": float(found.values[0]),
+        "converged": bool(found.converged),
+        "trace": float(np.mean(squares)) / count,
+        "output_variance": float(outputs.var(0).mean()),
+        "images": count,
+        "cpu_seconds": round(time.process_time() - start, 1),
+    }
+
+
+def missing(done: set[Any], seeds: list[int], data_dir: str) -> Iterator[tuple[tuple[Any, ...], Callable[[], Record]]]:
+    """What is to be measured, by key, seed after seed."""
+    has_photographs = True
+    try:
+        load("cifar100", data_dir)
+    except DataError:
+        has_photographs = False
+    for seed in seeds:
+        for net, method, gamma in ARMS:
+            if (key := ("map", net, method, gamma, seed)) not in done:
+                yield key, lambda net=net, method=method, gamma=gamma, seed=seed: measure_map(net, method, gamma, seed)
+        for net in NETS:
+            for where in NORMS if has_photographs or NETS[net] == "digits" else ():
+                if (key := ("norms", net, where, 1.0, seed)) not in done:
+                    yield key, lambda net=net, where=where, seed=seed: measure_norms(net, where, seed, data_dir)
+
+
+def stable_rate(record: Record) -> float:
+    """The largest rate up to which training ended below the loss that it began with; 0 if there is none.
+
+    Where that is the largest of all, it is a lower bound.
+    """
+    stable = 0.0
+    for rate, loss in zip(record["rates"], record["losses"], strict=True):
+        if loss is None or loss >= record["initial_loss"]:
+            break
+        stable = rate
+    return stable
+
+
+def best_rate(record: Record) -> float:
+    """The rate of the least loss."""
+    losses = [np.inf if loss is None else loss for loss in record["losses"]]
+    return record["rates"][int(np.argmin(losses))]
+
+
+def predicted(record: Record, eigenvalue: str = "eigenvalue") -> float:
+    """eta* of a row."""
+    return curvature.largest_stable_rate(record[eigenvalue], MOMENTUM)
+
+
+def _spread(records: list[Record], of: Callable[[Record], float]) -> str:
+    return _results.mean_and_deviation([of(record) for record in records], ".3g", ".2g")
+
+
+def map_table(records: list[Record]) -> str:
+    """Rows of the map: curvature, predicted and observed rates, mean and deviation over seeds."""
+    rows = []
+    for (net, method, gamma), found in _rows(records).items():
+        bound = tuple(f"{predicted(found[0], name):.3g}" if name in found[0] else "-" for name in BOUNDS)
+        rows.append(
+            (
+                *(net, method, f"{gamma:g}" if method == "batchnorm" else "-", len(found)),
+                _spread(found, lambda r: r["eigenvalue"]),
+                _spread(found, predicted),
+                *bound,
+                _spread(found, stable_rate),
+                _spread(found, lambda r: stable_rate(r) / predicted(r)),
+                _spread(found, lambda r: best_rate(r) / predicted(r)),
+            )
+        )
+    header = ["network", "method", "gamma", "seeds", "lambda_max", "eta*", "by theory, statistics fixed"]
+    header += ["by theory, last layer", "largest stable rate", "over eta*", "best rate over eta*"]
+    return _results.table(header, rows)
+
+
+def _rows(records: list[Record]) -> dict[tuple[str, str, float], list[Record]]:
+    found = _results.grouped(
+        (record for record in records if record["part"] == "map"), lambda r: (r["net"], r["method"], r["gamma"])
+    )
+    return {arm: found[arm] for arm in ARMS if arm in found}
+
+
+def norms_table(records: list[Record]) -> str:
+    """Largest eigenvalue by where BatchNorm stands."""
+    mine = [record for record in records if record["part"] == "norms"]
+    rows = []
+    for net in NETS:
+        for where in NORMS:
+            found = [record for record in mine if (record["net"], record["method"]) == (net, where)]
+            if found:
+                cells = (
+                    _spread(found, lambda r: r["eigenvalue"]),
+                    _spread(found, lambda r: r["eigenvalue"] / r["trace"]),
+                    _spread(found, lambda r: r["output_variance"]),
+                )
+                rows.append((net, where, len(found), *cells))
+    header = ["network", "BatchNorm on", "seeds", "lambda_max", "over the trace", "variance of the outputs"]
+    return _results.table(header, rows)
+
+
+def page(records: list[Record]) -> str:
+    """The tables and the figures."""
+    seconds = sum(record["cpu_seconds"] for record in records)
+    return f"""# Sharpness
+
+## Learning rate and scale of BatchNorm
+
+Digits, {EPOCHS} epochs of heavy ball (momentum {MOMENTUM}) in batches of {BATCH}, one rate throughout, {len(RATES)}
+rates from {RATES[0]:g} to {RATES[-1]:.3g}; mean and standard deviation over seeds. `stack`: dense, {DEPTH} layers of
+width {WIDTH}, bias variance 0.5, squared loss to one-hot labels; resnet8 of half width, cross entropy. lambda_max is
+that of the Gauss-Newton matrix at initialization on {CURVED} training images as one batch, derivatives going through
+the statistics as in training; eta* = 2 (1 + mu) / lambda_max. By theory: eta* of `theory.fisher_bound` with the digits'
+moments, of all layers, for statistics held fixed (an upper bound), and of the last layer alone, which is what is left
+with derivatives through the statistics. Stable: the mean loss over the last epoch is below the loss at the start, at
+that rate and all lower ones.
+
+{map_table(records)}
+
+![map](sharpness.png)
+
+![rates](sharpness-rates.png)
+
+## Where BatchNorm stands
+
+lambda_max of the squared loss at initialization, in training mode: MLP of {DEPTH} layers and width {WIDTH} and resnet8
+of half width on {CURVED} digits, resnet18 and vgg11 of quarter width on 128 CIFAR-100 images. `over the trace`: the
+share of all curvature in that one direction (trace by 16 random probes), which no scale of the outputs changes.
+
+{norms_table(records)}
+
+Command: `python -m benchmarks.sharpness --data_dir=DIR`; {seconds:,.0f} CPU seconds in all. Machine:
+{_results.machines(records)}.
+"""
+
+
+def draw(records: list[Record], folder: Path) -> None:
+    """The maps with their boundaries, and the lines of the methods without gamma."""
+    rows, panels, curves, marks = _rows(records), {}, {}, {}
+    for net, title in (("stack", "dense stack, BatchNorm, squared loss"), ("resnet8", "resnet8, batchnorm")):
+        mine = {gamma: rows[net, "batchnorm", gamma] for gamma in GAMMAS if (net, "batchnorm", gamma) in rows}
+        if len(mine) < 2:
+            continue
+        gammas = np.array(list(mine))
+        lines = {"eta*, measured curvature": "eigenvalue"}
+        lines |= {"eta*, theory, fixed statistics": "bound", "eta*, theory, last layer": "last_bound"}
+        boundaries = {
+            label: plots.Series(
+                np.array([np.mean([predicted(r, name) for r in found]) for found in mine.values()]), gammas
+            )
+            for label, name in lines.items()
+            if all(name in record for found in mine.values() for record in found)
+        }
+        values = np.stack([_mean_log_loss(found) for found in mine.values()])
+        panels[title] = plots.HeatMap(np.array(RATES), gammas, values, boundaries)
+    axes = plots.Axes("learning rate", "gamma", "log", "log")
+    if panels:
+        plots.heat_maps(
+            panels, folder / "sharpness.png", "after 5 epochs of digits", axes, "log10 of loss over initial"
+        )
+    for (net, method, gamma), found in rows.items():
+        if gamma == 1.0:
+            curves.setdefault(net, {})[method] = plots.Series(np.array(RATES), 10 ** _mean_log_loss(found))
+            marks[f"{net}/{method}"] = np.mean([predicted(record) for record in found])
+    for net, lines in curves.items():
+        path = folder / ("sharpness-rates.png" if net == "resnet8" else "sharpness-stack.png")
+        title = f"{net}: loss after 5 epochs of digits; dashed: eta* by the curvature at initialization"
+        shown = {name: [marks[f"{net}/{name}"]] for name in lines}
+        axes = plots.Axes("learning rate", "loss over initial loss", "log", "log")
+        plots.line_panels({"": lines}, path, title, axes, shown)
+
+
+def _mean_log_loss(found: list[Record]) -> np.ndarray:
+    """log10 of the final over the initial loss, at most 0.5, NaN where any seed diverged."""
+    logs = []
+    for record in found:
+        losses = np.array([np.nan if loss is None else loss for loss in record["losses"]])
+        logs.append(np.minimum(np.log10(losses / record["initial_loss"]), 0.5))
+    return np.mean(logs, axis=0)
+
+
+def main() -> None:
+    parser = _results.make_parser("sharpness", __doc__)
+    parser.add_argument("--data_dir", default="", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=np.inf, help="begin nothing after so many minutes")
+    arguments = parser.parse_args()
+    start = time.monotonic()
+    done = set(STORE.read(arguments.results))
+    for key, measure in () if arguments.render else missing(done, arguments.seeds, arguments.data_dir):
+        if time.monotonic() - start > 60 * arguments.minutes:
+            break
+        record = dict(zip(("part", "net", "method", "gamma", "seed"), key, strict=True)) | measure()
+        log_line(f"{key}: lambda_max {record['eigenvalue']:.4g}, {record['cpu_seconds']} s")
+        STORE.add(arguments.results, record | {"machine": _results.machine()})
+    records = list(STORE.read(arguments.results).values())
+    if not records:
+        sys.exit(f"{arguments.results} holds no results yet")
+    draw(records, arguments.results)
+    STORE.write_page(arguments.results, page)
+
+
+if __name__ == "__main__":
+    main()
