@@ -55,7 +55,7 @@ def _shown():
 
 PUBLIC = [(mimicnorm_jax, name) for name in mimicnorm_jax.__all__]
 PUBLIC += [(module, name) for module in _modules() for name in getattr(module, "__all__", ())]
-PUBLIC += [(module, None) for module in map(_resolve, DOCUMENTED) if not hasattr(module, "__all__")]
+PUBLIC += [(found, None) for found in map(_resolve, DOCUMENTED) if isinstance(found, types.ModuleType)]
 
 
 def test_every_public_name_stands_in_the_reference():
