@@ -1,7 +1,7 @@
 """The supported pairs of Python and jax, each in an environment of its own, by one command: `nox`.
 
 nox                                      # the fast tier in all of them; Pythons that are not there are an error
-nox -s 'tests(python="3.12", jax="0.12")' -- tests/functional
+nox -s "tests(python='3.12', jax='0.12')" -- tests/functional
 """
 
 import nox
