@@ -57,7 +57,7 @@ for name, model in {"BatchNorm": Net(mimic=False), "MimicNorm": Net(mimic=True)}
         plans[target, name] = plan(function, *shapes, target=target)
 
 for (target, name), found in plans.items():
-    peak, moved = found.peak_bytes / 2**20, found.bytes_moved / 2**20
+    peak, moved = found.peak_bytes / 2**20, sum(found.bytes_moved.values()) / 2**20
     print(f"{target:5} {name:10} peak {peak:7.1f} MiB, moved {moved:8.1f} MiB")
 
 # %%

@@ -69,7 +69,17 @@ def _document(title: str, body: str) -> str:
 
 
 def _results(names: Sequence[str], runs: Sequence[RunFolder]) -> tuple[list[str], list[list[str]], int]:
-    header = ["run", "label", "seed", "epochs", "final accuracy", "best accuracy", "final test loss", "images/s", "minutes"]
+    header = [
+        "run",
+        "label",
+        "seed",
+        "epochs",
+        "final accuracy",
+        "best accuracy",
+        "final test loss",
+        "images/s",
+        "minutes",
+    ]
     rows = []
     for name, run in zip(names, runs, strict=True):
         last, best = run.rows[-1], max(run.rows, key=lambda row: (row["test_accuracy"], row["epoch"]))
