@@ -57,7 +57,7 @@ def execute(path: Path) -> None:
     notebook = jupytext.read(path)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(SETUP))
     started = time.monotonic()
-    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3", coalesce_streams=True).execute()
     for figure in NOTEBOOKS.glob(f"{path.stem}-*.png"):
         figure.unlink()
     text = ""

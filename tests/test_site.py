@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import types
 import urllib.parse
 import zlib
 
@@ -85,6 +86,12 @@ def test_every_link_and_picture_inside_of_the_site_is_there(site, pages):
 def test_every_public_name_has_an_anchor(site):
     lines = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     known = {line.split(" ")[0] for line in zlib.decompress(lines).decode().splitlines()}
-    outer = [(module, name) for module, name in PUBLIC if name and module.__name__.count(".") == 1]
-    missing = [f"{m.__name__}.{n}" for m, n in outer if f"{m.__name__}.{n}" not in known]
-    assert [name for name in missing if name not in known] == []
+    missing = []
+    for module, name in PUBLIC:
+        found = getattr(module, name) if name else module
+        if isinstance(found, types.ModuleType) or module.__name__.count(".") > 1:
+            continue  # see test_reference
+        # Where a submodule has the function's name, the page shows the function as that module's.
+        if not {f"{module.__name__}.{name}", f"{getattr(found, '__module__', None)}.{name}"} & known:
+            missing.append(f"{module.__name__}.{name}")
+    assert missing == []

@@ -23,7 +23,7 @@ for name, mlp in kinds.items():
         path.append(float(mlp.correlation_map(path[-1])))
     right.plot(path, marker=".", label=name)
 left.plot(rho, rho, ":", color="gray")
-left.set(xlabel="correlation of two inputs", ylabel="after one layer")
+left.set(xlabel="correlation of two inputs", ylabel="after one layer", xticks=[-1, -0.5, 0, 0.5, 1])
 right.set(xlabel="layer", ylabel="correlation that starts at 0.9", ylim=(0, 1))
 left.legend()
 right.legend()

@@ -55,6 +55,7 @@ for name, kernel in kernels.items():
     plt.plot(counts, 100 * np.array(right), marker="o", label=name)
 plt.xscale("log")
 plt.xticks(counts, counts)
+plt.minorticks_off()
 plt.xlabel("training images")
 plt.ylabel("test accuracy (%)")
 plt.legend()

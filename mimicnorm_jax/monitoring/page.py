@@ -14,11 +14,11 @@ from mimicnorm_jax.training import workdir
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .85rem; }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid var(--line); text-align: left; white-space: nowrap; }
 th { background: var(--soft); }
 td.number, th.number { text-align: right; }
 figure { margin: 1rem 0; background: #fff; border-radius: .4rem; padding: .4rem; }
@@ -69,7 +69,17 @@ def _document(title: str, body: str) -> str:
 
 
 def _results(names: Sequence[str], runs: Sequence[RunFolder]) -> tuple[list[str], list[list[str]], int]:
-    header = ["run", "", "seed", "epochs", "final accuracy", "best accuracy", "final test loss", "images/s", "minutes"]
+    header = [
+        "run",
+        "label",
+        "seed",
+        "epochs",
+        "final accuracy",
+        "best accuracy",
+        "final test loss",
+        "images/s",
+        "minutes",
+    ]
     rows = []
     for name, run in zip(names, runs, strict=True):
         last, best = run.rows[-1], max(run.rows, key=lambda row: (row["test_accuracy"], row["epoch"]))
