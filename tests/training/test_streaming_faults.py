@@ -110,8 +110,8 @@ def test_killed_and_stopped_runs_end_in_the_same_bits_and_two_processes_in_the_s
         # Gloo waits 30 s for the other process to have compiled, which a crowded machine exceeds; now it is cached.
         codes, outputs = _pair(tmp_path, root)
     assert codes == [0, 0], outputs
-    # Float32 sums over devices in another order, after 60 steps.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), whole, _state(tmp_path / "pair0"))
+    # Two devices' gradients add up to the same in any order; how Gloo adds is not promised.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), whole, _state(tmp_path / "pair0"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
