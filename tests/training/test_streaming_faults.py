@@ -40,7 +40,8 @@ def _start(folder, root, threads, *flags, devices=2):
     fields |= {"epochs": EPOCHS, "decoding_threads": threads, "dtype": "float32", "learning_rate": 0.02}
     given = [f"--config.{name}={value}" for name, value in fields.items()]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
-    environment |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
+    # JAX reads what another process has half written.
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache" / (folder.name if flags else ""))}
     command = [sys.executable, "train.py", "--config=configs/imagefolder.py", *given, f"--workdir={folder}", *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True, **pipes)
@@ -85,6 +86,14 @@ def _port():
         return free.getsockname()[1]
 
 
+def _pair(folder, root):
+    """Two processes with a device each; their exit codes and what they printed."""
+    shared = [f"--coordinator=127.0.0.1:{_port()}", "--processes=2"]
+    pair = [_start(folder / f"pair{i}", root, 1, *shared, f"--process_id={i}", devices=1) for i in (0, 1)]
+    outputs = [process.communicate(timeout=500)[0] for process in pair]
+    return [process.returncode for process in pair], "\n".join(outputs)
+
+
 def test_killed_and_stopped_runs_end_in_the_same_bits_and_two_processes_in_the_same_numbers(tmp_path):
     root = write_folder(tmp_path / "data", 20, 80, 20)
     _finished(_start(tmp_path / "whole", root, 1))
@@ -103,13 +112,13 @@ def test_killed_and_stopped_runs_end_in_the_same_bits_and_two_processes_in_the_s
         _finished(_start(other, root, threads))
         jax.tree.map(np.testing.assert_array_equal, whole, _state(other))
 
-    port = _port()
-    shared = [f"--coordinator=127.0.0.1:{port}", "--processes=2"]
-    pair = [_start(tmp_path / f"pair{i}", root, 1, *shared, f"--process_id={i}", devices=1) for i in (0, 1)]
-    for process in pair:
-        _finished(process)
-    # Float32 sums over devices in another order, after 60 steps.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), whole, _state(tmp_path / "pair0"))
+    codes, outputs = _pair(tmp_path, root)
+    if "Gloo context initialization failed" in outputs:
+        # Gloo waits 30 s for the other process to have compiled, which a crowded machine exceeds; now it is cached.
+        codes, outputs = _pair(tmp_path, root)
+    assert codes == [0, 0], outputs
+    # Two devices' gradients add up to the same in any order; how Gloo adds is not promised.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), whole, _state(tmp_path / "pair0"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
