@@ -32,7 +32,7 @@ ARMS = ("batchnorm", "bnn_nobn", "bnn_mimic")
 SEEDS = (0, 1, 2)
 STEPS = (1, 2)
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {
-    "small": ("reactnet8", {"epochs": 4, "batch_size": 128, "learning_rate": 2e-3}),
+    "small": ("reactnet8", {"epochs": 2, "batch_size": 128, "learning_rate": 2e-3}),
     "full": ("reactnet18", {"epochs": 256, "batch_size": 256, "learning_rate": 5e-4}),
 }
 """The network, and what its runs set of the config; `full` is the published recipe, whose best test epoch counts."""

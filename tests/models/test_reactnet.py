@@ -149,7 +149,8 @@ def test_the_gradient_of_a_network_is_that_of_its_surrogates(method, x64, monkey
     theirs = gradient()
     size = max(float(abs(leaf).max()) for leaf in jax.tree.leaves(theirs))
     assert size > 1e-3
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9 * size), ours, theirs)
+    # A BatchNorm multiplies the rounding of a channel that hardly varies by 1/sqrt(epsilon), 316.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7 * size), ours, theirs)
 
 
 @pytest.mark.parametrize("method", METHODS)
