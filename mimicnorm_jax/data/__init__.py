@@ -2,7 +2,7 @@
 
 from mimicnorm_jax.data.augment import Augmentation, augment, normalize
 from mimicnorm_jax.data.bad_images import BadImages
-from mimicnorm_jax.data.datasets import DATASETS, first_test_images, get_spec, load, open_streams
+from mimicnorm_jax.data.datasets import DATASETS, first_test_images, first_test_labels, get_spec, load, open_streams
 from mimicnorm_jax.data.decoding import BadImageError, Cut, decode
 from mimicnorm_jax.data.pipeline import Batch, Pipeline, ResidentPipeline
 from mimicnorm_jax.data.specs import Dataset, DatasetSpec, Encoded, ImageSource, Split, StreamedDataset
@@ -27,6 +27,7 @@ __all__ = [
     "augment",
     "decode",
     "first_test_images",
+    "first_test_labels",
     "get_spec",
     "load",
     "normalize",

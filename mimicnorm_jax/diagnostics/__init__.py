@@ -9,7 +9,7 @@ from the jaxpr where that can be, else tried in numbers; a network whose example
 with the operation that brings them together.
 """
 
-from mimicnorm_jax.diagnostics import regime, updates
+from mimicnorm_jax.diagnostics import regime, regression, updates
 from mimicnorm_jax.diagnostics.adapters import from_equinox, from_linen, from_nnx
 from mimicnorm_jax.diagnostics.memory import nbytes, saved_for_backward
 from mimicnorm_jax.diagnostics.ntk import (
@@ -79,6 +79,7 @@ __all__ = [
     "perturbation_growth",
     "project_gradients",
     "regime",
+    "regression",
     "saved_for_backward",
     "unit_diagonal",
     "updates",

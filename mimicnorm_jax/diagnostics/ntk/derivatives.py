@@ -123,6 +123,6 @@ class BoundNetwork:
                 total = jax.tree.map(jnp.add, total, self._pull(self.split.arrays, x[part], v[part]))
             return total
 
-    def weighted(self, gradient: Tangent, power: float = 1.0) -> Tangent:
-        """A gradient times the weights, or their roots, in the parameters' types."""
-        return [(w**power * g).astype(g.dtype) for w, g in zip(self.weights, gradient, strict=True)]
+    def weighted(self, gradient: Tangent) -> Tangent:
+        """A gradient times the weights, in the parameters' types."""
+        return [(w * g).astype(g.dtype) for w, g in zip(self.weights, gradient, strict=True)]

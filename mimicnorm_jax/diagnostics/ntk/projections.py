@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from mimicnorm_jax.diagnostics.ntk.derivatives import BoundNetwork, Tangent
-from mimicnorm_jax.diagnostics.ntk.weighting import Weights, all_parameters
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 
 
@@ -16,7 +15,7 @@ class ProjectedGradients:
     r"""Gradients of outputs by the parameters, projected onto k random directions of signs.
 
     Attributes:
-      features: $\phi = R^\top W^{1/2} \nabla f / \sqrt{k}$, `(N, O, k)`.
+      features: $\phi = R^\top \nabla f / \sqrt{k}$, `(N, O, k)`.
     """
 
     features: jax.Array
@@ -55,7 +54,6 @@ def project_gradients(
     key: jax.Array,
     num_directions: int,
     batch: int | None = None,
-    weights: Weights = all_parameters,
 ) -> ProjectedGradients:
     """Projects the gradients of all outputs; one forward sweep with a tangent a direction, and no gradient is formed.
 
@@ -68,20 +66,18 @@ def project_gradients(
       key: draws the directions: the same ones for every call with this key and these parameters' shapes.
       num_directions: k.
       batch: examples that are evaluated together; they must be independent if it is given.
-      weights: factor on each parameter's contribution to the kernel.
 
     Raises:
       ValueError: for no direction, or as `ntk_operator`.
     """
     if num_directions < 1:
         raise ValueError(f"num_directions is {num_directions}: it is at least 1, and the error falls with its root")
-    network = BoundNetwork.of(apply_fn, params, x, weights, batch)
+    network = BoundNetwork.of(apply_fn, params, x, batch=batch)
 
     @jax.jit
     def direction(place: jax.Array) -> Tangent:
         keys = jax.random.split(jax.random.fold_in(key, place), len(network.split.arrays))
-        signs = [jax.random.rademacher(k, a.shape, a.dtype) for k, a in zip(keys, network.split.arrays, strict=True)]
-        return network.weighted(signs, 0.5)
+        return [jax.random.rademacher(k, a.shape, a.dtype) for k, a in zip(keys, network.split.arrays, strict=True)]
 
     pushed = [network.push(jnp.asarray(x), direction(jnp.asarray(i))) for i in range(num_directions)]
     found = jnp.stack(pushed, -1)

@@ -6,6 +6,7 @@ with the same job: a digest of the very programs, parameters and inputs that the
 
 import hashlib
 import json
+import os
 import re
 import zlib
 from pathlib import Path
@@ -121,7 +122,8 @@ class FileTarget:
 
 def digest_of(programs: list[core.ClosedJaxpr], arrays: Any, *others: Any) -> str:
     """A digest of programs, with the arrays that they close over, of their arguments and of what else counts."""
-    digest = hashlib.sha256(repr((others, jax.__version__, jax.local_devices()[0].device_kind)).encode())
+    about = others, jax.__version__, jax.local_devices()[0].device_kind, os.environ.get("XLA_FLAGS")
+    digest = hashlib.sha256(repr(about).encode())
     for program in programs:
         digest.update(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())
         for constant in _constants(program):

@@ -109,12 +109,12 @@ def test_a_network_that_closes_over_other_numbers_is_another_job(tmp_path, monke
 
 
 def killed(out, seed):
-    """Computes the kernel in a process that is killed at a random point of a random block, and is no more."""
+    """Computes the kernel in a process that is killed at a random point of a random block, unless the seed is -1."""
     rng, put = random.Random(seed), targets.FileTarget.put
-    last, point, written = rng.randrange(1, 9), rng.randrange(3), []
+    last, point, written = rng.randrange(4, 12), rng.randrange(3), []
 
     def counted(self, place, value, mirrored):
-        if len(written) == last and self.kernel is not None:
+        if len(written) == last and seed >= 0:
             if point:
                 self.kernel[place] = value * (0 if point == 1 else 1)
             if point == 2:
@@ -131,26 +131,24 @@ def killed(out, seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_at_random_points_the_result_is_equal_to_the_bit(seed, tmp_path):
+def test_killed_at_random_points_the_result_is_equal_to_the_bit(tmp_path):
     out, blocks, kills = tmp_path / "kernel.npy", 0, 0
+    command = "import sys; from tests.diagnostics.ntk import test_resume as t; t.killed(sys.argv[1], int(sys.argv[2]))"
+
+    def compute(out, seed):
+        arguments = [sys.executable, "-c", command, str(out), str(seed)]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, env=env)
+
     for turn in range(25):
-        script = (
-            f"from tests.diagnostics.ntk import test_resume as t; t.killed(t.Path({str(out)!r}), {10 * seed + turn})"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"PYTHONPATH": "."},
-        )
+        done = compute(out, turn)
         blocks += done.stdout.count("block")
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL, done.stderr
         kills += 1
-    kernel, params, x = case()
-    np.testing.assert_array_equal(np.load(out), kernel(params, x))
+    # This process compiles with other options, which round otherwise.
+    assert compute(tmp_path / "whole.npy", -1).returncode == 0
+    np.testing.assert_array_equal(np.load(out), np.load(tmp_path / "whole.npy"))
     assert kills >= 2
     assert blocks == 21
