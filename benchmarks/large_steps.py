@@ -10,6 +10,7 @@ results/large_steps.jsonl does not hold yet, all networks at initialization firs
   python -m benchmarks.large_steps --render
 """
 
+import functools
 import sys
 import tempfile
 import time
@@ -37,6 +38,11 @@ WIDTH, IMAGES = 0.125, 128
 STORE = Store("large_steps", lambda record: tuple(record[name] for name in ("net", "method", "stage", "seed")))
 
 
+@functools.cache
+def _batch(checked: Any) -> Any:
+    return training_batch(checked, IMAGES, "real", "float32")
+
+
 def measure(net: str, method: str, stage: str, seed: int, data_dir: str) -> Record:
     """One record."""
     start = time.process_time()
@@ -49,7 +55,8 @@ def measure(net: str, method: str, stage: str, seed: int, data_dir: str) -> Reco
         with tempfile.TemporaryDirectory() as folder:
             accuracy = run(checked, Path(folder) / "run")["final_accuracy"]
             _, found = from_checkpoint(Path(folder) / "run", "latest", "float32", data_dir, training=True)
-    x, labels = training_batch(checked, IMAGES, "real", "float32")
+    # The same images for every network, read once.
+    x, labels = _batch(config.validate(config.base(dataset="cifar100", data_dir=data_dir, seed=seed)))
     network = found.apply_fn, found.params, updates.Batch(x, labels)
     losses = updates.relative_losses(*network, RATES)
     moments = updates.channel_moments(*network, STEPS)

@@ -30,7 +30,7 @@ import numpy as np
 from benchmarks import _results
 from benchmarks._results import Record, Store
 from mimicnorm_jax import models, plots
-from mimicnorm_jax.data import load, normalize, require_prepared
+from mimicnorm_jax.data import datasets, load, normalize
 from mimicnorm_jax.diagnostics import curvature, from_linen
 from mimicnorm_jax.diagnostics.updates import softmax_loss
 from mimicnorm_jax.errors import DataError
@@ -195,7 +195,7 @@ def missing(done: set[Any], seeds: list[int], data_dir: str) -> Iterator[tuple[t
     """What is to be measured, by key, seed after seed."""
     has_photographs = True
     try:
-        require_prepared("cifar100", data_dir)
+        datasets.require_prepared("cifar100", data_dir)
     except DataError:
         has_photographs = False
     for seed in seeds:
