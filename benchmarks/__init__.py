@@ -10,6 +10,8 @@ profile_step: where the time of a training step goes.
 input_pipeline: how much of training is not the training step.
 streaming: how fast images are read and decoded (_torch_loader: what a user of PyTorch would run).
 fault_injection: interrupted runs and corrupted checkpoints.
+sharpness: the largest eigenvalue of the curvature, learning rates, and what BatchNorm does to both.
+large_steps: what large steps do, with BatchNorm and without.
 trainability: condition of the tangent kernel and growth of perturbations at initialization.
 ntk.compare: the tangent kernel beside neural_tangents' (ntk.cases: the networks, and one process that evaluates them).
 ntk.digits: regression with tangent kernels on the digits, and alignment along the default run.

@@ -16,9 +16,10 @@ Runs what results/sharpness.jsonl does not hold yet, whole seeds one after anoth
 """
 
 import dataclasses
+import functools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import numpy as np
 from benchmarks import _results
 from benchmarks._results import Record, Store
 from mimicnorm_jax import models, plots
-from mimicnorm_jax.data import load, normalize
+from mimicnorm_jax.data import datasets, load, normalize
 from mimicnorm_jax.diagnostics import curvature, from_linen
 from mimicnorm_jax.diagnostics.updates import softmax_loss
 from mimicnorm_jax.errors import DataError
@@ -40,6 +41,8 @@ from mimicnorm_jax.utils.console import log_line
 
 Apply = Callable[[Any, jax.Array], jax.Array]
 RATES = tuple(float(rate) for rate in 10 ** np.linspace(-3.5, 1, 19))
+COARSE = RATES[::2]
+"""Of the convolutional network."""
 GAMMAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 EPOCHS, BATCH, MOMENTUM = 5, 128, 0.9
 BOUNDS = ("bound", "last_bound")
@@ -67,9 +70,12 @@ def squared_loss(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     return ((outputs - jax.nn.one_hot(labels, outputs.shape[1])) ** 2).sum(1).mean() / 2
 
 
+read = functools.cache(load)
+
+
 def digits() -> tuple[jax.Array, jax.Array]:
     """Training images, normalized, and labels."""
-    data = load("digits", "")
+    data = read("digits", "")
     images = normalize(jnp.asarray(data.train.images), data.mean, data.std, jnp.float32)
     return images, jnp.asarray(data.train.labels)
 
@@ -99,8 +105,10 @@ def _orders(count: int, seed: int) -> np.ndarray:
     return np.stack([rng.permutation(count)[: steps * BATCH].reshape(steps, BATCH) for _ in range(EPOCHS)])
 
 
-def train(apply_fn: Apply, loss: Any, params: Any, at_once: int, seed: int) -> list[float | None]:
-    """Mean loss over the last epoch at each rate, so many rates at once; None where it is not finite."""
+def train(
+    apply_fn: Apply, loss: Any, params: Any, groups: Sequence[tuple[float, ...]], seed: int
+) -> list[float | None]:
+    """Mean loss over the last epoch at each rate, those of a group at once; None where it is not finite."""
     images, labels = digits()
 
     def step(state: Any, rate: jax.Array, chosen: jax.Array) -> Any:
@@ -111,8 +119,8 @@ def train(apply_fn: Apply, loss: Any, params: Any, at_once: int, seed: int) -> l
 
     compiled = jax.jit(jax.vmap(step, (0, 0, None)))
     orders, found = _orders(len(images), seed), []
-    for rates in np.split(np.array(RATES), len(RATES) // at_once):
-        begin = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (at_once, *leaf.shape)), params)
+    for rates in groups:
+        begin = jax.tree.map(lambda leaf, n=len(rates): jnp.broadcast_to(leaf, (n, *leaf.shape)), params)  # noqa: B008
         state, values = (begin, jax.tree.map(jnp.zeros_like, begin)), []
         for chosen in orders.reshape(-1, BATCH):
             state, value = compiled(state, jnp.asarray(rates), jnp.asarray(chosen))
@@ -140,15 +148,15 @@ def measure_map(net: str, method: str, gamma: float, seed: int) -> Record:
         loss, name = softmax_loss, "softmax"
     found = curvature.gauss_newton_eigenvalues(apply_fn, params, images[:CURVED], key=key, loss=name)
     # Convolutions under vmap are grouped ones, which are slow on a CPU.
-    at_once = len(RATES) if net == "stack" else 1
+    groups = [RATES] if net == "stack" else [(rate,) for rate in COARSE]
     return {
         "eigenvalue": float(found.values[0]),
         "converged": bool(found.converged),
         **bounds,
         "loss": name,
         "initial_loss": float(loss(apply_fn(params, images[:CURVED]), labels[:CURVED])),
-        "rates": list(RATES),
-        "losses": train(apply_fn, loss, params, at_once, seed),
+        "rates": [rate for rates in groups for rate in rates],
+        "losses": train(apply_fn, loss, params, groups, seed),
         "epochs": EPOCHS,
         "batch": BATCH,
         "cpu_seconds": round(time.process_time() - start, 1),
@@ -157,7 +165,7 @@ def measure_map(net: str, method: str, gamma: float, seed: int) -> Record:
 
 def measure_norms(net: str, where: str, seed: int, data_dir: str) -> Record:
     """One network with BatchNorm in some places."""
-    data = load(NETS[net], data_dir)
+    data = read(NETS[net], data_dir)
     count = CURVED if NETS[net] == "digits" else 128
     images = normalize(jnp.asarray(data.train.images[:count]), data.mean, data.std, jnp.float32)
     key, start = jax.random.key(seed), time.process_time()
@@ -187,7 +195,7 @@ def missing(done: set[Any], seeds: list[int], data_dir: str) -> Iterator[tuple[t
     """What is to be measured, by key, seed after seed."""
     has_photographs = True
     try:
-        load("cifar100", data_dir)
+        datasets.require_prepared("cifar100", data_dir)
     except DataError:
         has_photographs = False
     for seed in seeds:
@@ -281,13 +289,14 @@ def page(records: list[Record]) -> str:
 
 ## Learning rate and scale of BatchNorm
 
-Digits, {EPOCHS} epochs of heavy ball (momentum {MOMENTUM}) in batches of {BATCH}, one rate throughout, {len(RATES)}
-rates from {RATES[0]:g} to {RATES[-1]:.3g}; mean and standard deviation over seeds. `stack`: dense, {DEPTH} layers of
+Digits, {EPOCHS} epochs of heavy ball (momentum {MOMENTUM}) in batches of {BATCH}, one rate throughout, from
+{RATES[0]:.2g} to {RATES[-1]:.3g} by factors of {RATES[1] / RATES[0]:.2g}, of resnet8 {COARSE[1] / COARSE[0]:.2g}; mean
+and standard deviation over seeds. `stack`: dense, {DEPTH} layers of
 width {WIDTH}, bias variance 0.5, squared loss to one-hot labels; resnet8 of half width, cross entropy. lambda_max is
 that of the Gauss-Newton matrix at initialization on {CURVED} training images as one batch, derivatives going through
 the statistics as in training; eta* = 2 (1 + mu) / lambda_max. By theory: eta* of `theory.fisher_bound` with the digits'
-moments, of all layers, for statistics held fixed (an upper bound), and of the last layer alone, which is what is left
-with derivatives through the statistics. Stable: the mean loss over the last epoch is below the loss at the start, at
+moments, of all layers, for statistics held fixed, and of the last layer alone, which is what is left with derivatives
+through the statistics. Stable: the mean loss over the last epoch is below the loss at the start, at
 that rate and all lower ones.
 
 {map_table(records)}
@@ -327,7 +336,7 @@ def draw(records: list[Record], folder: Path) -> None:
             if all(name in record for found in mine.values() for record in found)
         }
         values = np.stack([_mean_log_loss(found) for found in mine.values()])
-        panels[title] = plots.HeatMap(np.array(RATES), gammas, values, boundaries)
+        panels[title] = plots.HeatMap(_rates(next(iter(mine.values()))), gammas, values, boundaries)
     axes = plots.Axes("learning rate", "gamma", "log", "log")
     if panels:
         plots.heat_maps(
@@ -335,7 +344,7 @@ def draw(records: list[Record], folder: Path) -> None:
         )
     for (net, method, gamma), found in rows.items():
         if gamma == 1.0:
-            curves.setdefault(net, {})[method] = plots.Series(np.array(RATES), 10 ** _mean_log_loss(found))
+            curves.setdefault(net, {})[method] = plots.Series(_rates(found), 10 ** _mean_log_loss(found))
             marks[f"{net}/{method}"] = np.mean([predicted(record) for record in found])
     for net, lines in curves.items():
         path = folder / ("sharpness-rates.png" if net == "resnet8" else "sharpness-stack.png")
@@ -343,6 +352,10 @@ def draw(records: list[Record], folder: Path) -> None:
         shown = {name: [marks[f"{net}/{name}"]] for name in lines}
         axes = plots.Axes("learning rate", "loss over initial loss", "log", "log")
         plots.line_panels({"": lines}, path, title, axes, shown)
+
+
+def _rates(found: list[Record]) -> np.ndarray:
+    return np.array(found[0]["rates"])
 
 
 def _mean_log_loss(found: list[Record]) -> np.ndarray:

@@ -10,8 +10,10 @@ from benchmarks import (
     fault_injection,
     folded_inference,
     input_pipeline,
+    large_steps,
     largest_batch,
     quickstart,
+    sharpness,
     step_memory,
     streaming,
     trainability,
@@ -327,3 +329,26 @@ def _summary(results: Path) -> str:
 def _folded_inference(results: Path) -> str:
     """Time of folded inference, and what exported files hold."""
     return folded_inference.tables(list(folded_inference.STORE.read(results).values()), "###")
+
+
+@named("sharpness_map")
+def _sharpness_map(results: Path) -> str:
+    """Curvature, and the rates that it allows, by network, method and gamma."""
+    return _or_nothing(sharpness.map_table, list(sharpness.STORE.read(results).values()))
+
+
+@named("sharpness_norms")
+def _sharpness_norms(results: Path) -> str:
+    """The largest eigenvalue by where BatchNorm stands."""
+    return _or_nothing(sharpness.norms_table, list(sharpness.STORE.read(results).values()))
+
+
+@named("large_steps")
+def _large_steps(results: Path) -> str:
+    """What one step along the gradient does."""
+    return _or_nothing(large_steps.steps_table, list(large_steps.STORE.read(results).values()))
+
+
+def _or_nothing(of: Callable[[list[Record]], str], records: list[Record]) -> str:
+    whole = of(records)
+    return whole if whole.count("\n") > 1 else "Nothing yet."

@@ -169,3 +169,25 @@ def test_bad_input_to_a_command(arguments, message, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+
+
+def test_large_steps_of_a_last_batch_norm_are_those_of_training(capsys, tmp_path):
+    """By the batch, not by running averages: only so the gradient before the norm has no mean over the batch."""
+    fields = _config()
+    found = networks.initialized(fields, "float32", training=True)
+    x, labels = networks.training_batch(fields, 16, "real", "float32")
+    assert found.batch_coupled
+    outputs = found.apply_fn(found.params, x)
+    np.testing.assert_allclose(outputs.mean(0), 0, atol=1e-5)
+    data = datasets.load("digits", "")
+    # The labels are those of the very images.
+    distances = abs(networks.normalize(data.train.images, data.mean, data.std) - x[3][None]).max((1, 2, 3))
+    assert distances.min() < 1e-5
+    assert data.train.labels[distances.argmin()] == labels[3]
+    assert main(["updates", "--width=0.25", "--images=16", "--rates", "0.01", "100", f"--out={tmp_path}"]) == 0
+    written = json.loads((tmp_path / "updates.json").read_text())
+    assert written["relative_losses"][0] < 1
+    assert (written["steps"][0], written["steps"][2]) == (0.0, 100.0)
+    assert "cancellation" in capsys.readouterr().out
+    assert main(["updates", "--images=5000"]) == 2
+    assert "digits has 1437 to train on" in capsys.readouterr().err
