@@ -23,8 +23,7 @@ import numpy as np
 from benchmarks import _results, quickstart
 from benchmarks._results import ROOT, Record, Store
 from mimicnorm_jax import plots
-from mimicnorm_jax.data import datasets
-from mimicnorm_jax.data.augment import normalize
+from mimicnorm_jax.data import datasets, normalize
 from mimicnorm_jax.diagnostics import EmpiricalNTK
 from mimicnorm_jax.diagnostics.regression import class_targets, ridge_regression
 from mimicnorm_jax.monitoring import initialized

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from mimicnorm_jax.errors import ConfigError
-from mimicnorm_jax.training import config, loop, restore, workdir
+from mimicnorm_jax.training import build_spec, config, loop, restore, workdir
 from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Checkpoints
-from mimicnorm_jax.training.spec import build_spec
 
 # Orbax leaves coroutines behind where it reads.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
