@@ -12,6 +12,7 @@ from benchmarks import (
     input_pipeline,
     large_steps,
     largest_batch,
+    networks,
     quickstart,
     sharpness,
     step_memory,
@@ -56,6 +57,12 @@ def named(name: str) -> Callable[[Table], Table]:
 
 def _bfloat16(record: Record) -> bool:
     return record["dtype"] == "bfloat16" and record["batch"] == 256 and "failed" not in record
+
+
+@named("networks")
+def _networks(results: Path) -> str:
+    """Parameters by network and method."""
+    return networks.table(list(networks.STORE.read(results).values()))
 
 
 @named("quickstart")
