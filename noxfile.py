@@ -19,6 +19,4 @@ def tests(session: nox.Session, jax: str) -> None:
     """Installs the package with that jax, and runs the fast tier or what stands behind `--`."""
     session.install("-e", ".[test,plots,tensorboard]", f"jax=={jax}.*", f"jaxlib=={jax}.*")
     session.run("python", "-c", "import jax; print(jax.__version__)")
-    # The flag with which tests/conftest.py compiles quickly is unknown to jax 0.12, which ends the process.
-    flags = {} if jax == "0.10" else {"XLA_FLAGS": ""}
-    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env=flags)
+    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", *session.posargs)

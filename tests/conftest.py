@@ -26,7 +26,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache" / os.environ.get("PYTEST_XDIST_WORKER", "")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_disable_most_optimizations", QUICKLY)
-if QUICKLY:
+if QUICKLY and jax.__version_info__ < (0, 11):  # later ones end at the flag, which they do not know
     with pytest.MonkeyPatch.context() as patch:  # read once, at the first compilation; libtpu ends at unknown flags
         patch.setenv("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
         jax.jit(lambda x: x + 1).lower(1).compile()

@@ -88,7 +88,7 @@ def fisher_bound(stack: Stack, inputs: PairMoments = WHITE, samples: int | None 
 
     Example:
       >>> fisher_bound(Stack((4, 100, 100), gamma=1.0)).round(3).tolist()  # the last is 100 / (2 pi)
-      [0.0, 11.677, 15.915]
+      [0.0, 11.674, 15.915]
     """
     pairs = 1.0 if samples is None else 1 - 1 / samples
     seen = np.array(inputs)

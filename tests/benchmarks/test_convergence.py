@@ -123,7 +123,7 @@ def test_a_page_says_what_may_be_concluded_from_what_there_is(tmp_path):
     page = _written(tmp_path, _record(a, 0, 0.58))
     assert "with MimicNorm 2.00 points below BatchNorm (seed 0 only: no interval): final test accuracies 58" in page
     assert "without any of it" not in page
-    assert "2 of 40 runs are finished" in page
+    assert "2 of 46 runs are finished" in page
     assert "| mimicnorm | 0 | 59.00 | 2 | 58.00 | -2.00 (seed 0 only: no interval) | 1.500 | 10.00 |" in page
     more = [_record(b, 1, 0.62), _record(a, 1, 0.60), _record(none, 0, 0.3), _record(none, 1, 0.3)]
     page = _written(tmp_path, *more, _record(he, 0, 0.2))

@@ -15,7 +15,7 @@ BAD = {
     "epochs": 0,
     "learning_rate": float("nan"),
     "warmup_epochs": -0.5,
-    "schedule": "linear",
+    "schedule": "lines",
     "decay_epochs": (3, 2),
     "decay_factor": 1.5,
     "momentum": 1.0,

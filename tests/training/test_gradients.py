@@ -1,6 +1,7 @@
 """Microbatches against the whole batch, in double precision, and what each method may expect of them."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -54,13 +55,11 @@ def test_a_step_in_microbatches_is_the_step_on_the_whole_batch(devices, sync, co
     )
     state = create_state(config.model, config.tx, SHAPE, seed=0, ema=False)
 
-    def steps(batch):
-        configs = [replace(config, microbatches=count) for count in (1, *counts)]
-        return [train_step(config, state, batch) for config in configs]
-
-    step = jax.pmap(steps, AXIS, devices=jax.local_devices()[:devices])
     batch = Batch(IMAGES.reshape(devices, -1, *SHAPE), LABELS.reshape(devices, -1))
-    whole, *in_parts = jax.device_get(step(batch))
+    whole, *in_parts = [
+        jax.device_get(jax.pmap(partial(train_step, part, state), AXIS, devices=jax.local_devices()[:devices])(batch))
+        for part in (replace(config, microbatches=count) for count in (1, *counts))
+    ]
     assert _furthest(jax.tree.map(lambda leaf: leaf[0], whole[0].params), state.params) > 1e-2
     for found in in_parts:
         _close(found, whole)

@@ -14,6 +14,7 @@ import pytest
 
 from mimicnorm_jax.diagnostics import EmpiricalNTK
 from mimicnorm_jax.diagnostics.tracing import independence, jaxprs
+from tests.conftest import QUICKLY
 from tests.diagnostics.ntk.random_programs import Program
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -25,10 +26,9 @@ REFUSALS = ("influence one another", "outputs differ by", "ntk_vector_products' 
 @pytest.fixture(autouse=True)
 def compiled_quickly():
     """Most of a small program's time is the compiler's."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", QUICKLY)
 
 
 def _reference(program):
