@@ -3,7 +3,10 @@
 import argparse
 import dataclasses
 import json
+import math
 import statistics
+import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +94,42 @@ def make_parser(module: str, description: str | None, *, render: bool = True) ->
     if render:
         parser.add_argument("--render", action="store_true", help="measure nothing, write the page again")
     return parser
+
+
+def study_parser(module: str, description: str | None, seeds: Sequence[int]) -> argparse.ArgumentParser:
+    """The options of a study that goes on where it stopped, see `go_on`."""
+    parser = make_parser(module, description)
+    parser.add_argument("--data_dir", default="", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing after so many minutes")
+    return parser
+
+
+def go_on(
+    store: Store,
+    arguments: argparse.Namespace,
+    todo: Iterable[tuple[Record, Callable[[], Record]]],
+    told: Callable[[Record], str],
+) -> list[Record]:
+    """Measures what is still to do, keeping each record as it comes, and returns all that there are; ends without any.
+
+    Args:
+      store: of the study.
+      arguments: of `study_parser`.
+      todo: what tells a record from the others, and what measures the rest of it.
+      told: of a new record, for whoever waits.
+    """
+    start = time.monotonic()
+    for about, measure in () if arguments.render else todo:
+        if time.monotonic() - start > 60 * arguments.minutes:
+            break
+        record = about | measure()
+        log_line(f"{tuple(about.values())}: {told(record)}, {record['cpu_seconds']} s")
+        store.add(arguments.results, record | {"machine": machine()})
+    records = list(store.read(arguments.results).values())
+    if not records:
+        sys.exit(f"{arguments.results} holds no results yet")
+    return records
 
 
 def machine() -> Record:

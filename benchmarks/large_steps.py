@@ -11,7 +11,6 @@ results/large_steps.jsonl does not hold yet, all networks at initialization firs
 """
 
 import functools
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,7 +25,6 @@ from mimicnorm_jax import plots
 from mimicnorm_jax.diagnostics import updates
 from mimicnorm_jax.monitoring import from_checkpoint, initialized, training_batch
 from mimicnorm_jax.training import config, run
-from mimicnorm_jax.utils.console import log_line
 
 NETS = ("resnet18", "vgg16")
 METHODS = ("batchnorm", "mimicnorm", "lastbn", "weightmean", "none")
@@ -205,22 +203,13 @@ def draw(records: list[Record], folder: Path) -> None:
 
 
 def main() -> None:
-    parser = _results.make_parser("large_steps", __doc__)
-    parser.add_argument("--data_dir", default="", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--minutes", type=float, default=np.inf, help="begin nothing after so many minutes")
-    arguments = parser.parse_args()
-    start = time.monotonic()
-    done = set(STORE.read(arguments.results))
-    for case in () if arguments.render else missing(done, arguments.seeds):
-        if time.monotonic() - start > 60 * arguments.minutes:
-            break
-        record = dict(zip(("net", "method", "stage", "seed"), case, strict=True)) | measure(*case, arguments.data_dir)
-        log_line(f"{case}: best rate {best_rate(record):.3g}, {record['cpu_seconds']} s")
-        STORE.add(arguments.results, record | {"machine": _results.machine()})
-    records = list(STORE.read(arguments.results).values())
-    if not records:
-        sys.exit(f"{arguments.results} holds no results yet")
+    arguments = _results.study_parser("large_steps", __doc__, (0,)).parse_args()
+    names: tuple[str, ...] = ("net", "method", "stage", "seed")
+    cases = missing(set(STORE.read(arguments.results)), arguments.seeds)
+    todo = (
+        (dict(zip(names, case, strict=True)), functools.partial(measure, *case, arguments.data_dir)) for case in cases
+    )
+    records = _results.go_on(STORE, arguments, todo, lambda record: f"best rate {best_rate(record):.3g}")
     draw(records, arguments.results)
     STORE.write_page(arguments.results, page)
 

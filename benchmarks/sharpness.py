@@ -17,7 +17,6 @@ Runs what results/sharpness.jsonl does not hold yet, whole seeds one after anoth
 
 import dataclasses
 import functools
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,7 +36,6 @@ from mimicnorm_jax.errors import DataError
 from mimicnorm_jax.linen import LastBatchNorm
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.theory import PairMoments, RandomMLP, Stack, fisher_bound
-from mimicnorm_jax.utils.console import log_line
 
 Apply = Callable[[Any, jax.Array], jax.Array]
 RATES = tuple(float(rate) for rate in 10 ** np.linspace(-3.5, 1, 19))
@@ -372,22 +370,11 @@ def _mean_log_loss(found: list[Record]) -> np.ndarray:
 
 
 def main() -> None:
-    parser = _results.make_parser("sharpness", __doc__)
-    parser.add_argument("--data_dir", default="", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, default=np.inf, help="begin nothing after so many minutes")
-    arguments = parser.parse_args()
-    start = time.monotonic()
-    done = set(STORE.read(arguments.results))
-    for key, measure in () if arguments.render else missing(done, arguments.seeds, arguments.data_dir):
-        if time.monotonic() - start > 60 * arguments.minutes:
-            break
-        record = dict(zip(("part", "net", "method", "gamma", "seed"), key, strict=True)) | measure()
-        log_line(f"{key}: lambda_max {record['eigenvalue']:.4g}, {record['cpu_seconds']} s")
-        STORE.add(arguments.results, record | {"machine": _results.machine()})
-    records = list(STORE.read(arguments.results).values())
-    if not records:
-        sys.exit(f"{arguments.results} holds no results yet")
+    arguments = _results.study_parser("sharpness", __doc__, (0, 1, 2)).parse_args()
+    names: tuple[str, ...] = ("part", "net", "method", "gamma", "seed")
+    cases = missing(set(STORE.read(arguments.results)), arguments.seeds, arguments.data_dir)
+    todo = ((dict(zip(names, key, strict=True)), measure) for key, measure in cases)
+    records = _results.go_on(STORE, arguments, todo, lambda record: f"lambda_max {record['eigenvalue']:.4g}")
     draw(records, arguments.results)
     STORE.write_page(arguments.results, page)
 
