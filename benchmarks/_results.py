@@ -108,7 +108,8 @@ def study_parser(module: str, description: str | None, seeds: Sequence[int]) -> 
 def go_on(
     store: Store,
     arguments: argparse.Namespace,
-    todo: Iterable[tuple[Record, Callable[[], Record]]],
+    names: Sequence[str],
+    todo: Iterable[tuple[Key, Callable[[], Record]]],
     told: Callable[[Record], str],
 ) -> list[Record]:
     """Measures what is still to do, keeping each record as it comes, and returns all that there are; ends without any.
@@ -116,15 +117,16 @@ def go_on(
     Args:
       store: of the study.
       arguments: of `study_parser`.
-      todo: what tells a record from the others, and what measures the rest of it.
+      names: of what tells a record from the others.
+      todo: that, and what measures the rest of the record.
       told: of a new record, for whoever waits.
     """
     start = time.monotonic()
-    for about, measure in () if arguments.render else todo:
+    for case, measure in () if arguments.render else todo:
         if time.monotonic() - start > 60 * arguments.minutes:
             break
-        record = about | measure()
-        log_line(f"{tuple(about.values())}: {told(record)}, {record['cpu_seconds']} s")
+        record = dict(zip(names, case, strict=True)) | measure()
+        log_line(f"{case}: {told(record)}, {record['cpu_seconds']} s")
         store.add(arguments.results, record | {"machine": machine()})
     records = list(store.read(arguments.results).values())
     if not records:

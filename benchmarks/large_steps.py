@@ -204,12 +204,10 @@ def draw(records: list[Record], folder: Path) -> None:
 
 def main() -> None:
     arguments = _results.study_parser("large_steps", __doc__, (0,)).parse_args()
-    names: tuple[str, ...] = ("net", "method", "stage", "seed")
+    names = ("net", "method", "stage", "seed")
     cases = missing(set(STORE.read(arguments.results)), arguments.seeds)
-    todo = (
-        (dict(zip(names, case, strict=True)), functools.partial(measure, *case, arguments.data_dir)) for case in cases
-    )
-    records = _results.go_on(STORE, arguments, todo, lambda record: f"best rate {best_rate(record):.3g}")
+    todo = ((case, functools.partial(measure, *case, arguments.data_dir)) for case in cases)
+    records = _results.go_on(STORE, arguments, names, todo, lambda record: f"best rate {best_rate(record):.3g}")
     draw(records, arguments.results)
     STORE.write_page(arguments.results, page)
 

@@ -371,10 +371,9 @@ def _mean_log_loss(found: list[Record]) -> np.ndarray:
 
 def main() -> None:
     arguments = _results.study_parser("sharpness", __doc__, (0, 1, 2)).parse_args()
-    names: tuple[str, ...] = ("part", "net", "method", "gamma", "seed")
-    cases = missing(set(STORE.read(arguments.results)), arguments.seeds, arguments.data_dir)
-    todo = ((dict(zip(names, key, strict=True)), measure) for key, measure in cases)
-    records = _results.go_on(STORE, arguments, todo, lambda record: f"lambda_max {record['eigenvalue']:.4g}")
+    names = ("part", "net", "method", "gamma", "seed")
+    todo = missing(set(STORE.read(arguments.results)), arguments.seeds, arguments.data_dir)
+    records = _results.go_on(STORE, arguments, names, todo, lambda record: f"lambda_max {record['eigenvalue']:.4g}")
     draw(records, arguments.results)
     STORE.write_page(arguments.results, page)
 
