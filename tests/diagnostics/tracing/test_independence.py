@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from mimicnorm_jax.diagnostics import EmpiricalNTK, empirical_ntk, from_linen, jacobian, nngp, perturbation_growth
-from mimicnorm_jax.diagnostics.tracing import independence
+from mimicnorm_jax.diagnostics.tracing import independence, sizes
 from tests.diagnostics.networks import Normalized, draw, filled
 from tests.diagnostics.ntk.random_programs import BATCH_OPS, centered
 
@@ -104,6 +104,42 @@ def test_the_other_diagnostics_refuse_an_uncoupled_batch_norm(measure):
     apply_fn, params = from_linen(module, filled(module, x), mutable=["batch_stats"])
     with pytest.raises(ValueError, match=r"reduce_sum at .*batch_coupled=True"):
         measure(apply_fn, params, x)
+
+
+SIZES = {
+    "constant": lambda x: x / len(x),
+    "sum of ones": lambda x: x / jnp.ones(len(x)).sum(),
+    "power": lambda x: x ** len(x),
+    "turns": lambda x: jax.lax.fori_loop(0, len(x), lambda _, h: jnp.tanh(h), x),
+    "within": lambda x: jax.jit(lambda h: h * len(x))(x),
+    "last place": lambda x: x * jnp.arange(len(x))[-1],
+}
+NO_SIZES = {
+    "network": lambda x: jax.nn.softmax(jnp.einsum("nc,nd->ncd", x, jnp.tanh(x))).sum(1),
+    "zeros": lambda x: jnp.zeros((len(x), 5)) + x,
+    "map": lambda x: jax.lax.map(jnp.tanh, x),
+    "vmap": lambda x: jax.vmap(lambda row: row - row.mean())(x),
+}
+
+
+@pytest.mark.parametrize("name", [*SIZES, *NO_SIZES])
+def test_where_the_size_of_the_batch_becomes_a_number(name):
+    op = (SIZES | NO_SIZES)[name]
+    found = sizes.difference(*(jax.make_jaxpr(op)(jnp.ones((size, 5))) for size in (3, 1)))
+    assert bool(found) == (name in SIZES), found
+
+
+def test_a_size_is_not_taken_for_rounding():
+    """Kernels at the edge of a step, in half precision: rounding alone changes the outputs by more than the size does."""
+    params = {"kernel": jnp.full((5, 3), 0.125, jnp.bfloat16)}
+
+    def apply_fn(params, x):
+        kernel = params["kernel"] + jax.lax.stop_gradient(jnp.round(4 * params["kernel"]) / 4 - params["kernel"])
+        return x @ kernel.astype(x.dtype) + 1 / len(x)
+
+    x = draw(2, 3, 5).astype(jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"in the batch and alone \(which differ at add at test_independence\.py"):
+        empirical_ntk(apply_fn, params, x)
 
 
 def _unknown(function):
