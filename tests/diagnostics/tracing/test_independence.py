@@ -130,7 +130,7 @@ def test_where_the_size_of_the_batch_becomes_a_number(name):
 
 
 def test_a_size_is_not_taken_for_rounding():
-    """Kernels at the edge of a step, in half precision: rounding alone changes the outputs by more than the size does."""
+    """Kernels at the edge of a step, in half precision: rounding alone changes outputs by more than the size does."""
     params = {"kernel": jnp.full((5, 3), 0.125, jnp.bfloat16)}
 
     def apply_fn(params, x):
