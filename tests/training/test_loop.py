@@ -73,6 +73,7 @@ def test_default_config_learns_digits(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} >= {"summary.json", "metrics.jsonl", "config.json", "checkpoints"}
 
 
+@pytest.mark.slow
 def test_centering_after_the_step_trains_like_centering_in_the_call_from_the_first_step_on(tmp_path):
     losses = {}
     for centering in ("in_call", "after_step"):

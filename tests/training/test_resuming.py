@@ -154,6 +154,7 @@ def test_eval_only_gives_the_logged_accuracy_and_that_of_plain_code(whole):
     assert abs(accuracy - rows[-1]["test_accuracy"]) < 1.5 / 360
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_devices(whole, tmp_path, monkeypatch):
     fields = small_config()
 
