@@ -7,9 +7,11 @@ import sys
 import pytest
 
 from mimicnorm_jax import METHODS, data, models
-from tests.conftest import ROOT
+from tests.conftest import ROOT, also
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LONG = {"diagnostics.md", "nnx.md"}
+"""Left to the slow tier."""
 
 
 def _blocks(path):
@@ -17,7 +19,11 @@ def _blocks(path):
 
 
 @pytest.mark.usefixtures("one_block")  # what a page shows does not depend on the depth of its network
-@pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [also(page) if page.name in LONG else page for page in PAGES if _blocks(page)],
+    ids=lambda page: page.name,
+)
 def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": page.stem}

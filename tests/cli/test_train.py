@@ -60,6 +60,13 @@ def test_train_then_eval_only_from_another_folder(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["--eval_only", f"--workdir={tmp_path / RUN}"]) == 0
     assert "best checkpoint" in capsys.readouterr().out
+
+
+@reads
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_block")
+def test_a_loss_that_is_not_finite_is_exit_code_3(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     assert main([*SMALL, "--config.learning_rate=1e30", "--workdir=bad"]) == 3
     assert "not finite at step" in capsys.readouterr().err
 

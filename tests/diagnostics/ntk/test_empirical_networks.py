@@ -43,7 +43,7 @@ def _images(count, side, channels=3, seed=1):
     [
         ("resnet18", "mimicnorm", 0.1875, 8),
         ("resnet8", "batchnorm", 0.5, 4),
-        ("shufflenetv2_x1", "mimicnorm", 0.25, 8),
+        also("shufflenetv2_x1", "mimicnorm", 0.25, 8),
         also("vgg11", "mimicnorm", 0.125, 32),
         also("squeezenet", "mimicnorm", 0.25, 8),
         also("mobilenetv2", "mimicnorm", 0.25, 8),
