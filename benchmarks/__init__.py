@@ -8,9 +8,11 @@ step_time: time of a training step, beside BatchNorm's.
 folded_inference: time of folded inference, and what exported files hold.
 profile_step: where the time of a training step goes.
 input_pipeline: how much of training is not the training step.
-streaming: how fast images are read and decoded (_torch_loader: what a user of PyTorch would run).
+streaming: how fast images are read and decoded (_streaming: what is measured; _torch_loader: what a user of PyTorch
+    would run).
 fault_injection: interrupted runs and corrupted checkpoints.
-sharpness: the largest eigenvalue of the curvature, learning rates, and what BatchNorm does to both.
+sharpness: the largest eigenvalue of the curvature, learning rates, and what BatchNorm does to both (_sharpness: the
+    networks, and one record).
 large_steps: what large steps do, with BatchNorm and without.
 trainability: condition of the tangent kernel and growth of perturbations at initialization.
 ntk.compare: the tangent kernel beside neural_tangents' (ntk.cases: the networks, and one process that evaluates them).

@@ -1,6 +1,6 @@
 """Writes every page of results/ and every table of results in README.md and docs/ again, from the records.
 
-A table stands between `<!-- results: NAME -->` and `<!-- end -->`, where NAME is one of those in tables.py.
+A table stands between `<!-- results: NAME -->` and `<!-- end -->`, where NAME is one of those in tables/.
 
   python -m benchmarks.render
 """

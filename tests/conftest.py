@@ -47,6 +47,15 @@ def also(*case: Any) -> Any:
     return pytest.param(*case, marks=pytest.mark.slow)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Whole files in the order of their names: the package's doctests come last, of which none takes long.
+
+    pytest-xdist would begin with the files of many tests, and at the end wait for a few long ones.
+    """
+    if getattr(config.option, "dist", "") == "loadfile":
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: no collection of garbage need look through it again."""
     gc.collect()

@@ -181,6 +181,7 @@ def test_when_one_of_two_processes_ends_so_does_the_other_and_both_go_on_togethe
     assert not (ROOT / "nowhere").exists()
 
 
+@pytest.mark.slow
 def test_who_waits_too_long_for_another_process_ends_with_a_message():
     waiting = """
 import time

@@ -7,16 +7,23 @@ import sys
 import pytest
 
 from mimicnorm_jax import METHODS, data, models
-from tests.conftest import ROOT
+from tests.conftest import ROOT, also
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LONG = {"diagnostics.md", "nnx.md"}
+"""Left to the slow tier."""
 
 
 def _blocks(path):
     return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page)], ids=lambda page: page.name)
+@pytest.mark.usefixtures("one_block")  # what a page shows does not depend on the depth of its network
+@pytest.mark.parametrize(
+    "page",
+    [also(page) if page.name in LONG else page for page in PAGES if _blocks(page)],
+    ids=lambda page: page.name,
+)
 def test_code_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": page.stem}
@@ -34,6 +41,7 @@ def registries():
         table.update(before)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("registries")
 def test_the_examples_of_extending_the_library_train_together(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 
 from mimicnorm_jax.errors import StateDictError
 from mimicnorm_jax.functional.rules import ungrouped
+from mimicnorm_jax.linen.last_norm import LAST_BN
 from mimicnorm_jax.methods import BatchNorm, Fixup, GainScalars, Method
 from mimicnorm_jax.models import mobilenet, seresnet
 from mimicnorm_jax.models.densenet import DenseNet
@@ -109,7 +110,7 @@ def _resnet(net: Any) -> Rules:
             "conv2/conv/scale": "{}.scale",
             "conv3/conv/scale": "{}.scale",
             "classifier": "fc",
-            "last_bn": "lastbn",
+            LAST_BN: "lastbn",
         },
         block=lambda stage, block: f"conv{stage + 1}_x.{block - 1}",
         unused=("bias1",) if isinstance(net.factory.method.residual, GainScalars) else (),
@@ -118,7 +119,7 @@ def _resnet(net: Any) -> Rules:
 
 def _imagenet_resnet() -> Rules:
     """The names of torchvision, too."""
-    names = {"stem/conv": "conv1", "stem/bn": "bn1", "classifier": "fc", "last_bn": "lastbn"}
+    names = {"stem/conv": "conv1", "stem/bn": "bn1", "classifier": "fc", LAST_BN: "lastbn"}
     for i in (1, 2, 3):
         names |= {f"conv{i}/conv": f"{{}}.conv{i}", f"conv{i}/bn": f"{{}}.bn{i}"}
         names[f"conv{i}/conv/scale"] = "{}.scalelayer.scale"
@@ -150,7 +151,7 @@ def _seresnet(net: Any) -> Rules:
             "{}.shortcut": "shortcut bn scale",
             "{}.excitation": "excitation/dense1 relu excitation/dense2 sigmoid",
         },
-        names={"classifier": "linear", "last_bn": "lastbn"},
+        names={"classifier": "linear", LAST_BN: "lastbn"},
         block=lambda stage, block: f"stage{stage}.{block - 1}",
     )
 
@@ -166,7 +167,7 @@ def _densenet(net: Any) -> Rules:
     chains = {"{}.bottle_neck": "norm/bn relu conv1 conv1/bn relu conv2"}
     for i in range(1, last):
         chains[f"features.transition_layer_{i - 1}.down_sample"] = f"transition{i}/norm/bn transition{i}/conv"
-    names = {"stem/conv": "conv1", "norm/bn": "features.bn", "classifier": "linear", "last_bn": "lastbn"}
+    names = {"stem/conv": "conv1", "norm/bn": "features.bn", "classifier": "linear", LAST_BN: "lastbn"}
     return Rules(chains, names, blocks=r"block(\d+)_layer(\d+)", block=layer)
 
 
@@ -177,7 +178,7 @@ def _squeezenet(net: Any) -> Rules:
         "{}.expand_1x1": "expand1 bn",
         "{}.expand_3x3": "expand3 bn",
     }
-    names = {"classifier/conv": "conv10", "last_bn": "lastbn"}
+    names = {"classifier/conv": "conv10", LAST_BN: "lastbn"}
     return Rules(chains, names, blocks=r"fire(\d+)", block="fire{}".format)
 
 
@@ -191,7 +192,7 @@ def _shufflenet(net: Any) -> Rules:
             f"{{}}.{shortcut}": "shortcut1 bn shortcut2 bn scale relu",
             "conv5": "last_conv bn scale relu",
         },
-        names={"after/scale": "{}.scale", "after/bias": "{}.bias", "classifier": "fc", "last_bn": "lastbn"},
+        names={"after/scale": "{}.scale", "after/bias": "{}.bias", "classifier": "fc", LAST_BN: "lastbn"},
         blocks=r"stage(\d+)_unit(\d+)",
         block=lambda stage, unit: f"stage{stage + 1}.{unit - 1}",
         image_shape=(224, 224, 3) if net.imagenet else (32, 32, 3),
@@ -209,7 +210,7 @@ def _mobilenet(net: Any) -> Rules:
             "{}.residual": "conv1 bn relu conv2 bn relu conv3 bn",
             "conv1": "last_conv bn relu",
         },
-        names={"conv3/conv/scale": "{}.scale", "classifier/conv": "conv2", "last_bn": "lastbn"},
+        names={"conv3/conv/scale": "{}.scale", "classifier/conv": "conv2", LAST_BN: "lastbn"},
         block=block,
     )
 

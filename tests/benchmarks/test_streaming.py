@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from benchmarks import streaming
+from benchmarks import _streaming, streaming
 
 
 def _record(arm, workers, turn, **values):
@@ -39,7 +39,7 @@ def test_a_measurement_that_stopped_goes_on_with_what_is_missing(tmp_path, monke
         cases.append(command)
         return {"images_per_second": 1.0, "peak_mib": 1.0}
 
-    monkeypatch.setattr(streaming, "FILES", 8)
+    monkeypatch.setattr(_streaming, "FILES", 8)
     monkeypatch.setattr(streaming, "_in_process", measured)
     arguments = argparse.Namespace(results=tmp_path, rounds=2, seconds=1, grain_python="", torch_python="python")
     with pytest.raises(KeyboardInterrupt):

@@ -44,17 +44,38 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(arguments, message, monkeypa
     assert said.out == ""
 
 
+SMALL = ("--config.epochs=1", "--config.width_multiplier=0.25")
+RUN = "runs/digits-resnet8-mimicnorm-seed0"
 # Orbax leaves coroutines behind where it reads.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+reads = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@reads
+@pytest.mark.usefixtures("one_block")
 def test_train_then_eval_only_from_another_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    small = ("--config.epochs=1", "--config.width_multiplier=0.25")
-    assert main(list(small)) == 0
+    assert main(list(SMALL)) == 0
     assert "best test accuracy" in capsys.readouterr().out
-    folder = tmp_path / "runs" / "digits-resnet8-mimicnorm-seed0"
-    result = _call("--eval_only", f"--workdir={folder}", cwd=tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["--eval_only", f"--workdir={tmp_path / RUN}"]) == 0
+    assert "best checkpoint" in capsys.readouterr().out
+
+
+@reads
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_block")
+def test_a_loss_that_is_not_finite_is_exit_code_3(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*SMALL, "--config.learning_rate=1e30", "--workdir=bad"]) == 3
+    assert "not finite at step" in capsys.readouterr().err
+
+
+@reads
+@pytest.mark.slow
+def test_in_a_process_of_its_own_it_says_nothing_on_stderr(tmp_path):
+    assert _call(*SMALL, cwd=tmp_path).returncode == 0
+    result = _call("--eval_only", f"--workdir={tmp_path / RUN}", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert "best checkpoint" in result.stdout
-    assert main([*small, "--config.learning_rate=1e30", "--workdir=bad"]) == 3
-    assert "not finite at step" in capsys.readouterr().err

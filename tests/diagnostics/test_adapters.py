@@ -204,7 +204,7 @@ def test_a_pure_kernel_is_compiled_mapped_and_differentiated():
     close(mapped[1], _written_out(jax.tree.map(lambda leaf: 2 * leaf, params), x1, x2))
     weights = draw(4, 3, 2, 2, 2)
     found = jax.jit(jax.grad(lambda *a: jnp.vdot(weights, kernel(*a)), (0, 1, 2)))(params, x1, x2)
-    expected = jax.grad(lambda *a: jnp.vdot(weights, _written_out(*a)), (0, 1, 2))(params, x1, x2)
+    expected = jax.jit(jax.grad(lambda *a: jnp.vdot(weights, _written_out(*a)), (0, 1, 2)))(params, x1, x2)
     jax.tree.map(close, found, expected)
     with pytest.raises(ValueError, match="prepared for"):
         kernel(params, x1[:2], x2)

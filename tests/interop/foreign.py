@@ -1,4 +1,4 @@
-"""Networks as other code writes them, after public structures: ResNet, ConvNeXt and U-Net of linen, a CNN of NNX."""
+"""Networks as other code writes them, after public structures, and one of every way that Flax has to hold layers."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,8 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import nnx
+
+IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+NORMAL = nn.initializers.normal(0.1)
 
 
 class Bottleneck(nn.Module):
@@ -116,3 +120,62 @@ class CNN(nnx.Module):
         for conv, norm in ((self.conv1, self.norm1), (self.conv2, self.norm2)):
             x = nnx.avg_pool(nnx.relu(norm(conv(x))), (2, 2), (2, 2))
         return self.linear2(nnx.relu(self.linear1(x.reshape(len(x), -1))))
+
+
+class Block(nn.Module):
+    """What is scanned, with rematerialization inside."""
+
+    conv: type[nn.Module]
+    norm: type[nn.Module]
+    train: bool
+    init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        y = nn.remat(self.conv)(8, (3, 3), kernel_init=self.init, name="conv1")(x)
+        y = nn.relu(self.norm(use_running_average=not self.train, name="norm1")(y))
+        y = self.conv(8, (3, 3), feature_group_count=2, kernel_init=self.init, name="conv2")(y)
+        return nn.relu(x + self.norm(use_running_average=not self.train, name="norm2")(y)), None
+
+
+class Net(nn.Module):
+    """A network of other code; by default with Flax's layers."""
+
+    kind: str = "plain"
+    conv: type[nn.Module] = nn.Conv
+    norm: type[nn.Module] = nn.BatchNorm
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        init = NORMAL
+        if self.kind == "partitioned":
+            init = nn.with_partitioning(NORMAL, (None, None, None, "model"))
+        x = self.conv(8, (3, 3), kernel_init=init, name="stem")(x)
+        x = self.norm(use_running_average=not train, name="norm")(x)
+        block = partial(Block, self.conv, self.norm, train, init)
+        if self.kind == "scanned":
+            axes = {"params": 0, "batch_stats": 0}
+            scanned = nn.scan(nn.remat(Block), variable_axes=axes, split_rngs={"params": True}, length=3)
+            x, _ = scanned(self.conv, self.norm, train, init, name="blocks")(x, None)
+        else:
+            for i in range(2):
+                x, _ = block(name=f"block{i}")(x)
+        return nn.Dense(5, name="classifier")(x.mean((1, 2)))
+
+
+def applied(model, variables, x, **options):
+    """What a model gives, compiled."""
+    return jax.jit(partial(model.apply, **options))(variables, x)
+
+
+def assert_equal(found, expected):
+    """To the bit, leaf by leaf."""
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def shapes(tree):
+    return jax.tree.map(jnp.shape, tree)
+
+
+def pooled(x):
+    return x.mean((1, 2))

@@ -6,6 +6,7 @@ import pytest
 
 from mimicnorm_jax import models
 from mimicnorm_jax.diagnostics import nbytes, saved_for_backward
+from tests.conftest import also
 
 BATCH = 8
 # Feature maps kept in the dtype of activations, and packed: the inputs of all convolutions (two that read one map
@@ -36,7 +37,7 @@ def _kept(name, method, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [also(jnp.float32), jnp.bfloat16])
 def test_one_activation_a_convolution_is_kept_and_neither_kernels_nor_masks(name, dtype):
     kept = _kept(name, "mimicnorm", dtype)
     maps = [array for array in kept if array.ndim == 4]

@@ -43,22 +43,20 @@ def _branch_scales(name, end, **options):
 
 
 def test_residual_scalars_of_every_scheme():
-    blocks = np.arange(1, 9)
-    gains = [
-        math.prod(gain(9 * c) for c in channels)
-        for channels in [(64, 64)] * 2 + [(64, 128), (128, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
-    ]
+    """Counted through a whole ResNet-50; of ResNet-18, three blocks that are each of other channels."""
+    np.testing.assert_allclose(_branch_scales("resnet50", "conv3"), 1.728 / np.arange(1, 17), rtol=1e-6)
+    blocks, three = np.arange(1, 4), {"stages": (1, 1, 1)}
+    gains = [math.prod(gain(9 * c) for c in channels) for channels in [(64, 64), (64, 128), (128, 256)]]
     expected = {"published": 1.44 / blocks, "exact": gains / blocks, "text": blocks**-0.5, "he": 1 / blocks}
     for init, values in expected.items():
-        np.testing.assert_allclose(_branch_scales("resnet18", "conv2", init=init), values, rtol=1e-6)
-    np.testing.assert_allclose(_branch_scales("resnet50", "conv3"), 1.728 / np.arange(1, 17), rtol=1e-6)
-    np.testing.assert_allclose(_branch_scales("seresnet18", "conv2"), 1.44 / blocks, rtol=1e-6)
-    np.testing.assert_allclose(_branch_scales("seresnet18", "shortcut"), [1.2] * 3, rtol=1e-6)
-    assert _branch_scales("resnet18", "conv2", method="skipinit") == [0.0] * 8
-    assert _branch_scales("resnet18", "conv2", method="fixup") == [1.0] * 8
+        np.testing.assert_allclose(_branch_scales("resnet18", "conv2", init=init, **three), values, rtol=1e-6)
+    np.testing.assert_allclose(_branch_scales("seresnet18", "conv2", **three), 1.44 / blocks, rtol=1e-6)
+    np.testing.assert_allclose(_branch_scales("seresnet18", "shortcut", **three), [1.2] * 2, rtol=1e-6)
+    assert _branch_scales("resnet18", "conv2", method="skipinit", **three) == [0.0] * 3
+    assert _branch_scales("resnet18", "conv2", method="fixup", **three) == [1.0] * 3
     # Without centering there is no gain to make up for, but the published code keeps its constants.
-    np.testing.assert_allclose(_branch_scales("resnet18", "conv2", method="none"), 1.44 / blocks, rtol=1e-6)
-    exact = _branch_scales("resnet18", "conv2", method="none", init="exact")
+    np.testing.assert_allclose(_branch_scales("resnet18", "conv2", method="none", **three), 1.44 / blocks, rtol=1e-6)
+    exact = _branch_scales("resnet18", "conv2", method="none", init="exact", **three)
     np.testing.assert_allclose(exact, 1 / blocks, rtol=1e-6)
 
 

@@ -73,6 +73,7 @@ def test_alignment_is_that_of_the_written_out_kernel_of_the_sum_of_logits(probed
         np.testing.assert_allclose(line[name], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_measuring_changes_nothing_of_the_training_and_survives_an_interruption(probed, tmp_path, monkeypatch):
     folder, fields = probed
     plain = dataclasses.replace(fields, diagnostics_epochs=0.0)

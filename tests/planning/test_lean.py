@@ -20,6 +20,10 @@ MAP = BATCH * 32 * 32 * 64 * 2  # bytes in bfloat16
 MOST_OF_BATCHNORM = {"h100": 0.6, "v5e": 0.65}
 
 
+once = pytest.mark.xdist_group("lean")
+"""With `--dist loadgroup` in one process, which plans once."""
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """A ResNet of one stage of four blocks, nine convolutions of 64 channels but for the first one's input."""
@@ -35,16 +39,26 @@ def _plan(variant, target):
 
 
 @pytest.mark.parametrize(
-    "target", [pytest.param("h100", marks=needs_cuda), pytest.param("v5e", marks=[needs_tpu, pytest.mark.slow])]
+    "target", [pytest.param("h100", marks=needs_cuda), pytest.param("v5e", marks=[needs_tpu, pytest.mark.slow, once])]
 )
 def test_a_residual_net_keeps_one_map_a_convolution_and_takes_over_the_state(target):
-    ours, theirs = _plan("ours:mimicnorm", target), _plan("batchnorm", target)
+    ours = _plan("ours:mimicnorm", target)
     # What each of eight convolutions reads, the last map, and two gradients at the turn.
     assert ours.temporary_bytes <= 11.1 * MAP
+    assert ours.aliased_bytes >= 0.99 * (ours.argument_bytes - BATCH * (32 * 32 * 3 * 2 + 4))  # but paddings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "target", [pytest.param("h100", marks=needs_cuda), pytest.param("v5e", marks=[needs_tpu, once])]
+)
+def test_it_takes_less_than_batch_norm_and_repeats_no_convolution(target):
+    ours, theirs = _plan("ours:mimicnorm", target), _plan("batchnorm", target)
     assert ours.temporary_bytes <= MOST_OF_BATCHNORM[target] * theirs.temporary_bytes
     assert ours.total_moved < 0.75 * theirs.total_moved
-    assert ours.flops == theirs.flops  # and no convolution is repeated
-    assert ours.aliased_bytes >= 0.99 * (ours.argument_bytes - BATCH * (32 * 32 * 3 * 2 + 4))  # but paddings
+    assert ours.flops == theirs.flops
+    if target == "h100":
+        assert theirs.fused["activation"] == 0
 
 
 @needs_cuda
@@ -52,4 +66,3 @@ def test_every_relu_behind_a_convolution_is_in_its_kernel():
     """The stem's, four inner ones and four behind sums, whose residual the kernel takes as well."""
     fused = _plan("ours:mimicnorm", "h100").fused
     assert (fused["activation"], fused["residual"]) == (9, 4)
-    assert _plan("batchnorm", "h100").fused["activation"] == 0

@@ -55,6 +55,7 @@ def test_forgetting_the_exact_fan_in_fails_the_energy_row(report, monkeypatch):
     assert not row.passed
 
 
+@pytest.mark.slow
 def test_uncentered_kernels_fail_the_rows_on_correlations(monkeypatch):
     exact = random_mlp.weight_mean
     monkeypatch.setattr(random_mlp, "weight_mean", lambda **sizes: replace(exact(**sizes), centered=False))

@@ -1,5 +1,7 @@
 """Schedules by hand, SGD by hand, and the two ways to keep kernels centered."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from mimicnorm_jax.optim import center_params, keep_kernels_centered
 from mimicnorm_jax.training import config
 from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule
 from tests.conftest import also
+from tests.diagnostics.networks import filled
 
 pytestmark = pytest.mark.usefixtures("short")
 
@@ -101,34 +104,49 @@ def test_adamw_and_lion_decouple_their_decay_and_adam_does_not(x64):
         np.testing.assert_allclose(found[optimizer], [-0.002, 0.001], rtol=1e-9)
 
 
-def _trajectory(tx_of, center_in_call, start_centered):
-    """Parameters after 20 steps of a small MimicNorm ResNet, centered for comparison."""
+@functools.cache
+def _model(center_in_call):
+    """A small MimicNorm ResNet, and its gradient, which is compiled once for all optimizers."""
     model = models.create(
-        "short", num_classes=5, width=0.5, dtype=float, param_dtype=float, center_in_call=center_in_call
+        "short", num_classes=5, width=0.25, dtype=float, param_dtype=float, center_in_call=center_in_call
     )
-    images = jax.random.normal(jax.random.key(1), (4, 16, 8, 8, 3), float)
-    labels = jax.random.randint(jax.random.key(2), (4, 16), 0, 5)
-    variables = jax.jit(model.init)(jax.random.key(0, impl="rbg"), images[0])
-    params, stats = variables["params"], variables["batch_stats"]
-    if start_centered:
-        params = center_params(params, CONV_KERNELS)
-    tx = tx_of(optax.identity() if center_in_call else keep_kernels_centered(CONV_KERNELS))
-    state = tx.init(params)
 
     @jax.jit
-    def step(params, stats, state, images, labels):
+    def gradient(params, stats, images, labels):
         def loss(params):
             variables = {"params": params, "batch_stats": stats}
             logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updated["batch_stats"]
 
-        grads, stats_ = jax.grad(loss, has_aux=True)(params)
-        updates, state_ = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), stats_, state_
+        return jax.grad(loss, has_aux=True)(params)
+
+    return model, gradient
+
+
+_center = jax.jit(functools.partial(center_params, select=CONV_KERNELS))
+
+
+def _trajectory(tx_of, center_in_call, start_centered):
+    """Parameters after 20 steps, centered for comparison."""
+    model, gradient = _model(center_in_call)
+    images = jax.random.normal(jax.random.key(1), (4, 6, 4, 4, 3), float)
+    labels = jax.random.randint(jax.random.key(2), (4, 6), 0, 5)
+    variables = filled(model, images[0])
+    params, stats = variables["params"], variables["batch_stats"]
+    if start_centered:
+        params = _center(params)
+    tx = tx_of(optax.identity() if center_in_call else keep_kernels_centered(CONV_KERNELS))
+    state = tx.init(params)
+
+    @jax.jit
+    def update(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
 
     for i in range(20):
-        params, stats, state = step(params, stats, state, images[i % 4], labels[i % 4])
-    return center_params(params, CONV_KERNELS), stats
+        grads, stats = gradient(params, stats, images[i % 4], labels[i % 4])
+        params, state = update(grads, state, params)
+    return _center(params), stats
 
 
 def _largest_difference(inside, after):

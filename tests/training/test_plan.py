@@ -87,6 +87,7 @@ def test_the_state_is_donated_and_the_dataset_resident(planned):
     assert {b.layer for b in planned.step.live} >= {"data[0]", "data[1]", "state.step"}
 
 
+@pytest.mark.slow
 def test_steps_of_one_program_are_turns_of_unknown_number(planned):
     three = plan_training(dataclasses.replace(CONFIG, steps_per_call=3), "cpu", devices=4).step
     assert (planned.step.unknown_loops, three.unknown_loops) == (0, 1)

@@ -104,6 +104,7 @@ def _run_with(monkeypatch, fields, folder, call, act):
         loop.run(fields, folder)
 
 
+@pytest.mark.slow
 def test_interrupted_runs_go_on_to_the_same_bits_and_name_what_they_skipped(tmp_path, monkeypatch):
     """Stopped in the middle of an epoch, and going on with other threads; ended there by a file that vanishes, and
     going on when it is back. One training and one test image are no images.

@@ -1,17 +1,13 @@
-"""Structured derivatives against the explicit product of Jacobians, and what must be refused."""
+"""Every implementation and output against the kernel written out, and what must be refused."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
-from mimicnorm_jax import CenteredConv, CenteredDense, KernelTransform, LastBatchNorm, center, models
 from mimicnorm_jax.diagnostics import (
-    IMPLEMENTATIONS,
     EmpiricalNTK,
     empirical_ntk,
-    from_linen,
     initial_variance,
     ntk_vector_product,
 )
@@ -19,108 +15,9 @@ from mimicnorm_jax.diagnostics.ntk.blocks import BlockedKernel
 from mimicnorm_jax.diagnostics.ntk.implementation import Request
 from mimicnorm_jax.diagnostics.ntk.structured_derivatives import StructuredDerivatives
 from mimicnorm_jax.diagnostics.tracing import TracedNetwork
-from tests.conftest import also
+from tests.diagnostics.ntk.written_out import close, written_out
 
 pytestmark = pytest.mark.usefixtures("x64")
-DOUBLE = {"dtype": "float64", "param_dtype": "float64"}
-
-
-def _params(module, x, seed=0, **kwargs):
-    """Random values for every parameter and statistic, so that nothing is zero or one by accident."""
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(lambda x: module.init({"params": jax.random.key(0)}, x, **kwargs), x)
-
-    def value(path, leaf):
-        fan_in = max(1, int(np.prod(leaf.shape[:-1])))
-        noise = rng.standard_normal(leaf.shape) / np.sqrt(fan_in)
-        return jnp.asarray(1 + 0.2 * abs(noise) if leaf.ndim < 2 else noise, leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(value, shapes)
-
-
-def _images(count, side, channels=3, seed=1):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal((count, side, side, channels)))
-
-
-def _reference(apply_fn, params, x1, x2=None, weights=lambda path, leaf: 1.0):
-    """Written out: no line of the library in it."""
-    total = 0
-    jacobian = jax.jit(jax.jacrev(apply_fn))
-    first = jacobian(params, x1)
-    second = first if x2 is None else jacobian(params, x2)
-    for path, j1 in jax.tree_util.tree_leaves_with_path(first):
-        j2 = _leaf(second, path)
-        weight = weights(tuple(entry.key for entry in path), None)
-        rows = [np.asarray(j).reshape(*j.shape[:2], -1) for j in (j1, j2)]
-        total = total + weight * np.einsum("nok,mpk->nmop", *rows)
-    return total
-
-
-def _leaf(tree, path):
-    for entry in path:
-        tree = tree[entry.key]
-    return tree
-
-
-def _close(measured, expected, rtol=1e-10):
-    np.testing.assert_allclose(measured, expected, rtol=0, atol=rtol * np.abs(expected).max())
-
-
-@pytest.mark.parametrize(
-    ("name", "method", "width", "side"),
-    [
-        ("resnet18", "mimicnorm", 0.1875, 8),
-        ("resnet8", "batchnorm", 0.5, 4),
-        ("shufflenetv2_x1", "mimicnorm", 0.25, 8),
-        also("vgg11", "mimicnorm", 0.125, 32),
-        also("squeezenet", "mimicnorm", 0.25, 8),
-        also("mobilenetv2", "mimicnorm", 0.25, 8),
-    ],
-)
-@pytest.mark.usefixtures("shallow")
-def test_structured_derivatives_equal_the_product_of_jacobians(name, method, width, side):
-    """Centered and not, with biases and folded scalars, grouped and depthwise convolutions, running averages."""
-    model = models.create(name, method=method, num_classes=3, width=width, **DOUBLE)
-    x = _images(2, side)
-    apply_fn, params = from_linen(model, _params(model, x))
-    kernel = EmpiricalNTK(apply_fn, implementation="structured_derivatives")
-    assert ", 0 through their kernel's derivative" in kernel.plan(params, x).detail  # every layer is of known form
-    _close(kernel(params, x), EmpiricalNTK(apply_fn, implementation="jacobian_contraction")(params, x))
-
-
-class Outside(nn.Module):
-    """Not ours: norms, strides, dilation, groups, circular padding, shared, normalized and transposed layers."""
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.relu(nn.Conv(6, (3, 3), kernel_dilation=2, param_dtype=jnp.float64)(x))
-        x = nn.GroupNorm(2, param_dtype=jnp.float64)(x)
-        x = nn.relu(
-            nn.Conv(8, (3, 2), strides=(2, 1), feature_group_count=2, padding="VALID", param_dtype=jnp.float64)(x)
-        )
-        x = nn.relu(nn.Conv(8, (3, 3), padding="CIRCULAR", use_bias=False, param_dtype=jnp.float64)(x))
-        shared = nn.Conv(8, (1, 1), name="shared", param_dtype=jnp.float64)
-        x = nn.tanh(shared(nn.tanh(shared(x))))
-        x = nn.relu(nn.ConvTranspose(4, (2, 2), strides=(2, 2), param_dtype=jnp.float64)(x))
-        x = nn.remat(nn.Dense)(5, param_dtype=jnp.float64)(x)
-        x = nn.LayerNorm(param_dtype=jnp.float64)(x.reshape(x.shape[0], -1, 5))
-        x = nn.WeightNorm(nn.Dense(5, param_dtype=jnp.float64), param_dtype=jnp.float64)(x)
-        x = x + nn.MultiHeadDotProductAttention(num_heads=1, qkv_features=4, param_dtype=jnp.float64)(x, x)
-        x = x + nn.Embed(3, 5, param_dtype=jnp.float64)(jnp.zeros(x.shape[:2], int))
-        return (
-            jax.jit(nn.Dense(3, param_dtype=jnp.float64).__call__)(x.mean(1))
-            if False
-            else nn.Dense(3, param_dtype=jnp.float64)(x.mean(1))
-        )
-
-
-def test_a_model_from_outside():
-    module, x = Outside(), _images(3, 6)
-    apply_fn, params = from_linen(module, _params(module, x))
-    kernel = EmpiricalNTK(apply_fn, implementation="structured_derivatives")
-    _close(kernel(params, x), _reference(apply_fn, params, x))
-    detail = kernel.plan(params, x).detail
-    assert "0 through" not in detail  # the shared and the normalized kernel are
 
 
 def _dense(params, x):
@@ -151,13 +48,13 @@ def dense():
 @pytest.mark.parametrize("implementation", ["structured_derivatives", "jacobian_contraction", "ntk_vector_products"])
 def test_every_implementation_and_output_against_the_reference(dense, implementation):
     params, x1, x2 = dense
-    expected = _reference(_dense, params, x1, x2)
-    _close(empirical_ntk(_dense, params, x1, x2, implementation=implementation), expected)
+    expected = written_out(_dense, params, x1, x2)
+    close(empirical_ntk(_dense, params, x1, x2, implementation=implementation), expected)
     diagonal = np.einsum("nmoo->nmo", expected)
-    _close(empirical_ntk(_dense, params, x1, x2, implementation=implementation, output="diagonal"), diagonal)
-    _close(empirical_ntk(_dense, params, x1, x2, implementation=implementation, output="trace"), diagonal.sum(-1))
-    _close(empirical_ntk(_dense, params, x1, x2, implementation=implementation, output=2), diagonal[..., 2])
-    _close(empirical_ntk(_dense, params, x1, implementation=implementation), _reference(_dense, params, x1))
+    close(empirical_ntk(_dense, params, x1, x2, implementation=implementation, output="diagonal"), diagonal)
+    close(empirical_ntk(_dense, params, x1, x2, implementation=implementation, output="trace"), diagonal.sum(-1))
+    close(empirical_ntk(_dense, params, x1, x2, implementation=implementation, output=2), diagonal[..., 2])
+    close(empirical_ntk(_dense, params, x1, implementation=implementation), written_out(_dense, params, x1))
 
 
 @pytest.mark.parametrize("implementation", ["structured_derivatives", "jacobian_contraction"])
@@ -168,9 +65,9 @@ def test_weights_filter_and_scale_parameters(dense, implementation):
         def weigh(path, leaf, weights=weights):
             return weights.get(path[-1], 0.0)
 
-        _close(
+        close(
             empirical_ntk(_dense, params, x1, weights=weigh, implementation=implementation),
-            _reference(_dense, params, x1, weights=weigh),
+            written_out(_dense, params, x1, weights=weigh),
         )
 
 
@@ -180,7 +77,7 @@ def test_initial_variance_weights_kernels_by_their_mean_square(dense):
     assert weigh(("bias",), None) == weigh(("scale",), None) == 0
     np.testing.assert_allclose(weigh(("left",), None), np.mean(np.square(params["left"])))
     kernel = empirical_ntk(_dense, params, x1, weights=weigh)
-    _close(kernel, _reference(_dense, params, x1, weights=weigh))
+    close(kernel, written_out(_dense, params, x1, weights=weigh))
 
 
 def test_contributions_of_parameters_add_up(dense):
@@ -188,7 +85,7 @@ def test_contributions_of_parameters_add_up(dense):
     parts = EmpiricalNTK(_dense, per_parameter=True, implementation="structured_derivatives")(params, x1, x2)
     assert set(parts) == set(params)
     for name, part in parts.items():
-        _close(part, _reference(_dense, params, x1, x2, weights=lambda path, leaf, name=name: float(path[-1] == name)))
+        close(part, written_out(_dense, params, x1, x2, weights=lambda path, leaf, name=name: float(path[-1] == name)))
 
 
 @pytest.mark.parametrize(
@@ -207,66 +104,35 @@ def test_blocks_on_several_devices_and_on_disk_give_the_whole_kernel(dense, tmp_
     enough = whole.plan(params, x1[:3], x1[3:6]).bytes
     blocked = EmpiricalNTK(_dense, output=output, implementation=implementation, memory=enough)
     assert blocked.plan(params, x1, x2).block[0] < 4
-    _close(blocked(params, x1, x2), whole(params, x1, x2))
+    close(blocked(params, x1, x2), whole(params, x1, x2))
     file = tmp_path / "kernel.npy"
     blocked(params, x1, x2, out=file)
-    _close(np.load(file), whole(params, x1, x2))
+    close(np.load(file), whole(params, x1, x2))
     assert [path.name for path in tmp_path.iterdir()] == ["kernel.npy"]
-
-
-class Normalized(nn.Module):
-    """BatchNorms within and on top, a convolution and centered dense layers."""
-
-    @nn.compact
-    def __call__(self, x, train):
-        norm = {"use_running_average": not train, "param_dtype": jnp.float64}
-        conv = CenteredConv(4, (3, 3), kernel_transform=KernelTransform(center), param_dtype=jnp.float64)
-        x = nn.relu(nn.BatchNorm(**norm)(conv(x)))
-        x = nn.relu(CenteredDense(6, param_dtype=jnp.float64)(x.mean((1, 2))))
-        return LastBatchNorm(use_running_average=not train, epsilon=1e-30)(nn.Dense(2, param_dtype=jnp.float64)(x))
-
-
-def test_coupled_batches_and_the_null_vectors_of_a_last_batch_norm():
-    module, x = Normalized(), _images(5, 4)
-    variables = _params(module, x, train=False)
-    apply_fn, params = from_linen(module, variables, train=True, mutable=["batch_stats"])
-    expected = _reference(apply_fn, params, x)
-    outputs = {"full": expected, 1: expected[:, :, 1, 1], "trace": np.einsum("nmoo->nm", expected)}
-    for implementation in IMPLEMENTATIONS:
-        for output in outputs if implementation == "structured_derivatives" else ("full",):
-            options = {"implementation": implementation, "output": output}
-            _close(empirical_ntk(apply_fn, params, x, batch_coupled=True, **options), outputs[output])
-    # The batch's normalized outputs keep mean 0 and variance 1, whatever the parameters: 1 and z are null vectors.
-    kernel, z = np.asarray(empirical_ntk(apply_fn, params, x, batch_coupled=True)), np.asarray(apply_fn(params, x))
-    largest = np.linalg.eigvalsh(kernel.transpose(0, 2, 1, 3).reshape(10, 10))[-1]
-    assert np.abs(kernel.sum(0)).max() < 1e-10 * largest
-    assert np.abs(np.einsum("no,nmop->mop", z, kernel)).max() < 1e-10 * largest
-    with pytest.raises(ValueError, match=r"batch_coupled=True"):
-        empirical_ntk(apply_fn, params, x)
 
 
 def test_ntk_vector_products(dense):
     params, x1, x2 = dense
     v = jnp.asarray(np.random.default_rng(3).standard_normal((4, 3)))
-    expected = np.einsum("nmop,mp->no", _reference(_dense, params, x1, x2), v)
-    _close(ntk_vector_product(_dense, params, x1, x2)(v), expected)
+    expected = np.einsum("nmop,mp->no", written_out(_dense, params, x1, x2), v)
+    close(ntk_vector_product(_dense, params, x1, x2)(v), expected)
     weigh = initial_variance(params)
-    expected = np.einsum("nmop,mp->no", _reference(_dense, params, x1, x2, weights=weigh), v)
-    _close(ntk_vector_product(_dense, params, x1, x2, weigh)(v), expected)
+    expected = np.einsum("nmop,mp->no", written_out(_dense, params, x1, x2, weights=weigh), v)
+    close(ntk_vector_product(_dense, params, x1, x2, weigh)(v), expected)
 
 
 def test_a_scalar_at_zero_still_counts(dense):
     """SkipInit's start: the kernel's own contribution vanishes, the scalar's does not."""
     params, x1, _ = dense
     params = {**params, "scale": jnp.zeros(())}
-    _close(empirical_ntk(_dense, params, x1, implementation="structured_derivatives"), _reference(_dense, params, x1))
+    close(empirical_ntk(_dense, params, x1, implementation="structured_derivatives"), written_out(_dense, params, x1))
 
 
 def test_float32_agrees_to_its_precision(dense):
     params, x1, x2 = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), dense)
     kernel = empirical_ntk(_dense, params, x1, x2, implementation="structured_derivatives")
     assert kernel.dtype == jnp.float32
-    _close(kernel, _reference(_dense, *dense), rtol=1e-5)
+    close(kernel, written_out(_dense, *dense), rtol=1e-5)
 
 
 def test_products_are_in_full_precision(dense):
@@ -294,7 +160,7 @@ def test_a_second_call_compiles_nothing(dense):
     before = len(traces)
     again = kernel(jax.tree.map(lambda leaf: 2 * leaf, params), x1)
     assert len(traces) == before
-    _close(again, _reference(_dense, jax.tree.map(lambda leaf: 2 * leaf, params), x1))
+    close(again, written_out(_dense, jax.tree.map(lambda leaf: 2 * leaf, params), x1))
 
 
 def test_the_cost_model_prefers_what_is_cheaper_and_what_fits(dense):

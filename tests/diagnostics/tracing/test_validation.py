@@ -22,6 +22,7 @@ from mimicnorm_jax.diagnostics import (
     perturbation_growth,
 )
 from mimicnorm_jax.diagnostics.ntk import implementation as implementation_module
+from tests.conftest import also
 from tests.diagnostics.networks import close, draw, reference
 from tests.diagnostics.ntk.random_programs import straight_through
 
@@ -123,25 +124,27 @@ def test_files_by_name_and_outputs_by_any_integer(tmp_path):
     np.testing.assert_allclose(one, whole[:, :, 1, 1], rtol=1e-5)
 
 
-def test_inputs_on_an_explicit_mesh():
+MEASURES = {
+    "ntk": lambda p, x, _: EmpiricalNTK(_apply, check=True)(p, x),
+    "coupled": lambda p, x, _: EmpiricalNTK(_apply, batch_coupled=True)(p, x),
+    "nngp": lambda p, x, _: nngp.kernels(_apply, p, x)["head"],
+    "curvature": lambda p, x, key: curvature.gauss_newton_eigenvalues(_apply, p, x, key=key).values,
+    "growth": lambda p, x, key: perturbation_growth(_apply, p, x, key=key).log_ratios,
+    "product": lambda p, x, _: ntk_vector_product(_apply, p, x)(jnp.ones((8, 3))),
+}
+
+
+@pytest.mark.parametrize("name", ["ntk", "nngp", "product", *map(also, ("coupled", "curvature", "growth"))])
+def test_inputs_on_an_explicit_mesh(name):
     params, x, key = _params(), draw(2, 8, 5), jax.random.key(0)
     mesh = jax.make_mesh((4,), ("batch",))
     assert mesh.axis_types[0] == jax.sharding.AxisType.Explicit
-    measures = {
-        "ntk": lambda p, x: EmpiricalNTK(_apply, check=True)(p, x),
-        "coupled": lambda p, x: EmpiricalNTK(_apply, batch_coupled=True)(p, x),
-        "nngp": lambda p, x: nngp.kernels(_apply, p, x)["head"],
-        "curvature": lambda p, x: curvature.gauss_newton_eigenvalues(_apply, p, x, key=key).values,
-        "growth": lambda p, x: perturbation_growth(_apply, p, x, key=key).log_ratios,
-        "product": lambda p, x: ntk_vector_product(_apply, p, x)(jnp.ones((8, 3))),
-    }
-    expected = {name: np.asarray(measure(params, x)) for name, measure in measures.items()}
+    expected = np.asarray(MEASURES[name](params, x, key))
     spread = jax.device_put(x, jax.NamedSharding(mesh, jax.P("batch")))
     copied = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
     for context in (contextlib.nullcontext, functools.partial(jax.set_mesh, mesh)):
         with context():
-            for name, measure in measures.items():
-                np.testing.assert_allclose(measure(copied, spread), expected[name], rtol=2e-5, err_msg=name)
+            np.testing.assert_allclose(MEASURES[name](copied, spread, key), expected, rtol=2e-5)
 
 
 def test_the_command_line_checks_unless_told_not_to():

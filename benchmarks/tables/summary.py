@@ -1,0 +1,52 @@
+"""The README's sentence and its table of all that was found."""
+
+from pathlib import Path
+
+from benchmarks._results import table
+from benchmarks.ntk import compare
+from benchmarks.paper import reproduce
+from benchmarks.tables.memory import OURS, STEPS, measured, peak_and_time
+from benchmarks.tables.registry import named
+from benchmarks.tables.training import faults, final
+
+
+@named("headline")
+def _headline(results: Path) -> str:
+    """A sentence on the step of a ResNet-50, for each device that ran it."""
+    net, sentences = "resnet50_imagenet", []
+    for (device, _), records in measured(results).items():
+        steps = [(net, variant) for variant in ("batchnorm", OURS, f"{OURS}+stage")]
+        if set(steps) <= records.keys():
+            plain, ours, stage = (records[step] for step in steps)
+            peak, time = (f"{ratio:.3f}" for ratio in peak_and_time(ours, plain))
+            less, longer = (f"{ratio:.3f}" for ratio in peak_and_time(stage, plain))
+            what = "A ResNet-50 step at 224 x 224 (bfloat16, batch 256)"
+            sentences.append(
+                f"{what} takes {peak} of BatchNorm's memory and {time} of its time on an {device},\n"
+                f"and {less} of the memory at {longer} of the time where each stage is recomputed."
+            )
+    return "\n".join(sentences)
+
+
+@named("summary")
+def _summary(results: Path) -> str:
+    """One row a result, with links."""
+    rows = []
+    net = "resnet50_imagenet"
+    for (device, _), records in measured(results).items():
+        for variant in (OURS, f"{OURS}+stage"):
+            if {(net, "batchnorm"), (net, variant)} <= records.keys():
+                peak, time = peak_and_time(records[net, variant], records[net, "batchnorm"])
+                what = f"ResNet-50 step at 224 x 224, bfloat16, batch 256, {device}: {STEPS[variant]}"
+                rows.append((what, f"{peak:.3f} of BatchNorm's memory, {time:.3f} of its time", "confirm_plan"))
+    study = reproduce.make_study("figure6", True, None, "float32")
+    runs = {arm.method: found for arm, found in study.runs(list(study.store.read(results).values()))}
+    accuracies = [f"{method} {final(runs[method], 'test_accuracy', 100)}" for method in ("mimicnorm", "batchnorm")]
+    setting = f"test accuracy after {study.experiment.epochs} epochs of CIFAR-100, VGG-11 of width 0.25, %"
+    rows.append((setting, ", ".join(accuracies), study.name))
+    cases = compare.STORE.read(results).values()
+    speedups = [record["speedup"] for record in cases if record["case"] in compare.MAIN]
+    many = f"tangent kernels on one CPU core, {len(speedups)} cases"
+    rows.append((many, f"{min(speedups):.2f} to {max(speedups):.0f} times as fast as neural_tangents", "ntk"))
+    rows += [(*row, "fault_injection") for row in faults(results)]
+    return table(["what", "result", "more"], [(*row, f"[{m}](benchmarks/results/{m}.md)") for *row, m in rows])

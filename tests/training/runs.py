@@ -1,0 +1,23 @@
+"""Small runs on digits."""
+
+from mimicnorm_jax.training import config, spec
+from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
+
+
+def small_config(**fields):
+    defaults = {
+        "model": "short",
+        "width_multiplier": 0.25,
+        "epochs": 2,
+        "warmup_epochs": 1.0,
+        "crop_padding": 1,
+        "rotation": 10.0,
+        "ema_decay": 0.9,
+    }
+    return config.validate(config.base(**defaults | fields))
+
+
+def restored(folder, fields):
+    with Checkpoints(folder / "checkpoints", 1) as checkpoints:
+        assert checkpoints.latest is not None
+        return checkpoints.restore(checkpoints.latest, spec.build_spec(fields).state_template())

@@ -1,0 +1,189 @@
+"""Whole runs on digits, interrupted and resumed, finished and evaluated."""
+
+import dataclasses
+import json
+import shutil
+import signal
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from mimicnorm_jax.data import datasets
+from mimicnorm_jax.errors import WorkdirError
+from mimicnorm_jax.training import loop, parallel, spec, step, trainer
+from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
+from mimicnorm_jax.training.resilience.preemption import InterruptedRunError
+from mimicnorm_jax.training.writers import read_metrics
+from tests.conftest import also
+from tests.training.runs import restored, small_config
+
+# Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
+pytestmark = [
+    pytest.mark.usefixtures("short"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def _timeless(rows):
+    return [{name: value for name, value in row.items() if "second" not in name} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(short, tmp_path_factory):
+    """The folder of an uninterrupted run of two epochs, which traced each step once."""
+    folder = tmp_path_factory.mktemp("whole")
+    chex.clear_trace_counter()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("train_step", "eval_step"):
+            patch.setattr(step, name, chex.assert_max_traces(getattr(step, name), n=1))
+        loop.run(small_config(), folder)
+    return folder
+
+
+def _assert_same_run(whole, parts, fields):
+    """To the bit."""
+    (state, record), (other_state, other) = (restored(folder, fields) for folder in (whole, parts))
+    jax.tree.map(np.testing.assert_array_equal, state, other_state)
+    assert record == other
+    assert _timeless(read_metrics(whole)) == _timeless(read_metrics(parts))
+    best = []
+    for folder in (whole, parts):
+        with Checkpoints(folder / "checkpoints", 2) as checkpoints:
+            best.append(checkpoints.best)
+    assert best[0] == best[1]
+
+
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(whole, tmp_path, monkeypatch):
+    fields = small_config()
+    evaluate, calls = loop.evaluate, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr(loop, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(fields, tmp_path)
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    # A line that was written for an epoch whose checkpoint was not.
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"epoch": 2, "step": 44}) + '\n{"epoch": 3, "st')
+    loop.run(fields, tmp_path)
+    _assert_same_run(whole, tmp_path, fields)
+
+
+def _signalled_at(at, monkeypatch):
+    """Makes runs send themselves SIGTERM before one of their steps; what they sent."""
+    build, sent = loop.build_trainer, []
+
+    def build_signalled(spec):
+        run = build(spec)
+        calls = []
+
+        def train_steps(*args):
+            calls.append(args)
+            if len(calls) == at:
+                sent.append(signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
+            return run.train_steps(*args)
+
+        return dataclasses.replace(run, train_steps=train_steps)
+
+    monkeypatch.setattr(loop, "build_trainer", build_signalled)
+    return sent
+
+
+@pytest.mark.parametrize(("at", "epochs"), [(5, 0), also(22, 1)])
+def test_stopped_by_a_signal_and_resumed_equals_uninterrupted_bit_for_bit(whole, tmp_path, monkeypatch, at, epochs):
+    """After 5 of the first epoch's 22 steps, and after the last, when the epoch is brought to its end."""
+    fields = small_config()
+    sent = _signalled_at(at, monkeypatch)
+    with pytest.raises(InterruptedRunError, match=f"stopped by SIGTERM after step {at}: the same command") as stopped:
+        loop.run(fields, tmp_path)
+    assert [stopped.value.signal] == sent
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    monkeypatch.undo()
+    assert len(read_metrics(tmp_path)) == epochs
+    loop.run(fields, tmp_path)
+    _assert_same_run(whole, tmp_path, fields)
+
+
+def test_a_signal_at_the_last_step_of_all_leaves_a_finished_run(tmp_path, monkeypatch, capsys):
+    fields = small_config(epochs=1)
+    sent = _signalled_at(22, monkeypatch)
+    summary = loop.run(fields, tmp_path)
+    assert sent == [signal.SIGTERM]
+    monkeypatch.undo()
+    assert summary["final_accuracy"] == loop.run(fields, tmp_path)["final_accuracy"]
+    assert "this run is complete" in capsys.readouterr().out
+    assert len(read_metrics(tmp_path)) == 1
+
+
+def test_a_finished_run_trains_no_further_and_another_config_is_refused(whole, tmp_path, capsys):
+    fields = small_config()
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    # Another number of checkpoints changes no number of the run.
+    again = loop.run(dataclasses.replace(fields, keep_checkpoints=3), tmp_path)
+    assert "this run is complete" in capsys.readouterr().out
+    rows = read_metrics(tmp_path)
+    assert again["final_accuracy"] == rows[-1]["test_accuracy"]
+    assert rows == read_metrics(whole)
+    with pytest.raises(WorkdirError, match=r"learning_rate is 0.1 there and 0.2 here.*Choose another --workdir"):
+        loop.run(dataclasses.replace(fields, learning_rate=0.2), tmp_path)
+    (tmp_path / "config.json").write_text('{"seed": ')
+    with pytest.raises(WorkdirError, match=r"config.json is damaged"):
+        loop.run(fields, tmp_path)
+
+
+def test_eval_only_gives_the_logged_accuracy_and_that_of_plain_code(whole):
+    fields = small_config()
+    results = loop.evaluate_checkpoints(fields, whole)
+    rows = read_metrics(whole)
+    assert results["latest"]["test_accuracy"] == rows[-1]["test_accuracy"]
+    assert results["best"]["test_accuracy"] == max(row["test_accuracy"] for row in rows)
+    state, _ = restored(whole, fields)
+    dataset = datasets.load("digits")
+    images = np.float32((dataset.test.images / 255 - dataset.mean) / dataset.std)
+    logits = spec.build_spec(fields).model.apply(state.eval_variables, images, train=False)
+    accuracy = float((np.asarray(logits).argmax(1) == dataset.test.labels).mean())
+    # 360 images fill no whole number of batches of 64; one answer on the edge may turn in float32.
+    assert abs(accuracy - rows[-1]["test_accuracy"]) < 1.5 / 360
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_devices(whole, tmp_path, monkeypatch):
+    fields = small_config()
+
+    def with_devices(count):
+        every = parallel.DataParallel
+
+        def fewer(devices, parallelism):
+            return every(devices[:count], parallelism)
+
+        monkeypatch.setattr(trainer.parallel, "DataParallel", fewer)
+
+    def stop(self, state, metadata, save=Checkpoints.save):
+        save(self, state, metadata)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(fields, tmp_path)
+    with_devices(1)
+    loop.run(fields, tmp_path)
+    rows = [read_metrics(folder) for folder in (whole, tmp_path)]
+    for name in ("train_loss", "test_loss"):
+        four, fewer = ([row[name] for row in found] for found in rows)
+        assert four[0] == fewer[0]
+        # Float32 sums in another order, after 22 steps.
+        np.testing.assert_allclose(fewer[1], four[1], rtol=1e-3)
+
+
+def test_eval_only_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(WorkdirError, match="no checkpoint"):
+        loop.evaluate_checkpoints(small_config(), tmp_path)
