@@ -12,7 +12,7 @@ import pytest
 
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
-from mimicnorm_jax.training import config, loop, parallel, report, spec, step, trainer
+from mimicnorm_jax.training import config, evaluate_checkpoints, loop, parallel, report, spec, step, trainer
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
 from mimicnorm_jax.training.resilience.nonfinite import NonFiniteMonitor
@@ -201,7 +201,7 @@ def test_a_finished_run_trains_no_further_and_another_config_is_refused(whole, t
 
 def test_eval_only_gives_the_logged_accuracy_and_that_of_plain_code(whole):
     fields = _config()
-    results = loop.evaluate_checkpoints(fields, whole)
+    results = evaluate_checkpoints(fields, whole)
     rows = read_metrics(whole)
     assert results["latest"]["test_accuracy"] == rows[-1]["test_accuracy"]
     assert results["best"]["test_accuracy"] == max(row["test_accuracy"] for row in rows)
@@ -345,7 +345,7 @@ def test_an_unwritable_workdir_is_refused(tmp_path):
 
 def test_eval_only_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(WorkdirError, match="no checkpoint"):
-        loop.evaluate_checkpoints(_config(), tmp_path)
+        evaluate_checkpoints(_config(), tmp_path)
 
 
 @pytest.mark.slow
