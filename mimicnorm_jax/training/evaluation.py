@@ -54,6 +54,7 @@ def evaluate_checkpoints(config: TrainConfig, folder: Path, model: Any = None) -
 
     Raises:
       WorkdirError: if there is no checkpoint or it cannot be restored.
+      ConfigError: names a field at odds with another, or with the model.
     """
     spec = validate_run(config, model)
     if not (folder / "checkpoints").is_dir():
