@@ -22,12 +22,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import psutil
+from PIL import Image, ImageFile
 from tqdm import tqdm
 
 from benchmarks import _results
@@ -43,7 +46,6 @@ HALF = ((0.5,) * 3, (0.5,) * 3)
 
 def write_photographs(root: Path) -> None:
     """FILES JPEGs of two classes, an eighth of them to test with."""
-    from PIL import Image
     from sklearn.datasets import load_sample_images
 
     rng, pictures = np.random.default_rng(SEED), [Image.fromarray(image) for image in load_sample_images().images]
@@ -76,14 +78,15 @@ def _pipeline(root: str, workers: int, size: int, batch: int) -> StreamingPipeli
     )
 
 
-def _rate(batches: Iterator[Any], workers: int, seconds: float) -> float:
-    """Images a second, after what lies ready in queues when the last worker has started."""
+def _rate(batches: Iterator[Any], workers: int, seconds: float) -> Record:
+    """Images a second, after what lies ready when the last worker has started, and the process's CPU time."""
     for _ in range(WARM_UP * workers):
         next(batches)
-    count, started = 0, time.perf_counter()
+    count, started, used = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - started < seconds:
         count += len(next(batches))
-    return count / (time.perf_counter() - started)
+    used, elapsed = time.process_time() - used, time.perf_counter() - started
+    return {"images_per_second": count / elapsed, "cpu_ms": 1e3 * used / count}
 
 
 _BARRIER: list[Any] = []
@@ -115,10 +118,73 @@ def _train_feeds(pipeline: StreamingPipeline) -> Iterator[Any]:
     return (feed for epoch in itertools.count() for feed, _ in pipeline.train_feeds(epoch, 0))
 
 
+def _work(root: str, seconds: float, start: int = 0) -> tuple[int, float]:
+    """Number of images that are read, decoded and put into a batch's row, and images a second."""
+    files = sorted(Path(root).glob("train/*/*.jpg"))
+    rows, count, started = np.zeros((BATCH, SIZE, SIZE, 3), np.uint8), 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        data = files[(start + count) % len(files)].read_bytes()
+        rows[count % BATCH] = decode(data, Cut(SIZE, MIN_AREA), cut_generator(SEED, 0, start + count))
+        count += 1
+    return count, count / (time.perf_counter() - started)
+
+
+def _work_in_process(arguments: tuple[str, float]) -> tuple[int, float, float]:
+    _work(arguments[0], 0.2)
+    _BARRIER[0].wait()
+    used = time.process_time()
+    return *_work(*arguments), time.process_time() - used
+
+
+def measure_reading(root: str, workers: int, seconds: float) -> Record:
+    """Images a second of so many processes that do what the pipeline's threads do, and nothing else."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers, _start_together, (context.Barrier(workers),)) as pool:
+        counts, rates, used = zip(*pool.map(_work_in_process, [(root, seconds)] * workers, chunksize=1), strict=True)
+    return {"images_per_second": sum(rates), "cpu_ms": 1e3 * sum(used) / sum(counts)}
+
+
+def measure_bare(root: str, workers: int, seconds: float) -> Record:
+    """The same of so many threads of one process: what Python's lock costs, without a pipeline."""
+    _work(root, 0.2)
+    used = time.process_time()
+    with ThreadPoolExecutor(workers) as pool:
+        counts, rates = zip(*pool.map(lambda i: _work(root, seconds, FILES * i), range(workers)), strict=True)
+    return {"images_per_second": sum(rates), "cpu_ms": 1e3 * (time.process_time() - used) / sum(counts)}
+
+
+def measure_lock(root: str, workers: int, seconds: float) -> Record:
+    """Share of a thread's CPU time outside of what lets go of Python's lock: reading, decoding, resampling."""
+    del workers
+    free, depth = 0.0, 0  # resampling loads what is not loaded yet
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal free, depth
+            started, depth = time.thread_time(), depth + 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                depth -= 1
+                free += 0.0 if depth else time.thread_time() - started
+
+        return call
+
+    started = time.thread_time()
+    with (
+        mock.patch.object(ImageFile.ImageFile, "load", timed(ImageFile.ImageFile.load)),
+        mock.patch.object(Path, "read_bytes", timed(Path.read_bytes)),
+        mock.patch.object(Image.Image, "resize", timed(Image.Image.resize)),
+    ):
+        count, _ = _work(root, seconds)
+    total = time.thread_time() - started
+    return {"held": 1 - free / total, "cpu_ms": 1e3 * total / count}
+
+
 def measure_pipeline(root: str, workers: int, seconds: float) -> Record:
     """Images a second of the pipeline."""
     feeds = _train_feeds(_pipeline(root, workers, SIZE, BATCH))
-    return {"images_per_second": _rate((feed.labels.reshape(-1) for feed in feeds), workers, seconds)}
+    return _rate((feed.labels.reshape(-1) for feed in feeds), workers, seconds)
 
 
 def measure_grain(root: str, workers: int, seconds: float) -> Record:
@@ -134,7 +200,8 @@ def measure_grain(root: str, workers: int, seconds: float) -> Record:
     # By default each worker would read 500 images ahead, and a short measurement would be of those.
     batches = data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=BATCH)).batch(BATCH)
     options = grain.MultiprocessingOptions(num_workers=workers)
-    return {"images_per_second": _rate(iter(batches.mp_prefetch(options)), workers, seconds)}
+    rate = _rate(iter(batches.mp_prefetch(options)), workers, seconds)["images_per_second"]
+    return {"images_per_second": rate}
 
 
 def measure_waiting(root: str, workers: int, seconds: float) -> Record:
@@ -165,18 +232,24 @@ def measure_growth(root: str, workers: int, seconds: float) -> Record:
 
 ARMS = {
     "decoding": measure_decoding,
+    "reading": measure_reading,
+    "bare": measure_bare,
     "pipeline": measure_pipeline,
     "grain": measure_grain,
     "waiting": measure_waiting,
     "growth": measure_growth,
+    "lock": measure_lock,
 }
 NAMES = {
     "decoding": "decoding alone, processes",
+    "reading": "reading, decoding, into a row: processes",
+    "bare": "the same, bare threads",
     "pipeline": "the pipeline, threads",
     "grain": "grain around the same decoding, processes",
     "torch": "PyTorch's DataLoader with Pillow, processes",
 }
 """The arms that are compared."""
+OURS = ("decoding", "reading", "bare", "pipeline")
 
 
 def _command(arm: str, root: str, workers: int, arguments: argparse.Namespace) -> list[str]:
@@ -218,10 +291,11 @@ def _memory(pid: int) -> int:
 def _cases(arguments: argparse.Namespace, cores: int) -> Iterator[tuple[str, int, int]]:
     """Arm, workers, round; the long run last."""
     counts = sorted({2**i for i in range(cores.bit_length())} | {cores, 2 * cores})
-    arms = [arm for arm in NAMES if arm in ("decoding", "pipeline") or getattr(arguments, f"{arm}_python")]
+    arms = [arm for arm in NAMES if arm in OURS or getattr(arguments, f"{arm}_python")]
     for turn in range(arguments.rounds):
         yield from ((arm, workers, turn) for workers in counts for arm in arms)
         yield "waiting", cores, turn
+        yield "lock", 1, turn
     yield "growth", cores, 0
 
 
@@ -274,10 +348,20 @@ def table(records: list[Record]) -> str:
                 f"{statistics.median(rates):,.0f}",
                 f"{min(rates):,.0f} to {max(rates):,.0f}",
                 f"{statistics.median(ratios):.2f}",
+                f"{statistics.median(cpu):.2f}" if (cpu := [r["cpu_ms"] for r in found if "cpu_ms" in r]) else "",
                 f"{max(record['peak_mib'] for record in found):,.0f}",
             )
         )
-    header = ["measured", "workers", "cores", "images/s", "range", "of decoding alone", "memory, MiB"]
+    header = [
+        "measured",
+        "workers",
+        "cores",
+        "images/s",
+        "range",
+        "of decoding alone",
+        "CPU ms an image",
+        "memory, MiB",
+    ]
     return _results.table(header, rows) if rows else "Not run yet."
 
 
@@ -300,6 +384,19 @@ def facts(records: list[Record]) -> str:
     return "\n\n".join(parts)
 
 
+def lock(records: list[Record]) -> str:
+    """How much of an image's work holds Python's lock, a paragraph a machine."""
+    parts = []
+    for found in _results.grouped([r for r in records if r["arm"] == "lock"], _where).values():
+        held = statistics.median(r["held"] for r in found)
+        parts.append(
+            f"{found[0]['cores']} cores: at least {held:.0%} of an image's CPU time holds Python's lock (headers, the cut, "
+            f"pixels from Pillow to NumPy),\nso that threads of one process never do the work of more than "
+            f"{1 / held:.1f} cores, however many they are."
+        )
+    return "\n\n".join(parts)
+
+
 def page(records: list[Record]) -> str:
     """The table, and what a loop waits and keeps."""
     rounds, seconds = max(record["round"] for record in records) + 1, records[0]["seconds"]
@@ -309,9 +406,13 @@ def page(records: list[Record]) -> str:
 
 JPEGs of 500 x 375 pixels, random cuts to {SIZE} x {SIZE}, batches of {BATCH}; medians of {rounds} rounds of {seconds} s
 in which all take turns. A ratio is to decoding alone in as many processes in the same round. Memory is the peak of the
-process and its children together, imports included.
+process and its children together, imports included. Decoding alone has its files in memory and drops what it decodes;
+reading them and putting pixels into a batch's row is work too, which the next row has; what bare threads lose beside it
+is the lock's, and what the pipeline loses beside bare threads its own.
 
 {facts(records)}
+
+{lock(records)}
 
 Command: `python -m benchmarks.streaming --grain_python=VENV/bin/python --torch_python=VENV/bin/python`.
 Machine: {_results.machines(records)}.

@@ -118,7 +118,7 @@ def names(model: nn.Module, *, image_shape: tuple[int, int, int] | None = None) 
       image_shape: `(H, W, C)` of its images; None for the published ones'.
 
     Raises:
-      StateDictError: for a network that none of our families holds.
+      StateDictError: if an array has no name there, or two have one.
     """
     return {name: entry.path for name, entry in _entries(model, rules_of(model), image_shape).items()}
 
