@@ -4,11 +4,14 @@ import itertools
 import multiprocessing
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+from PIL import Image, ImageFile
 
 from benchmarks._results import Record
 from mimicnorm_jax.data import BadImages, Cut, Encoded, ImageSource, StreamingPipeline, decode, get_spec, open_streams
@@ -22,7 +25,6 @@ HALF = ((0.5,) * 3, (0.5,) * 3)
 
 def write_photographs(root: Path) -> None:
     """FILES JPEGs of two classes, an eighth of them to test with."""
-    from PIL import Image
     from sklearn.datasets import load_sample_images
 
     rng, pictures = np.random.default_rng(SEED), [Image.fromarray(image) for image in load_sample_images().images]
@@ -55,14 +57,15 @@ def _pipeline(root: str, workers: int, size: int, batch: int) -> StreamingPipeli
     )
 
 
-def _rate(batches: Iterator[Any], workers: int, seconds: float) -> float:
-    """Images a second, after what lies ready in queues when the last worker has started."""
+def _rate(batches: Iterator[Any], workers: int, seconds: float) -> Record:
+    """Images a second, after what lies ready when the last worker has started, and the process's CPU time."""
     for _ in range(WARM_UP * workers):
         next(batches)
-    count, started = 0, time.perf_counter()
+    count, started, used = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - started < seconds:
         count += len(next(batches))
-    return count / (time.perf_counter() - started)
+    used, elapsed = time.process_time() - used, time.perf_counter() - started
+    return {"images_per_second": count / elapsed, "cpu_ms": 1e3 * used / count}
 
 
 _BARRIER: list[Any] = []
@@ -94,10 +97,73 @@ def _train_feeds(pipeline: StreamingPipeline) -> Iterator[Any]:
     return (feed for epoch in itertools.count() for feed, _ in pipeline.train_feeds(epoch, 0))
 
 
+def _work(root: str, seconds: float, start: int = 0) -> tuple[int, float]:
+    """Number of images that are read, decoded and put into a batch's row, and images a second."""
+    files = sorted(Path(root).glob("train/*/*.jpg"))
+    rows, count, started = np.zeros((BATCH, SIZE, SIZE, 3), np.uint8), 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        data = files[(start + count) % len(files)].read_bytes()
+        rows[count % BATCH] = decode(data, Cut(SIZE, MIN_AREA), cut_generator(SEED, 0, start + count))
+        count += 1
+    return count, count / (time.perf_counter() - started)
+
+
+def _work_in_process(arguments: tuple[str, float]) -> tuple[int, float, float]:
+    _work(arguments[0], 0.2)
+    _BARRIER[0].wait()
+    used = time.process_time()
+    return *_work(*arguments), time.process_time() - used
+
+
+def measure_reading(root: str, workers: int, seconds: float) -> Record:
+    """Images a second of so many processes that do what the pipeline's threads do, and nothing else."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers, _start_together, (context.Barrier(workers),)) as pool:
+        counts, rates, used = zip(*pool.map(_work_in_process, [(root, seconds)] * workers, chunksize=1), strict=True)
+    return {"images_per_second": sum(rates), "cpu_ms": 1e3 * sum(used) / sum(counts)}
+
+
+def measure_bare(root: str, workers: int, seconds: float) -> Record:
+    """The same of so many threads of one process: what Python's lock costs, without a pipeline."""
+    _work(root, 0.2)
+    used = time.process_time()
+    with ThreadPoolExecutor(workers) as pool:
+        counts, rates = zip(*pool.map(lambda i: _work(root, seconds, FILES * i), range(workers)), strict=True)
+    return {"images_per_second": sum(rates), "cpu_ms": 1e3 * (time.process_time() - used) / sum(counts)}
+
+
+def measure_lock(root: str, workers: int, seconds: float) -> Record:
+    """Share of a thread's CPU time outside of what lets go of Python's lock: reading, decoding, resampling."""
+    del workers
+    free, depth = 0.0, 0  # resampling loads what is not loaded yet
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal free, depth
+            started, depth = time.thread_time(), depth + 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                depth -= 1
+                free += 0.0 if depth else time.thread_time() - started
+
+        return call
+
+    started = time.thread_time()
+    with (
+        mock.patch.object(ImageFile.ImageFile, "load", timed(ImageFile.ImageFile.load)),
+        mock.patch.object(Path, "read_bytes", timed(Path.read_bytes)),
+        mock.patch.object(Image.Image, "resize", timed(Image.Image.resize)),
+    ):
+        count, _ = _work(root, seconds)
+    total = time.thread_time() - started
+    return {"held": 1 - free / total, "cpu_ms": 1e3 * total / count}
+
+
 def measure_pipeline(root: str, workers: int, seconds: float) -> Record:
     """Images a second of the pipeline."""
     feeds = _train_feeds(_pipeline(root, workers, SIZE, BATCH))
-    return {"images_per_second": _rate((feed.labels.reshape(-1) for feed in feeds), workers, seconds)}
+    return _rate((feed.labels.reshape(-1) for feed in feeds), workers, seconds)
 
 
 def measure_grain(root: str, workers: int, seconds: float) -> Record:
@@ -113,7 +179,8 @@ def measure_grain(root: str, workers: int, seconds: float) -> Record:
     # By default each worker would read 500 images ahead, and a short measurement would be of those.
     batches = data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=BATCH)).batch(BATCH)
     options = grain.MultiprocessingOptions(num_workers=workers)
-    return {"images_per_second": _rate(iter(batches.mp_prefetch(options)), workers, seconds)}
+    rate = _rate(iter(batches.mp_prefetch(options)), workers, seconds)["images_per_second"]
+    return {"images_per_second": rate}
 
 
 def measure_waiting(root: str, workers: int, seconds: float) -> Record:
@@ -144,8 +211,11 @@ def measure_growth(root: str, workers: int, seconds: float) -> Record:
 
 ARMS = {
     "decoding": measure_decoding,
+    "reading": measure_reading,
+    "bare": measure_bare,
     "pipeline": measure_pipeline,
     "grain": measure_grain,
     "waiting": measure_waiting,
     "growth": measure_growth,
+    "lock": measure_lock,
 }

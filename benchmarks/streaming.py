@@ -30,11 +30,14 @@ from benchmarks._streaming import ARMS, BATCH, LONG_RUN, SIZE, write_photographs
 
 NAMES = {
     "decoding": "decoding alone, processes",
+    "reading": "reading, decoding, into a row: processes",
+    "bare": "the same, bare threads",
     "pipeline": "the pipeline, threads",
     "grain": "grain around the same decoding, processes",
     "torch": "PyTorch's DataLoader with Pillow, processes",
 }
 """The arms that are compared."""
+OURS = ("decoding", "reading", "bare", "pipeline")
 
 
 def _command(arm: str, root: str, workers: int, arguments: argparse.Namespace) -> list[str]:
@@ -76,10 +79,11 @@ def _memory(pid: int) -> int:
 def _cases(arguments: argparse.Namespace, cores: int) -> Iterator[tuple[str, int, int]]:
     """Arm, workers, round; the long run last."""
     counts = sorted({2**i for i in range(cores.bit_length())} | {cores, 2 * cores})
-    arms = [arm for arm in NAMES if arm in ("decoding", "pipeline") or getattr(arguments, f"{arm}_python")]
+    arms = [arm for arm in NAMES if arm in OURS or getattr(arguments, f"{arm}_python")]
     for turn in range(arguments.rounds):
         yield from ((arm, workers, turn) for workers in counts for arm in arms)
         yield "waiting", cores, turn
+        yield "lock", 1, turn
     yield "growth", cores, 0
 
 
@@ -132,10 +136,20 @@ def table(records: list[Record]) -> str:
                 f"{statistics.median(rates):,.0f}",
                 f"{min(rates):,.0f} to {max(rates):,.0f}",
                 f"{statistics.median(ratios):.2f}",
+                f"{statistics.median(cpu):.2f}" if (cpu := [r["cpu_ms"] for r in found if "cpu_ms" in r]) else "",
                 f"{max(record['peak_mib'] for record in found):,.0f}",
             )
         )
-    header = ["measured", "workers", "cores", "images/s", "range", "of decoding alone", "memory, MiB"]
+    header = [
+        "measured",
+        "workers",
+        "cores",
+        "images/s",
+        "range",
+        "of decoding alone",
+        "CPU ms an image",
+        "memory, MiB",
+    ]
     return _results.table(header, rows) if rows else "Not run yet."
 
 
@@ -158,6 +172,19 @@ def facts(records: list[Record]) -> str:
     return "\n\n".join(parts)
 
 
+def lock(records: list[Record]) -> str:
+    """How much of an image's work holds Python's lock, a paragraph a machine."""
+    parts = []
+    for found in _results.grouped([r for r in records if r["arm"] == "lock"], _where).values():
+        held = statistics.median(r["held"] for r in found)
+        parts.append(
+            f"{found[0]['cores']} cores: at least {held:.0%} of an image's CPU time holds Python's lock (headers, the cut, "
+            f"pixels from Pillow to NumPy),\nso that threads of one process never do the work of more than "
+            f"{1 / held:.1f} cores, however many they are."
+        )
+    return "\n\n".join(parts)
+
+
 def page(records: list[Record]) -> str:
     """The table, and what a loop waits and keeps."""
     rounds, seconds = max(record["round"] for record in records) + 1, records[0]["seconds"]
@@ -167,9 +194,13 @@ def page(records: list[Record]) -> str:
 
 JPEGs of 500 x 375 pixels, random cuts to {SIZE} x {SIZE}, batches of {BATCH}; medians of {rounds} rounds of {seconds} s
 in which all take turns. A ratio is to decoding alone in as many processes in the same round. Memory is the peak of the
-process and its children together, imports included.
+process and its children together, imports included. Decoding alone has its files in memory and drops what it decodes;
+reading them and putting pixels into a batch's row is work too, which the next row has; what bare threads lose beside it
+is the lock's, and what the pipeline loses beside bare threads its own.
 
 {facts(records)}
+
+{lock(records)}
 
 Command: `python -m benchmarks.streaming --grain_python=VENV/bin/python --torch_python=VENV/bin/python`.
 Machine: {_results.machines(records)}.

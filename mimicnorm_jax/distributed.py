@@ -77,7 +77,12 @@ def process_slice(count: int) -> range:
 
 
 def allgather_rows(rows: np.ndarray, count: int) -> np.ndarray:
-    """All `count` rows from every process's `process_slice` of them."""
+    """All `count` rows from every process's `process_slice` of them.
+
+    Args:
+      rows: this process's, `(n, ...)`.
+      count: of the rows of all processes.
+    """
     if jax.process_count() == 1:
         return rows
     size = -(-count // jax.process_count())

@@ -87,6 +87,11 @@ class NonFiniteLossError(UserError):
 def unknown(what: str, value: object, choices: Iterable[str]) -> str:
     """The sentence for a name that is not one of `choices`, with the near misses.
 
+    Args:
+      what: the name is of.
+      value: the name.
+      choices: those that there are.
+
     Example:
       >>> unknown("fruit", "aple", ["apple", "pear"])
       "unknown fruit 'aple': did you mean apple? It is one of apple, pear"

@@ -2,6 +2,7 @@
 
 import html.parser
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -65,6 +66,9 @@ def test_nothing_is_fetched_from_a_network(site, pages):
     assert foreign == set()
     sheets = [path for path in site.rglob("*.css") if "url(http" in path.read_text() or "@import" in path.read_text()]
     assert sheets == []
+    fonts = re.findall(r'url\("([^"]+)"\)', (site / "site.css").read_text())
+    assert fonts, "formulas have no font of their own"
+    assert [font for font in fonts if not (site / font).is_file()] == []
 
 
 def test_every_link_and_picture_inside_of_the_site_is_there(site, pages):

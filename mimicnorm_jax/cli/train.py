@@ -23,7 +23,7 @@ from mimicnorm_jax import distributed, monitoring
 from mimicnorm_jax.cli import command
 from mimicnorm_jax.errors import UserError
 from mimicnorm_jax.training import config as config_lib
-from mimicnorm_jax.training import loop, workdir
+from mimicnorm_jax.training import evaluate_checkpoints, loop, workdir
 from mimicnorm_jax.training.resilience.preemption import InterruptedRunError
 
 
@@ -62,7 +62,7 @@ def _train(argv: Sequence[str]) -> int:
         folder = Path(values.workdir)
         config = workdir.read_config(folder)
         data_dir = values.config.data_dir or config.data_dir
-        loop.evaluate_checkpoints(dataclasses.replace(config, data_dir=data_dir), folder)
+        evaluate_checkpoints(dataclasses.replace(config, data_dir=data_dir), folder)
         return 0
     config = config_lib.validate(values.config)
     folder = values.workdir or f"runs/{config.dataset}-{config.model}-{config.method}-seed{config.seed}"

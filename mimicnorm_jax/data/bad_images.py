@@ -27,6 +27,10 @@ class BadImages:
     def add(self, name: str, reason: str) -> None:
         """Counts an image, once however often it is met.
 
+        Args:
+          name: of the image.
+          reason: why it cannot be used.
+
         Raises:
           DataError: if that is more than the bound allows.
         """

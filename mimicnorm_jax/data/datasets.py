@@ -69,7 +69,13 @@ def get_spec(name: str, data_dir: str = "", image_size: int = 0) -> DatasetSpec:
 
 
 def require_prepared(name: str, data_dir: str = "", image_size: int = 0) -> None:
-    """Raises DataError at once if the data set is unknown or not prepared; reads no images."""
+    """Raises DataError at once if the data set is unknown or not prepared; reads no images.
+
+    Args:
+      name: of the data set, see `get_spec`.
+      data_dir: as in `load`.
+      image_size: side of the squares that images are cut to; 0 for their own.
+    """
     spec = get_spec(name, data_dir, image_size)
     spec.require_prepared(spec, data_dir)
 
@@ -128,6 +134,10 @@ def open_streams(
 def first_test_images(dataset: Dataset | StreamedDataset, count: int) -> np.ndarray:
     """The first test images, `(count, H, W, C)` uint8.
 
+    Args:
+      dataset: kept on the devices, or streamed.
+      count: of images.
+
     Raises:
       DataError: if there are fewer, or one of a stream cannot be decoded.
     """
@@ -151,7 +161,12 @@ def _moments(parts: Sequence[np.ndarray]) -> tuple[tuple[float, ...], tuple[floa
 
 
 def first_test_labels(dataset: Dataset | StreamedDataset, count: int) -> np.ndarray:
-    """The labels of `first_test_images`, `(count,)` int32."""
+    """The labels of `first_test_images`, `(count,)` int32.
+
+    Args:
+      dataset: as in `first_test_images`.
+      count: of labels.
+    """
     if isinstance(dataset, Dataset):
         return dataset.test.labels[:count]
     return np.asarray([dataset.test[place].label for place in range(count)], np.int32)

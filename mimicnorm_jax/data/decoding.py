@@ -38,7 +38,12 @@ class Cut:
     min_area: float = 0.0
 
     def box(self, width: int, height: int, rng: Random | None) -> Box:
-        """The part of an image of that size; random if there is a smallest area and a generator."""
+        """The part of an image of that size; random if there is a smallest area and a generator.
+
+        Args:
+          width, height: of the image, in pixels.
+          rng: of a random cut; None for the middle.
+        """
         if self.min_area and rng is not None:
             return _random_box(width, height, self.min_area, rng)
         if width == height == self.size:

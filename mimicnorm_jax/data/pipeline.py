@@ -33,6 +33,13 @@ class Batch(NamedTuple):
 
 
 MakeBatch = Callable[[Resident, Feed], Batch]
+Stop = Callable[[], int]
+"""Says whether this process is asked to stop: anything but 0 if it is. May be asked at any time, and any number."""
+
+
+def never() -> int:
+    """A `Stop` that asks for nothing."""
+    return 0
 
 
 class Pipeline(Protocol):
@@ -66,16 +73,23 @@ class Pipeline(Protocol):
         """A pure function of what is resident and one device's feed of one batch; traced inside the step."""
         ...
 
-    def train_feeds(self, epoch: int, first: int) -> Iterator[tuple[Feed, int]]:
+    def train_feeds(self, epoch: int, first: int, stop: Stop = never) -> Iterator[tuple[Feed, int]]:
         """Feeds of epoch `epoch` (from 0) without its `first` batches: a function of the seed, epoch and place alone.
 
         Yields:
           A feed, every leaf `(local devices, steps_per_call, ...)`, and how many of its batches count, the first ones.
+
+        Raises:
+          DataError: where data cannot be read on, or is not there when `stop` asks to stop.
         """
         ...
 
-    def test_feeds(self) -> Iterator[Feed]:
-        """Feeds that show every test image once, every leaf `(local devices, ...)`; filling is masked."""
+    def test_feeds(self, stop: Stop = never) -> Iterator[Feed]:
+        """Feeds that show every test image once, every leaf `(local devices, ...)`; filling is masked.
+
+        Raises:
+          DataError: as `train_feeds`.
+        """
         ...
 
 
@@ -134,15 +148,17 @@ class ResidentPipeline:
         """See `Pipeline.make_batch`."""
         return partial(gather_batch, self.image_shape)
 
-    def train_feeds(self, epoch: int, first: int) -> Iterator[tuple[Selection, int]]:
-        """See `Pipeline.train_feeds`."""
+    def train_feeds(self, epoch: int, first: int, stop: Stop = never) -> Iterator[tuple[Selection, int]]:
+        """See `Pipeline.train_feeds`; never waits."""
+        del stop
         order = batching.epoch_order(self.seed, epoch, len(self.train[1]))
         batches = batching.train_batches(order, self.layout.batch_size, self.layout.num_devices, first)
         for index, num_steps in batching.grouped(batches, self.layout.steps_per_call):
             yield Selection(self.layout.local(index)), num_steps
 
-    def test_feeds(self) -> Iterator[Selection]:
-        """See `Pipeline.test_feeds`."""
+    def test_feeds(self, stop: Stop = never) -> Iterator[Selection]:
+        """See `Pipeline.test_feeds`; never waits."""
+        del stop
         for rows in batching.eval_batches(len(self.test[1]), self.layout.batch_size, self.layout.num_devices):
             yield Selection(*map(self.layout.local, rows))
 

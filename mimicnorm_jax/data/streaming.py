@@ -3,9 +3,10 @@
 Pillow lets go of Python's lock while it decodes and resamples, so threads share the cores.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +17,8 @@ from mimicnorm_jax.data import batching
 from mimicnorm_jax.data.bad_images import BadImages
 from mimicnorm_jax.data.batching import BatchLayout
 from mimicnorm_jax.data.decoding import BadImageError, Cut, cut_generator, decode
-from mimicnorm_jax.data.pipeline import Batch, Feed, MakeBatch, Resident
+from mimicnorm_jax.data.decoding_threads import DecodingThreads
+from mimicnorm_jax.data.pipeline import Batch, Feed, MakeBatch, Resident, Stop, never
 from mimicnorm_jax.data.specs import ImageSource
 from mimicnorm_jax.errors import DataError
 from mimicnorm_jax.utils.console import log_line
@@ -27,6 +29,9 @@ AT_A_TIME = 8
 """Images that a thread is given at a time, at most."""
 STALL_SECONDS = 60.0
 """After so long a wait for one feed the run says what it waits for."""
+STOP_SECONDS = 5.0
+"""So long a feed is waited for once the run is asked to stop."""
+_POLL_SECONDS = 0.25
 
 
 def take_feed(resident: Resident, feed: Feed) -> Batch:
@@ -133,7 +138,7 @@ class StreamingPipeline:
         """See `Pipeline.make_batch`."""
         return take_feed
 
-    def train_feeds(self, epoch: int, first: int) -> Iterator[tuple[Batch, int]]:
+    def train_feeds(self, epoch: int, first: int, stop: Stop = never) -> Iterator[tuple[Batch, int]]:
         """See `Pipeline.train_feeds`."""
         order = batching.epoch_order(self.seed, epoch, len(self.sources[0]))
         batches = batching.train_batches(order, self.layout.batch_size, self.layout.num_devices, first)
@@ -142,40 +147,39 @@ class StreamingPipeline:
         reader = Reader(self.sources[0], self.cut, self.bad, (self.seed, epoch))
         # What fills up a last group of steps is never looked at.
         starts = (partial(self._start_train, reader, index, num_steps) for index, num_steps in local)
-        yield from zip(self._feeds(starts), (num_steps for _, num_steps in local), strict=True)
+        yield from zip(self._feeds(starts, stop), (num_steps for _, num_steps in local), strict=True)
 
-    def test_feeds(self) -> Iterator[Batch]:
+    def test_feeds(self, stop: Stop = never) -> Iterator[Batch]:
         """See `Pipeline.test_feeds`."""
         reader = Reader(self.sources[1], self.cut, self.bad)
         rows = batching.eval_batches(len(self.sources[1]), self.layout.batch_size, self.layout.num_devices)
-        yield from self._feeds(
-            partial(self._start_test, reader, self.layout.local(index), self.layout.local(mask)) for index, mask in rows
-        )
+        local = ((self.layout.local(index), self.layout.local(mask)) for index, mask in rows)
+        yield from self._feeds((partial(self._start_test, reader, index, mask) for index, mask in local), stop)
 
     def _arrays(self, shape: tuple[int, ...], mask: np.ndarray | None = None) -> Batch:
         side = self.cut.size
         return Batch(np.zeros((*shape, side, side, 3), np.uint8), np.zeros(shape, np.int32), mask)  # type: ignore
 
-    def _start_train(self, reader: Reader, index: np.ndarray, num_steps: int, pool: ThreadPoolExecutor) -> _Started:
+    def _start_train(self, reader: Reader, index: np.ndarray, num_steps: int, threads: DecodingThreads) -> _Started:
         arrays = self._arrays(index.shape)
         wanted = np.zeros(index.shape, bool)
         wanted[:, :num_steps] = True
         images, labels = _rows(arrays)
         fill = partial(reader.fill, images, labels)
-        return self._started(arrays, pool, fill, np.flatnonzero(wanted), index)
+        return self._started(arrays, threads, fill, np.flatnonzero(wanted), index)
 
-    def _start_test(self, reader: Reader, index: np.ndarray, mask: np.ndarray, pool: ThreadPoolExecutor) -> _Started:
+    def _start_test(self, reader: Reader, index: np.ndarray, mask: np.ndarray, threads: DecodingThreads) -> _Started:
         mask = np.array(mask)
         arrays = self._arrays(index.shape, mask)
         images, labels = _rows(arrays)
         counts = mask.reshape(-1)
         fill = partial(reader.fill_or_mask, images, labels, counts)
-        return self._started(arrays, pool, fill, np.flatnonzero(counts), index)
+        return self._started(arrays, threads, fill, np.flatnonzero(counts), index)
 
     def _started(
         self,
         arrays: Batch,
-        pool: ThreadPoolExecutor,
+        threads: DecodingThreads,
         fill: Callable[[int, int], None],
         places: np.ndarray,
         index: np.ndarray,
@@ -184,21 +188,21 @@ class StreamingPipeline:
         pairs = list(zip(places.tolist(), index.ravel()[places].tolist(), strict=True))
         size = min(AT_A_TIME, max(1, len(pairs) // self.num_threads))
         parts = (pairs[i : i + size] for i in range(0, len(pairs), size))
-        return _Started(arrays, [pool.submit(_fill_some, fill, part) for part in parts])
+        return _Started(arrays, [threads.submit(partial(_fill_some, fill, part)) for part in parts])
 
-    def _feeds(self, starts: Iterator[Callable[[ThreadPoolExecutor], _Started]]) -> Iterator[Batch]:
+    def _feeds(self, starts: Iterator[Callable[[DecodingThreads], _Started]], stop: Stop) -> Iterator[Batch]:
         """Feeds in order, on the devices, those behind them started; ends all threads however it is left."""
-        pool = ThreadPoolExecutor(self.num_threads, "decode")
+        threads = DecodingThreads(self.num_threads)
         started: deque[_Started] = deque()
         try:
             for start in starts:
-                started.append(start(pool))
+                started.append(start(threads))
                 if len(started) > AHEAD:
-                    yield self.place(_finished(started.popleft()))
+                    yield self.place(_finished(started.popleft(), stop))
             while started:
-                yield self.place(_finished(started.popleft()))
+                yield self.place(_finished(started.popleft(), stop))
         finally:
-            pool.shutdown(cancel_futures=True)
+            threads.close()
 
 
 def _fill_some(fill: Callable[[int, int], None], pairs: list[tuple[int, int]]) -> None:
@@ -212,12 +216,26 @@ def _rows(arrays: Batch) -> tuple[np.ndarray, np.ndarray]:
     return images.reshape(-1, *images.shape[-3:]), labels.reshape(-1)
 
 
-def _finished(feed: _Started) -> Batch:
-    waited = 0.0
-    while wait(feed.futures, STALL_SECONDS).not_done:
-        waited += STALL_SECONDS
-        missing = sum(AT_A_TIME for future in feed.futures if not future.done())
-        log_line(f"waiting for data for {waited:.0f} s: up to {missing} images of the next batch are not read yet")
-    for future in feed.futures:
-        future.result()
-    return feed.arrays
+def _finished(feed: _Started, stop: Stop) -> Batch:
+    """A feed, once all of its images are there.
+
+    Raises:
+      DataError: if one cannot be used, or all are not there `STOP_SECONDS` after the run was asked to stop.
+    """
+    said = time.monotonic()
+    waited, stopped = 0.0, None
+    while True:
+        done, missing = wait(feed.futures, _POLL_SECONDS, FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+        if not missing:
+            return feed.arrays
+        now = time.monotonic()
+        images = f"up to {AT_A_TIME * len(missing)} images of the next batch are not read yet"
+        if stop():
+            stopped = now if stopped is None else stopped
+            if now - stopped >= STOP_SECONDS:
+                raise DataError(f"asked to stop, and not waiting for data: {images}")
+        if now - said >= STALL_SECONDS:
+            said, waited = now, waited + now - said
+            log_line(f"waiting for data for {waited:.0f} s: {images}")

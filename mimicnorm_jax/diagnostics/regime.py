@@ -42,6 +42,10 @@ class Regime:
 def describe_condition(kappa: float, precision: Any) -> str:
     """A condition number as far as its precision tells it.
 
+    Args:
+      kappa: the condition number.
+      precision: in which it was computed.
+
     Example:
       >>> describe_condition(12.34, "float32"), describe_condition(3e7, "float32")
       ('12.34', '>= 1e6 (float32 tells no more; use float64)')
@@ -53,6 +57,10 @@ def describe_condition(kappa: float, precision: Any) -> str:
 
 def measured_layers(grown: Growth, batch_coupled: bool) -> np.ndarray:
     """Indices of the layers between which growth is counted; see `Regime.growth`.
+
+    Args:
+      grown: what was measured, by layer `(L,)`.
+      batch_coupled: whether the network couples its batch.
 
     Raises:
       ValueError: if there are fewer than two.

@@ -19,19 +19,34 @@ def fan_in_above(threshold: int) -> Rule:
 
 
 def ungrouped(shape: Shape, groups: int) -> bool:
-    """Take every kernel of a layer without groups; the published ImageNet code's rule."""
+    """Take every kernel of a layer without groups; the published ImageNet code's rule.
+
+    Args:
+      shape: of a kernel, see `Rule`.
+      groups: of its layer's channels.
+    """
     del shape
     return groups == 1
 
 
 def always(shape: Shape, groups: int) -> bool:
-    """Take every kernel."""
+    """Take every kernel.
+
+    Args:
+      shape: of a kernel, see `Rule`.
+      groups: of its layer's channels.
+    """
     del shape, groups
     return True
 
 
 def never(shape: Shape, groups: int) -> bool:
-    """Take no kernel."""
+    """Take no kernel.
+
+    Args:
+      shape: of a kernel, see `Rule`.
+      groups: of its layer's channels.
+    """
     del shape, groups
     return False
 

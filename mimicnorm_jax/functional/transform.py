@@ -40,6 +40,10 @@ class KernelTransform:
     def names(self, shape: Shape, groups: int = 1) -> tuple[str, ...]:
         """Names of the functions that a kernel of this shape goes through, from the first to the last.
 
+        Args:
+          shape: of the kernel.
+          groups: of its layer's channels.
+
         Example:
           >>> CENTER_PUBLISHED.names((3, 3, 64, 64)), CENTER_PUBLISHED.names((3, 3, 3, 64))
           (('center',), ())

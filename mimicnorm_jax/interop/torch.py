@@ -111,7 +111,15 @@ def dump(
 
 
 def names(model: nn.Module, *, image_shape: tuple[int, int, int] | None = None) -> dict[str, tuple[str, ...]]:
-    """PyTorch's name of every array of a network, with its path in our variables."""
+    """PyTorch's name of every array of a network, with its path in our variables.
+
+    Args:
+      model: a network of ours.
+      image_shape: `(H, W, C)` of its images; None for the published ones'.
+
+    Raises:
+      StateDictError: if an array has no name there, or two have one.
+    """
     return {name: entry.path for name, entry in _entries(model, rules_of(model), image_shape).items()}
 
 

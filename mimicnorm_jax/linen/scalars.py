@@ -74,7 +74,7 @@ class ScaledReLU(nn.Module):
             self.bias = self.param("bias", initializers.zeros, (), self.param_dtype)
 
     def conv_scale(self) -> jax.Array | None:
-        """|s|, by which the convolution before has to multiply its kernel and bias."""
+        """|s|, a scalar array, by which the convolution before has to multiply its kernel and bias."""
         return jnp.abs(self.scale) if self.scaled and not self.sign_only else None
 
     def __call__(self, z: jax.Array) -> jax.Array:

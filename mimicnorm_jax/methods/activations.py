@@ -27,15 +27,27 @@ class Activation(Protocol):
         ...
 
     def relu6(self, x: jax.Array) -> jax.Array:
-        """ReLU6, behind a norm."""
+        """ReLU6 of an array of any shape, behind a norm."""
         ...
 
     def max_pool(self, x: jax.Array, window: int, padding: int) -> jax.Array:
-        """Max-pooling with a square window and stride 2."""
+        """Max-pooling with a square window and stride 2.
+
+        Args:
+          x: maps, `(B, H, W, C)`.
+          window: its side.
+          padding: pixels at each side.
+        """
         ...
 
     def dropout(self, rate: float, axis_name: str | None, *, name: str) -> Callable[[jax.Array], jax.Array]:
-        """Dropout in training; `axis_name` is a mapped axis over which a batch is spread."""
+        """Dropout in training; `axis_name` is a mapped axis over which a batch is spread.
+
+        Args:
+          rate: of what is dropped.
+          axis_name: of the mapped axis, or None.
+          name: of the layer.
+        """
         ...
 
 

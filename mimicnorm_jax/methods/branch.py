@@ -31,7 +31,12 @@ class Branch:
     made: int = field(default=0, init=False)
 
     def record(self, kernel: KernelSpec, counts: bool) -> None:
-        """One more convolution; `counts` says whether a scalar makes up for its gain."""
+        """One more convolution; `counts` says whether a scalar makes up for its gain.
+
+        Args:
+          kernel: of the convolution.
+          counts: whether a scalar makes up for its gain.
+        """
         self.made += 1
         if counts:
             self.kernels.append(kernel)

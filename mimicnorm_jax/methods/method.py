@@ -30,7 +30,12 @@ class ConvTransform:
     by_published_rule: bool = False
 
     def of(self, published: Rule, *, classifier: bool) -> KernelTransform:
-        """The transform of a convolution, in a network with this published rule."""
+        """The transform of a convolution, in a network with this published rule.
+
+        Args:
+          published: the network's rule.
+          classifier: whether the convolution gives logits.
+        """
         if self.function is None or (classifier and not self.by_published_rule):
             return IDENTITY
         return KernelTransform(self.function, published if self.by_published_rule else fan_in_above(1))

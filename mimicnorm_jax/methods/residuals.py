@@ -45,7 +45,13 @@ class Residual:
         return None
 
     def kernel_init(self, scheme: InitScheme, published: PublishedInit, site: Site) -> Distribution:
-        """Where a convolution kernel is drawn from."""
+        """Where a convolution kernel is drawn from.
+
+        Args:
+          scheme: of the run.
+          published: the network's own scheme.
+          site: where in its branch the convolution stands.
+        """
         return scheme.conv(published, site.kernel)
 
     def classifier_init(self, default: initializers.Initializer) -> initializers.Initializer:

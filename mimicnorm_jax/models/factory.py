@@ -75,11 +75,18 @@ class LayerFactory:
         return function if self.method.norm is not None else rematerialize(function, "stage")
 
     def save(self, x: jax.Array) -> jax.Array:
-        """Marks a map that no ReLU follows, as one that `remat="cheap"` keeps."""
+        """Marks a map `(B, H, W, C)` that no ReLU follows, as one that `remat="cheap"` keeps."""
         return x if self.method.norm is not None else checkpoint_name(x, activations.SAVED)
 
     def kernel(self, shape: Sequence[int], *, groups: int, classifier: bool, untouched: bool) -> KernelSpec:
-        """What the initialization may know of a convolution's kernel; centered also where the optimizer does it."""
+        """What the initialization may know of a convolution's kernel; centered also where the optimizer does it.
+
+        Args:
+          shape: of the kernel.
+          groups: of the channels.
+          classifier: whether it gives logits.
+          untouched: whether the network keeps it from every transform.
+        """
         transform = self.method.kernel_transform.of(self.rule, classifier=classifier)
         return KernelSpec(tuple(shape), transform.takes(shape, groups), groups, untouched)
 
@@ -114,7 +121,7 @@ class LayerFactory:
         """ReLU.
 
         Args:
-          x: what comes out of a convolution, its norm or a sum.
+          x: what comes out of a convolution, its norm or a sum, of any shape.
           output_saved_anyway: whether a convolution reads the output, which is then kept anyway.
           cheap: whether a pointwise convolution that does not narrow gives the output again.
           rectified: whether x is the sum of a ReLU's output and a branch, over an identity shortcut.
@@ -123,21 +130,43 @@ class LayerFactory:
         return self.method.activation.relu(x, output_saved_anyway=output_saved_anyway, saved=saved, rectified=rectified)
 
     def relu6(self, x: jax.Array, *, output_saved_anyway: bool = True, cheap: bool = False) -> jax.Array:
-        """ReLU6 where a norm keeps activations in its range, or did before it was folded; else ReLU; see `relu`."""
+        """ReLU6 where a norm keeps activations in its range, or did before it was folded; else ReLU; see `relu`.
+
+        Args:
+          x: what comes out of a norm, of any shape.
+          output_saved_anyway, cheap: as in `relu`.
+        """
         if self.method.norm is not None or self.method.relu6:
             return self.method.activation.relu6(x)
         return self.relu(x, output_saved_anyway=output_saved_anyway, cheap=cheap)
 
     def max_pool(self, x: jax.Array, window: int = 2, padding: int = 0) -> jax.Array:
-        """Max-pooling with a square window and stride 2."""
+        """Max-pooling with a square window and stride 2.
+
+        Args:
+          x: maps, `(B, H, W, C)`.
+          window: its side.
+          padding: pixels at each side.
+        """
         return self.method.activation.max_pool(x, window, padding)
 
     def dropout(self, rate: float, train: bool, *, name: str) -> Callable[[jax.Array], jax.Array]:
-        """Dropout in training, nothing otherwise."""
+        """Dropout in training, nothing otherwise.
+
+        Args:
+          rate: of what is dropped.
+          train: whether it is.
+          name: of the layer.
+        """
         return self.method.activation.dropout(rate, self.batch_axis_name, name=name) if train else lambda x: x
 
     def dense(self, features: int, *, name: str) -> nn.Dense:
-        """A hidden dense layer: its kernel is never transformed."""
+        """A hidden dense layer: its kernel is never transformed.
+
+        Args:
+          features: of its output.
+          name: of the layer.
+        """
         return self._dense(features, name, self.scheme.dense(self.published))
 
     def classifier(self, num_classes: int) -> nn.Dense:
@@ -146,7 +175,12 @@ class LayerFactory:
         return self._dense(num_classes, "classifier", init)
 
     def logits(self, x: jax.Array, train: bool) -> jax.Array:
-        """The last BatchNorm, where the method has one; logits are at least float32."""
+        """The last BatchNorm, where the method has one; logits are at least float32.
+
+        Args:
+          x: what the classifier gives, `(B, num_classes)`.
+          train: whether the batch is normalized by its own moments.
+        """
         if self.method.last_norm is not None:
             return self.last_batch_norm(train)(x)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))

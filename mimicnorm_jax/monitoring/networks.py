@@ -58,6 +58,11 @@ def network(config: TrainConfig, variables: Any, name: str, *, training: bool = 
 def initialized(config: TrainConfig, precision: Any, *, training: bool = False) -> BoundModel:
     """A network at initialization; `training` as in `network`.
 
+    Args:
+      config: of the run.
+      precision: to compute in.
+      training: as in `network`.
+
     Raises:
       ConfigError: names the field.
     """
@@ -83,6 +88,9 @@ def from_checkpoint(
       folder, which, data_dir: of `read_checkpoint`.
       precision: that parameters are cast to.
       training: as in `network`.
+
+    Raises:
+      WorkdirError: as `read_checkpoint`.
     """
     config, variables, name = read_checkpoint(folder, which, data_dir)
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, precision), variables)
@@ -97,6 +105,9 @@ def images(config: TrainConfig, count: int, kind: str, precision: Any) -> jax.Ar
       count: of images.
       kind: `real` or `random`.
       precision: of the images.
+
+    Returns:
+      `(count, H, W, C)`.
 
     Raises:
       DataError: if the dataset is not prepared, or has fewer images.

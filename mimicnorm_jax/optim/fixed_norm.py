@@ -18,7 +18,12 @@ SelectNorm = Callable[[tuple[str, ...], jax.Array], bool]
 
 
 def select_kernels(path: tuple[str, ...], leaf: jax.Array) -> bool:
-    """Leaves named `kernel` of rank 2 and more; biases and scalars are left alone."""
+    """Leaves named `kernel` of rank 2 and more; biases and scalars are left alone.
+
+    Args:
+      path: of a parameter.
+      leaf: the parameter, of any shape.
+    """
     return path[-1] == "kernel" and leaf.ndim >= 2
 
 

@@ -44,7 +44,12 @@ class Cache:
             return None
 
     def put(self, key: str, plan: Plan) -> None:
-        """Keeps a plan, in one step. A folder that cannot be written costs the cache, not the plan."""
+        """Keeps a plan, in one step. A folder that cannot be written costs the cache, not the plan.
+
+        Args:
+          key: under which it is looked for.
+          plan: to keep.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self.folder, suffix=".partial", delete=False) as file:

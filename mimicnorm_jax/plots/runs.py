@@ -156,7 +156,14 @@ def intervals(groups: Mapping[str, tuple[Sequence[float], float | None]], path: 
 
 
 def stacked_bars(panels: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path, title: str, label: str) -> None:
-    """Draws in every panel a bar a name, stacked of its parts, one color a part."""
+    """Draws in every panel a bar a name, stacked of its parts, one color a part.
+
+    Args:
+      panels: by title, bars by name, their parts by name.
+      path: of the picture; written in one step.
+      title: above the figure.
+      label: of the axis of values.
+    """
     parts = list(dict.fromkeys(part for bars in panels.values() for bar in bars.values() for part in bar))
     with picture(path, (4.5 * len(panels) + 2.5, 4), columns=len(panels)) as (figure, grid):
         for axes, (name, bars) in zip(grid[0], panels.items(), strict=True):

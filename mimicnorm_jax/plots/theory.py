@@ -13,7 +13,13 @@ if TYPE_CHECKING:
 
 
 def transition_maps(lines: Mapping[str, Series], points: Mapping[str, Series], path: Path, title: str) -> None:
-    """Draws maps of correlations: the theory's lines and simulated points, in one color a name."""
+    """Draws maps of correlations: the theory's lines and simulated points, in one color a name.
+
+    Args:
+      lines, points: by name, correlations after a layer by those before.
+      path: of the picture; written in one step.
+      title: above the figure.
+    """
     with picture(path, (6, 6)) as (_, grid):
         axes = grid[0, 0]
         axes.plot([-1, 1], [-1, 1], ":", color="gray", linewidth=1, label="unchanged")
@@ -30,7 +36,13 @@ def transition_maps(lines: Mapping[str, Series], points: Mapping[str, Series], p
 def condition_numbers(
     lines: Mapping[str, Series], scaled: Mapping[str, Series], raw: Mapping[str, Series], path: Path, title: str
 ) -> None:
-    """Draws condition numbers by depth: limits as lines, networks' as full (scaled) and hollow (raw) points."""
+    """Draws condition numbers by depth: limits as lines, networks' as full (scaled) and hollow (raw) points.
+
+    Args:
+      lines, scaled, raw: by name, condition numbers by depth.
+      path: of the picture; written in one step.
+      title: above the figure.
+    """
     with picture(path, (8.5, 4.8)) as (figure, grid):
         axes = grid[0, 0]
         for i, name in enumerate(scaled):
@@ -60,7 +72,13 @@ def _by_layer(axes: "Axes", samples: np.ndarray, edges: np.ndarray, most: float)
 
 
 def correlations_by_depth(correlations: Mapping[str, np.ndarray], path: Path, title: str) -> None:
-    """Draws, for every name, the distribution of pair correlations `(L, pairs)` by layer."""
+    """Draws, for every name, the distribution of pair correlations `(L, pairs)` by layer.
+
+    Args:
+      correlations: by name, `(L, pairs)`.
+      path: of the picture; written in one step.
+      title: above the figure.
+    """
     edges = np.linspace(-0.5, 1, 61)
     with picture(path, (11, 4), columns=len(correlations)) as (figure, grid):
         meshes = []
@@ -75,7 +93,13 @@ def correlations_by_depth(correlations: Mapping[str, np.ndarray], path: Path, ti
 
 
 def activations_by_layer(activations: Mapping[str, np.ndarray], path: Path, title: str) -> None:
-    """Draws pre-activations `(L, N, n)` by layer: of all units (above), and of one unit over the inputs (below)."""
+    """Draws pre-activations `(L, N, n)` by layer: of all units (above), and of one unit over the inputs (below).
+
+    Args:
+      activations: by name, `(L, N, n)`.
+      path: of the picture; written in one step.
+      title: above the figure.
+    """
     edges = np.linspace(-4, 4, 65)
     with picture(path, (11, 6), rows=2, columns=len(activations)) as (figure, grid):
         meshes = []
@@ -98,7 +122,7 @@ def spectra(
     """Draws squared singular values of a layer's Jacobian beside their density, and those of products of layers.
 
     Args:
-      by_layers: by number of layers, 1 among them, squared singular values over their mean.
+      by_layers: by number of layers, 1 among them, squared singular values over their mean, `(S,)`.
       density: theory's for one layer.
       path: of the picture; written in one step.
       title: above the figure.

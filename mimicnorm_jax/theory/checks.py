@@ -73,14 +73,28 @@ def expect_between(
     high: float | None = None,
     expected: float | None = None,
 ) -> Check:
-    """The check of a number, or of the mean of independent samples `(draws,)`, that must lie in an interval."""
+    """The check of a number, or of the mean of independent samples `(draws,)`, that must lie in an interval.
+
+    Args:
+      name, setting: what is checked, and of what.
+      samples: a number, or `(draws,)`.
+      low, high: the interval; None for no bound.
+      expected: what theory says, to be shown.
+    """
     measured, error = _mean(samples)
     passed = (low is None or low <= measured) and (high is None or measured <= high)
     return Check(name, setting, expected, low, high, measured, error, passed and math.isfinite(measured))
 
 
 def expect_close(name: str, setting: str, samples: float | np.ndarray, expected: float, tolerance: float) -> Check:
-    """The check of what must be `expected` up to an absolute tolerance; see `expect_between`."""
+    """The check of what must be `expected` up to an absolute tolerance; see `expect_between`.
+
+    Args:
+      name, setting: what is checked, and of what.
+      samples: a number, or `(draws,)`.
+      expected: what theory says.
+      tolerance: absolute.
+    """
     return expect_between(name, setting, samples, expected - tolerance, expected + tolerance, expected)
 
 

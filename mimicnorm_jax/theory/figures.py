@@ -114,7 +114,7 @@ def kernel_conditions(key: jax.Array) -> Conditions:
 
 
 def spectra(key: jax.Array) -> dict[int, np.ndarray]:
-    """By number of layers, squared singular values over their mean of the Jacobian of weight mean layers.
+    """By number of layers, squared singular values over their mean `(S,)` of the Jacobian of weight mean layers.
 
     Those of 10 networks of width 512; the half of them that the last ReLU cuts to zero is left out.
     """
@@ -130,6 +130,8 @@ def spectra(key: jax.Array) -> dict[int, np.ndarray]:
 
 def marchenko_pastur(x: np.ndarray) -> np.ndarray:
     r"""Density of a ReLU layer's nonzero squared singular values over the mean of all, half of which are zero.
+
+    Marchenko & Pastur (1967) at the ratio 1/2, times 2; for x of any shape.
 
     $\rho(x) = \sqrt{(b - x)(x - a)} / (2\pi x)$ between $a, b = 2 (1 \mp \sqrt{1/2})^2$: 0.172 and 5.828.
     """

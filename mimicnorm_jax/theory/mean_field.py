@@ -112,7 +112,12 @@ class InfiniteMLP:
         return self._covariance(second, means)
 
     def correlation_map(self, rho: jax.Array, variance: float = 1.0) -> jax.Array:
-        r"""$\bar T(\rho)$ (the paper's Figure 4): the next layer's correlation of two inputs of equal variance."""
+        r"""$\bar T(\rho)$ (the paper's Figure 4): the next layer's correlation of two inputs of equal variance.
+
+        Args:
+          rho: correlations, of any shape.
+          variance: of both inputs.
+        """
         rho = jnp.asarray(rho)
         q = jnp.full_like(rho, variance)
         covariance, diagonal = (
@@ -136,6 +141,11 @@ class InfiniteMLP:
 
         A marginal map (`chi() == 1`) creeps towards 1 like `9 pi^2 / (2 l^2)`: then what is returned is
         below 1 by what `max_iterations` leave.
+
+        Args:
+          variance: of the inputs.
+          max_iterations: of the map.
+          tolerance: of a change at which it stops.
         """
 
         def unsettled(state: tuple[int, jax.Array, jax.Array]) -> jax.Array:

@@ -48,7 +48,7 @@ class RandomMLP:
     last_norm: bool = False
 
     def init(self, key: jax.Array) -> Params:
-        """Raw Gaussian kernels in JAX's default precision."""
+        """Raw Gaussian kernels `(inputs, outputs)` in JAX's default precision."""
         sides = [self.inputs, *[self.width] * (self.depth - 1), self.outputs]
         params = {
             f"layer{i + 1}": jax.random.normal(jax.random.fold_in(key, i), (sides[i], sides[i + 1]))
@@ -57,7 +57,12 @@ class RandomMLP:
         return {name: self.init_variance((name,), kernel) ** 0.5 * kernel for name, kernel in params.items()}
 
     def init_variance(self, path: tuple[str, ...], kernel: jax.Array) -> float:
-        """Variance of a raw kernel's entries: the theory's weight on its contribution to the tangent kernel."""
+        """Variance of a raw kernel's entries: the theory's weight on its contribution to the tangent kernel.
+
+        Args:
+          path: of the kernel.
+          kernel: `(inputs, outputs)`.
+        """
         return (1.0 if path[-1] == "layer1" else self.weight_variance) / kernel.shape[0]
 
     def preactivations(self, params: Params, x: jax.Array) -> list[jax.Array]:
@@ -73,7 +78,12 @@ class RandomMLP:
         return self.onwards(params, self._handed_on(1, x @ params["layer1"]))
 
     def onwards(self, params: Params, first: jax.Array) -> list[jax.Array]:
-        """`preactivations`, from those of the first layer, `(N, width)`, on."""
+        """`preactivations`, from those of the first layer, `(N, width)`, on.
+
+        Args:
+          params: from `init`.
+          first: pre-activations of the first layer, `(N, width)`.
+        """
         layers = [first]
         for i in range(2, self.depth + 1):
             kernel = params[f"layer{i}"]
@@ -84,22 +94,39 @@ class RandomMLP:
         return batch_norm(z) if (self.last_norm if layer == self.depth else self.normalized) else z
 
     def apply(self, params: Params, x: jax.Array) -> jax.Array:
-        """Outputs `(N, outputs)` for inputs `(N, n_0)`."""
+        """Outputs `(N, outputs)` for inputs `(N, n_0)`.
+
+        Args:
+          params: from `init`.
+          x: `(N, n_0)`.
+        """
         return self.preactivations(params, x)[-1]
 
 
 def plain(inputs: int, width: int, depth: int, outputs: int) -> RandomMLP:
-    """He's initialization."""
+    """He's initialization.
+
+    Args:
+      inputs, width, depth, outputs: as of `RandomMLP`.
+    """
     return RandomMLP(inputs, width, depth, outputs)
 
 
 def weight_mean(inputs: int, width: int, depth: int, outputs: int) -> RandomMLP:
-    r"""Centered kernels of the exact variance, $\sigma_w^2 = 2n / ((n-1)(1-1/\pi))$ (Theorem 3)."""
+    r"""Centered kernels of the exact variance, $\sigma_w^2 = 2n / ((n-1)(1-1/\pi))$ (Theorem 3).
+
+    Args:
+      inputs, width, depth, outputs: as of `RandomMLP`.
+    """
     return RandomMLP(inputs, width, depth, outputs, weight_variance=2 * gain(width) ** 2, centered=True)
 
 
 def batch_normalized(inputs: int, width: int, depth: int, outputs: int) -> RandomMLP:
-    """BatchNorm over the batch before every ReLU; the outputs are not normalized."""
+    """BatchNorm over the batch before every ReLU; the outputs are not normalized.
+
+    Args:
+      inputs, width, depth, outputs: as of `RandomMLP`.
+    """
     return RandomMLP(inputs, width, depth, outputs, normalized=True)
 
 

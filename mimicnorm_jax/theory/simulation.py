@@ -19,7 +19,14 @@ Measure = Callable[[RandomMLP, Params], jax.Array]
 
 
 def sample(measure: Measure, mlp: RandomMLP, key: jax.Array, draws: int) -> np.ndarray:
-    """`measure` of `draws` networks with independent kernels, `(draws, *shape of one)`."""
+    """`measure` of `draws` networks with independent kernels, `(draws, *shape of one)`.
+
+    Args:
+      measure: of a network and its kernels.
+      mlp: the network.
+      key: of the kernels.
+      draws: of networks.
+    """
     compiled = jax.jit(lambda params: measure(mlp, params))
     return np.stack([np.asarray(compiled(params)) for params in _networks(mlp, key, draws)])
 
@@ -39,7 +46,15 @@ def equicorrelated(count: int, rho: float) -> jax.Array:
 
 
 def energy_ratio(mlp: RandomMLP, params: Params) -> jax.Array:
-    """Last over first layer's mean square, the mean over as many orthogonal inputs as the MLP has dimensions."""
+    """Last over first layer's mean square, the mean over as many orthogonal inputs as the MLP has dimensions.
+
+    Args:
+      mlp: the network.
+      params: its kernels.
+
+    Returns:
+      A scalar array.
+    """
     layers = mlp.preactivations(params, inputs_of(jnp.eye(mlp.inputs)))
     return ((layers[-1] ** 2).mean(1) / (layers[0] ** 2).mean(1)).mean()
 
@@ -48,6 +63,10 @@ def tangent_growth(mlp: RandomMLP, params: Params) -> jax.Array:
     """Growth per layer of a tangent's sum of squares over the whole batch, `(depth - 1,)`.
 
     Inputs are orthogonal to each other and to the tangents, half of the input dimensions each.
+
+    Args:
+      mlp: the network.
+      params: its kernels.
     """
     x, tangent = jnp.split(inputs_of(jnp.eye(mlp.inputs)), 2)
     _, tangents = jax.jvp(lambda x: mlp.preactivations(params, x), (x,), (tangent,))
@@ -66,7 +85,12 @@ def cosines(x: jax.Array) -> Measure:
 
 
 def jacobian(mlp: RandomMLP, params: Params) -> jax.Array:
-    """Jacobian `(outputs, width)` of the outputs by the first pre-activations, at a random input."""
+    """Jacobian `(outputs, width)` of the outputs by the first pre-activations, at a random input.
+
+    Args:
+      mlp: the network.
+      params: its kernels.
+    """
     first = mlp.preactivations(params, inputs_of(jnp.eye(mlp.inputs)))[0][0]
     return jax.jacrev(lambda z: mlp.onwards(params, z[None])[-1][0])(first)
 
@@ -76,13 +100,26 @@ def tangent_kernels(mlp: RandomMLP, x: jax.Array, key: jax.Array, draws: int) ->
 
     In the theory's parametrization, every layer weighted by its kernel's initial variance. With BatchNorm it is the
     whole batch's.
+
+    Args:
+      mlp: the network.
+      x: inputs, `(N, n_0)`.
+      key: of the kernels.
+      draws: of networks.
     """
     compiled = _kernel(mlp)
     return np.stack([compiled(params, x) for params in _networks(mlp, key, draws)]) / mlp.outputs
 
 
 def layer_shares(mlp: RandomMLP, x: jax.Array, key: jax.Array, draws: int) -> np.ndarray:
-    """Each layer's share of the tangent kernel's trace over inputs `(N, n_0)`, `(draws, depth)`."""
+    """Each layer's share of the tangent kernel's trace over inputs `(N, n_0)`, `(draws, depth)`.
+
+    Args:
+      mlp: the network.
+      x: inputs, `(N, n_0)`.
+      key: of the kernels.
+      draws: of networks.
+    """
     compiled = _kernel(mlp, per_parameter=True)
     kernels = [compiled(params, x) for params in _networks(mlp, key, draws)]
     traces = np.array([[np.trace(kernel[f"layer{i + 1}"]) for i in range(mlp.depth)] for kernel in kernels])
@@ -111,6 +148,12 @@ def sharpness(stack: Stack, key: jax.Array, samples: int, draws: int) -> np.ndar
 
     Of `draws` networks on as many batches of `samples` standard normal inputs, `(draws, depth + 1)`. The mean gradient
     is that of the mean output.
+
+    Args:
+      stack: the network.
+      key: of kernels and inputs.
+      samples: of a batch.
+      draws: of networks.
     """
 
     @jax.jit
@@ -134,6 +177,12 @@ def condition_numbers(kernels: Iterable[ArrayLike]) -> np.ndarray:
 
 
 def on_the_sphere(key: jax.Array, count: int, dimension: int) -> jax.Array:
-    """Uniform inputs `(count, dimension)` of mean square 1."""
+    """Uniform inputs `(count, dimension)` of mean square 1.
+
+    Args:
+      key: of the draw.
+      count: of inputs.
+      dimension: of each.
+    """
     x = jax.random.normal(key, (count, dimension))
     return x * dimension**0.5 / jnp.linalg.norm(x, axis=1, keepdims=True)

@@ -76,7 +76,7 @@ class Stack:
         return (*(channels * self.window**2 for channels in before), head)
 
     def init(self, key: jax.Array) -> Params:
-        """Gaussian parameters in JAX's default precision."""
+        """Gaussian parameters, a tree of kernels by name, in JAX's default precision."""
         params = {}
         sizes = (*self.channels, self.outputs)
         for i, fan_in in enumerate(self.fan_ins):
@@ -90,7 +90,12 @@ class Stack:
         return params
 
     def apply(self, params: Params, x: jax.Array) -> jax.Array:
-        """Outputs `(N, outputs)` for images `(N, side, side, C_0)`, or vectors `(N, C_0)` of a dense stack."""
+        """Outputs `(N, outputs)` for images `(N, side, side, C_0)`, or vectors `(N, C_0)` of a dense stack.
+
+        Args:
+          params: from `init`.
+          x: images or vectors.
+        """
         x = x.reshape(len(x), self.side, self.side, self.channels[0])
         for i in range(1, self.depth):
             z = _linear(x, params[f"layer{i}"], self.strides)

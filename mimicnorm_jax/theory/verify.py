@@ -85,7 +85,7 @@ def layer_jacobian(key: jax.Array) -> list[Check]:
 
 
 def growth(key: jax.Array) -> list[Check]:
-    r"""Tangents grow by chi_1 per layer, and at finite width by a little less.
+    r"""Tangents grow by chi_1 per layer, and at finite width by a little less, beyond Fei et al.
 
     A tangent v and the signal z meet at an angle of mean squared cosine $c^2 = (2\pi - 3)/(S n)$ in a deep layer;
     then masked by the ReLU the tangent has a mean, and centering removes it: $\chi_1 (1 - c^2/\pi)$, 1.53/n.

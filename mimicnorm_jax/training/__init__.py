@@ -1,8 +1,9 @@
 """Training: a config, a network and batches in; a folder with checkpoints, metrics and a summary out."""
 
 from mimicnorm_jax.training.config import TrainConfig, base, validate
+from mimicnorm_jax.training.evaluation import evaluate_checkpoints
 from mimicnorm_jax.training.hook import Hook
-from mimicnorm_jax.training.loop import evaluate_checkpoints, run
+from mimicnorm_jax.training.loop import run
 from mimicnorm_jax.training.model import AXIS
 from mimicnorm_jax.training.spec import RunSpec, build_spec
 from mimicnorm_jax.training.state import TrainState

@@ -101,6 +101,9 @@ def ways_out(plan_of: PlanOf, config: TrainConfig, devices: int = 1) -> list[str
       plan_of: as in `largest_batch`.
       config: of the run.
       devices: that share a batch.
+
+    Raises:
+      ConfigError: as `largest_batch`.
     """
     found = []
     share = config.batch_size // devices
@@ -132,6 +135,11 @@ def _fits(plan_of: PlanOf, config: TrainConfig, field: str, value: object) -> bo
 
 def require_fit(plan_of: PlanOf, config: TrainConfig, devices: int = 1) -> TrainingPlan:
     """The plan of a run that fits.
+
+    Args:
+      plan_of: plans a run of a config.
+      config: of the run.
+      devices: that share a batch.
 
     Raises:
       DoesNotFitError: says how much is missing, and which of microbatches, remat or batch would make the run fit.

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ import jax
 import numpy as np
 
 from mimicnorm_jax import distributed
-from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
+from mimicnorm_jax.data.pipeline import Stop, never
+from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError
 from mimicnorm_jax.training import report, workdir
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.evaluation import evaluate, of_one_process
 from mimicnorm_jax.training.hook import Hook, MakeHook
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Checkpoints
@@ -23,7 +25,7 @@ from mimicnorm_jax.training.spec import RunSpec, validate_run
 from mimicnorm_jax.training.state import TrainState
 from mimicnorm_jax.training.trainer import Trainer, build_trainer
 from mimicnorm_jax.training.writers import MetricWriter
-from mimicnorm_jax.utils.console import log_line, progress, table
+from mimicnorm_jax.utils.console import log_line, progress
 
 
 class DataEndedError(DataError):
@@ -43,7 +45,7 @@ def train_epoch(
     state: TrainState,
     epoch: int,
     total: Metrics,
-    stop: Callable[[], int] = lambda: 0,
+    stop: Stop = never,
     hook: Hook | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Trains one epoch, or the rest of it, or less where `stop` says so.
@@ -55,7 +57,7 @@ def train_epoch(
       state: replicated; its buffers are given up.
       epoch: from 0.
       total: metrics of the steps of this epoch that `state` has done.
-      stop: asked after each call of steps; anything but 0 ends the epoch there.
+      stop: asked after each call of steps; anything but 0 ends the epoch there, and a wait for data within seconds.
       hook: called after each call of steps.
 
     Returns:
@@ -69,7 +71,7 @@ def train_epoch(
     step = int(state.step)
     first = step - epoch * trainer.steps_per_epoch
     title = f"epoch {epoch + 1}/{trainer.config.epochs}"
-    feeds = trainer.pipeline.train_feeds(epoch, first)
+    feeds = trainer.pipeline.train_feeds(epoch, first, of_one_process(stop))
     try:
         for feed, num_steps in progress(feeds, title, trainer.steps_per_epoch - first, lambda item: item[1]):
             state, metrics = trainer.train_steps(state, trainer.pipeline.train, feed, num_steps)
@@ -102,15 +104,6 @@ def _steps(metrics: Metrics, step: int, num_steps: int) -> Iterator[tuple[Metric
 def _checked(trainer: Trainer, metrics: Metrics, step: int) -> Metrics:
     epoch = (step - 1) // trainer.steps_per_epoch + 1
     return trainer.nonfinite(metrics, step, epoch, trainer.learning_rate(step))
-
-
-def evaluate(trainer: Trainer, state: TrainState) -> Metrics:
-    """Metrics of the whole test set, every image once."""
-    variables = state.eval_variables
-    total = Metrics.empty()
-    for feed in trainer.pipeline.test_feeds():
-        total += jax.device_get(trainer.eval_step(variables, trainer.pipeline.test, feed))
-    return total
 
 
 def run(config: TrainConfig, folder: Path, model: Any = None, make_hook: MakeHook | None = None) -> dict[str, Any]:
@@ -175,7 +168,9 @@ def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, A
             resuming = f"resuming after step {state.step}, epoch {metadata.epoch}"
             log_line("this run is complete" if complete else resuming)
         state, metadata = _broadcast(*found)
-        writer = MetricWriter(folder, resumed_step=int(state.step))
+        # An epoch that was trained and not evaluated gets its line, perhaps not for the first time.
+        unfinished = int(state.step) == (metadata.epoch + 1) * trainer.steps_per_epoch
+        writer = MetricWriter(folder, resumed_step=int(state.step) - unfinished)
         hook = make_hook(trainer, folder, writer, int(state.step)) if make_hook else None
         try:
             if hook is not None:
@@ -204,21 +199,25 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
     hook = writers.hook if writers else None
     with stop_requested() as stop:
         while epoch < config.epochs:
-            started, before = time.perf_counter(), int(state.step)
+            started = time.perf_counter()
             try:
                 state, train = train_epoch(trainer, state, epoch, partial, stop, hook)
+                seconds = time.perf_counter() - started
+                # A whole epoch is evaluated and logged first.
+                if stop() and int(state.step) < (epoch + 1) * trainer.steps_per_epoch:
+                    if writers:
+                        _save_partial(writers, state, epoch, train)
+                    break
+                test = _evaluate_epoch(trainer, state, train, stop)
             except DataEndedError as error:
-                if writers and int(error.state.step) > before:
-                    _save_partial(writers, error.state, epoch, error.total)
-                    log_line(f"saved after step {int(error.state.step)}, where the data ends: the same command goes on")
-                raise
-            seconds = time.perf_counter() - started
-            # A whole epoch is evaluated and logged first: two checkpoints of one step cannot stand side by side.
-            if stop() and int(state.step) < (epoch + 1) * trainer.steps_per_epoch:
-                if writers:
-                    _save_partial(writers, state, epoch, train)
+                state, step = error.state, int(error.state.step)
+                if writers and step:
+                    _save_partial(writers, state, epoch, error.total)
+                    log_line(f"saved after step {step}, where the data ends: the same command goes on")
+                if not stop():
+                    raise
+                log_line(str(error))
                 break
-            test = evaluate(trainer, state)
             epoch += 1
             _require_finite(trainer, state, epoch, test)
             stopped = bool(stop())
@@ -238,10 +237,18 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
             raise InterruptedRunError(int(state.step), stop())
 
 
+def _evaluate_epoch(trainer: Trainer, state: TrainState, train: Metrics, stop: Stop) -> Metrics:
+    try:
+        return evaluate(trainer, state, stop)
+    except DataError as error:
+        raise DataEndedError(str(error), state, train) from error
+
+
 def _save_partial(writers: RunWriters, state: TrainState, epoch: int, total: Metrics) -> None:
-    """Saves in the middle of an epoch."""
-    sums = float(total.loss_sum), float(total.correct), float(total.count)
-    writers.checkpoints.save(state, CheckpointMetadata(epoch, None, sums))
+    """Saves in the middle of an epoch, or at its end before it is evaluated, what is not saved yet."""
+    if writers.checkpoints.latest != int(state.step):
+        sums = float(total.loss_sum), float(total.correct), float(total.count)
+        writers.checkpoints.save(state, CheckpointMetadata(epoch, None, sums))
 
 
 def _require_finite(trainer: Trainer, state: TrainState, epoch: int, test: Metrics) -> None:
@@ -262,39 +269,3 @@ def _row(trainer: Trainer, epoch: int, train: Metrics, test: Metrics) -> dict[st
         "test_loss": test.loss,
         "test_accuracy": test.accuracy,
     }
-
-
-def evaluate_checkpoints(config: TrainConfig, folder: Path, model: Any = None) -> dict[str, Any]:
-    """Evaluates the newest and the best checkpoint of a run on the whole test set.
-
-    Both are restored before any data is read.
-
-    Args:
-      config: of the run, see `workdir.read_config`.
-      folder: of the run.
-      model: of the run, if it had one of its own.
-
-    Returns:
-      By `latest` and `best`: epoch, test_loss and test_accuracy.
-
-    Raises:
-      WorkdirError: if there is no checkpoint or it cannot be restored.
-    """
-    spec = validate_run(config, model)
-    if not (folder / "checkpoints").is_dir():
-        raise WorkdirError(f"{folder} holds no checkpoint to evaluate")
-    restored, results, shown = {}, {}, {}
-    with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
-        for name, step in (("latest", checkpoints.latest), ("best", checkpoints.best)):
-            if step is None:
-                raise WorkdirError(f"{folder} holds no complete checkpoint to evaluate")
-            restored[name] = checkpoints.restore(step, spec.state_template())
-    trainer = build_trainer(spec)
-    for name, (state, metadata) in restored.items():
-        metrics = evaluate(trainer, trainer.data_parallel.replicate(state))
-        results[name] = {"epoch": metadata.epoch, "test_loss": metrics.loss, "test_accuracy": metrics.accuracy}
-        shown[f"{name} checkpoint"] = (
-            f"epoch {metadata.epoch}: test loss {metrics.loss:.4f}, accuracy {metrics.accuracy:.2%}"
-        )
-    log_line(table(shown))
-    return results

@@ -21,10 +21,13 @@ def test_a_ratio_is_to_decoding_alone_in_the_same_round_by_as_many():
         for workers, values in by_workers.items()
         for turn, rate in enumerate(values)
     ]
-    assert "| the pipeline, threads | 2 | 2 | 125 | 90 to 160 | 0.85 | 100 |" in streaming.page(records)
+    assert "| the pipeline, threads | 2 | 2 | 125 | 90 to 160 | 0.85 |  | 100 |" in streaming.page(records)
     loop = _record("waiting", 2, 0, images_per_second=80.0, waited=0.015)
     growth = _record("growth", 2, 0, resident_mib=[230.0, 232.0])
-    page = streaming.page([*records, loop, growth])
+    held = [_record("lock", 1, turn, held=share, cpu_ms=3.0) for turn, share in enumerate((0.1, 0.2, 0.3))]
+    page = streaming.page([*records, loop, growth, *held])
+    assert "at least 20% of an image's CPU time holds" in page
+    assert "more than 5.0 cores" in page
     assert "gets 80 images/s and waits\n1.5% of the time" in page
     assert "after 1,000 batches: 230 MiB; after 10,000: 232 MiB" in page
 

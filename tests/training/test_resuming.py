@@ -12,7 +12,7 @@ import pytest
 
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import WorkdirError
-from mimicnorm_jax.training import loop, parallel, spec, step, trainer
+from mimicnorm_jax.training import evaluate_checkpoints, loop, parallel, spec, step, trainer
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
 from mimicnorm_jax.training.resilience.preemption import InterruptedRunError
 from mimicnorm_jax.training.writers import read_metrics
@@ -141,7 +141,7 @@ def test_a_finished_run_trains_no_further_and_another_config_is_refused(whole, t
 
 def test_eval_only_gives_the_logged_accuracy_and_that_of_plain_code(whole):
     fields = small_config()
-    results = loop.evaluate_checkpoints(fields, whole)
+    results = evaluate_checkpoints(fields, whole)
     rows = read_metrics(whole)
     assert results["latest"]["test_accuracy"] == rows[-1]["test_accuracy"]
     assert results["best"]["test_accuracy"] == max(row["test_accuracy"] for row in rows)
@@ -186,4 +186,4 @@ def test_a_run_goes_on_with_another_number_of_devices(whole, tmp_path, monkeypat
 
 def test_eval_only_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(WorkdirError, match="no checkpoint"):
-        loop.evaluate_checkpoints(small_config(), tmp_path)
+        evaluate_checkpoints(small_config(), tmp_path)

@@ -2,16 +2,19 @@
 
 import dataclasses
 import signal
+import threading
+from functools import partial
 from io import BytesIO
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from mimicnorm_jax.data import DATASETS, DatasetSpec, Encoded, Split
+from mimicnorm_jax.data import DATASETS, DatasetSpec, Encoded, Split, decoding_threads, streaming
 from mimicnorm_jax.data.batching import epoch_order
-from mimicnorm_jax.data.folder import sources
+from mimicnorm_jax.data.folder import FolderSource, sources
 from mimicnorm_jax.errors import ConfigError, DataError
 from mimicnorm_jax.training import base, build_spec, build_trainer, loop, validate
 from mimicnorm_jax.training.metrics import Metrics
@@ -104,10 +107,74 @@ def _run_with(monkeypatch, fields, folder, call, act):
         loop.run(fields, folder)
 
 
+def _run_stalled(monkeypatch, fields, folder, place, call):
+    """A run that is interrupted while it waits for an image that a disk does not give, after `call` calls of steps.
+
+    Returns:
+      What the run ended with; the disk stalls until then.
+    """
+    stalled, go_on, acted = threading.Event(), threading.Event(), []
+    get, wait = FolderSource.__getitem__, streaming.wait
+
+    def stall(source, index):
+        if acted and source.folder / source.files[index] == place:
+            stalled.set()
+            go_on.wait(60)
+        return get(source, index)
+
+    def interrupted(*args):
+        found = wait(*args)
+        if found.not_done and stalled.is_set() and len(acted) == 1:  # one thread: all images before are there
+            acted.append(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderSource, "__getitem__", stall)
+        patch.setattr(streaming, "wait", interrupted)
+        patch.setattr(streaming, "STOP_SECONDS", 0.3)
+        patch.setattr(decoding_threads, "LEAVE_SECONDS", 0.1)
+        with pytest.raises(InterruptedRunError, match="stopped by SIGINT") as stopped:
+            _run_with(monkeypatch, fields, folder, call, lambda: acted.append(call))
+        held = [thread for thread in threading.enumerate() if thread.name.startswith("decode_")]
+        assert held, "the disk has given its image"
+        go_on.set()
+        for thread in held:
+            thread.join()
+    return stopped.value
+
+
+def _stopped(monkeypatch, fields, folder, case):
+    """A run that does not come to its end; the step it has to save."""
+    train, test, _ = sources(Path(fields.dataset.removeprefix("folder:")))
+    # The image of the last step but one of the second epoch; the one after it is decoded with it.
+    lost = train.folder / train.files[epoch_order(fields.seed, 1, 44)[37]]
+    shown = test.folder / test.files[-1]
+    if case == "stopped":
+        with pytest.raises(InterruptedRunError, match="after step 15"):
+            _run_with(monkeypatch, fields, folder, 15, lambda: signal.raise_signal(signal.SIGTERM))
+        return 15
+    if case.startswith("vanished"):
+        path, call, step = (shown, 11, 11) if "test" in case else (lost, 13, 11 + 9)
+        away = folder.parent / "elsewhere"
+        with pytest.raises(DataError, match=f"cannot be used: FileNotFoundError.*{path}.* config.max_bad_images is 2"):
+            _run_with(monkeypatch, fields, folder, call, partial(path.rename, away))
+        away.rename(path)
+        return step
+    path, call, step = (shown, 20, 22) if "test" in case else (lost, 13, 11 + 9)
+    assert _run_stalled(monkeypatch, fields, folder, path, call).step == step
+    return step
+
+
 @pytest.mark.slow
-def test_interrupted_runs_go_on_to_the_same_bits_and_name_what_they_skipped(tmp_path, monkeypatch):
-    """Stopped in the middle of an epoch, and going on with other threads; ended there by a file that vanishes, and
-    going on when it is back. One training and one test image are no images.
+@pytest.mark.parametrize(
+    "cases",
+    [("stopped", "vanished test image", "stalled"), ("vanished", "stalled test image")],
+    ids=lambda cases: cases[0],
+)
+def test_interrupted_runs_go_on_to_the_same_bits_and_name_what_they_skipped(tmp_path, monkeypatch, cases):
+    """Stopped in the middle of an epoch, or ended there or in evaluation by a file that vanishes or, when asked to
+    stop, a disk that stalls; going on with other threads. One training and one test image are no images.
     """
     root = write_folder(tmp_path / "data", 2, 22, 5)
     (root / "train" / "class01" / "003.jpg").write_bytes(b"")
@@ -118,26 +185,17 @@ def test_interrupted_runs_go_on_to_the_same_bits_and_name_what_they_skipped(tmp_
         "train/class01/003.jpg",
         "val/class00/000.jpg",
     ]
-    with pytest.raises(InterruptedRunError, match="after step 15"):
-        _run_with(monkeypatch, fields, tmp_path / "stopped", 15, lambda: signal.raise_signal(signal.SIGTERM))
-
-    # The image of the last step but one of the second epoch; the one after it is decoded with it.
-    train, _, _ = sources(root)
-    lost = train.folder / train.files[epoch_order(fields.seed, 1, 44)[37]]
-    with pytest.raises(DataError, match=f"cannot be used: FileNotFoundError.*{lost}.* config.max_bad_images is 2"):
-        _run_with(monkeypatch, fields, tmp_path / "vanished", 13, lambda: lost.rename(tmp_path / "elsewhere"))
-    (tmp_path / "elsewhere").rename(lost)
-    with Checkpoints(tmp_path / "vanished" / "checkpoints", 2) as checkpoints:
-        assert checkpoints.latest == 11 + 9
-
     whole, record = _final(tmp_path / "whole", fields)
     losses = [row["test_loss"] for row in read_metrics(tmp_path / "whole")]
-    for name in ("stopped", "vanished"):
-        loop.run(other, tmp_path / name)
-        parts, about = _final(tmp_path / name, fields)
+    for case in cases:
+        step = _stopped(monkeypatch, fields, tmp_path / case, case)
+        with Checkpoints(tmp_path / case / "checkpoints", 2) as checkpoints:
+            assert checkpoints.latest == step, case
+        loop.run(other, tmp_path / case)
+        parts, about = _final(tmp_path / case, fields)
         jax.tree.map(np.testing.assert_array_equal, whole, parts)
-        assert record == about
-        assert losses == [row["test_loss"] for row in read_metrics(tmp_path / name)]
+        assert record == about, case
+        assert losses == [row["test_loss"] for row in read_metrics(tmp_path / case)], case
 
 
 def test_one_bad_image_too_many_ends_the_run_with_its_name(tmp_path):

@@ -132,3 +132,24 @@ def test_an_interrupt_from_the_keyboard_leaves_no_process_and_no_shared_memory(t
     assert process.returncode == 130
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="makes a named pipe")
+def test_an_interrupt_while_the_disk_stalls_saves_and_ends_the_process(tmp_path):
+    """A pipe into which nobody writes stands in an image's place, so that a thread hangs in the system's call."""
+    root, folder = write_folder(tmp_path / "data", 20, 80, 20), tmp_path / "run"
+    process = _start(folder, root, 2)
+    _reached(process, folder, 0)
+    for path in sorted(root.glob("train/class07/*.jpg")):
+        path.unlink()
+        os.mkfifo(path)
+    time.sleep(3)
+    assert process.poll() is None
+    assert len(read_metrics(folder)) < EPOCHS
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "asked to stop, and not waiting for data" in output
+    step = int(output.rsplit("stopped by SIGINT after step ", 1)[1].split(":")[0])
+    with Checkpoints(folder / "checkpoints", 2) as checkpoints:
+        assert checkpoints.latest == step >= 20

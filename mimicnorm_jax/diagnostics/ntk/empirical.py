@@ -83,11 +83,19 @@ class EmpiricalNTK:
         validation.options(output, self.implementation, self.memory)
 
     def plan(self, params: Any, x1: jax.Array, x2: jax.Array | None = None) -> Plan:
-        """What `__call__` would do with these arguments."""
+        """What `__call__` would do with these arguments.
+
+        Args:
+          params, x1, x2: as `__call__` takes them; arrays of any shape, or their shapes.
+        """
         return self.prepare(params, x1, x2)[0]
 
     def prepare(self, params: Any, x1: jax.Array, x2: jax.Array | None = None) -> tuple[Plan, BlockedKernel]:
-        """The plan, and what carries it out; both are made once for arguments of these shapes."""
+        """The plan, and what carries it out; both are made once for arguments of these shapes.
+
+        Args:
+          params, x1, x2: as in `plan`.
+        """
         return self._prepare(*self._arrays(params, x1, x2))
 
     def __call__(

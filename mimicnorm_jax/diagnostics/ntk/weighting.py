@@ -15,7 +15,12 @@ Weights = Callable[[Path, Any], float]
 
 
 def all_parameters(path: Path, leaf: Any) -> float:
-    """Every parameter counts alike: the kernel of gradient descent."""
+    """Every parameter counts alike: the kernel of gradient descent.
+
+    Args:
+      path: of a parameter.
+      leaf: the parameter.
+    """
     del path, leaf
     return 1.0
 

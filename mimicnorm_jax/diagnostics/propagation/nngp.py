@@ -59,6 +59,11 @@ class Moments:
 def names(apply_fn: ApplyFn, params: Any, x: jax.Array) -> tuple[str, ...]:
     """Names of a network's layers in the order of evaluation.
 
+    Args:
+      apply_fn: the network.
+      params: its parameters.
+      x: inputs, `(N, ...)`.
+
     Raises:
       ValueError: if the network has no layer that can be seen.
 
@@ -181,6 +186,9 @@ def correlations(
     part: Part = "product",
 ) -> dict[str, jax.Array]:
     r"""Pair correlations $\rho_{ij} = K_{ij} / \sqrt{K_{ii} K_{jj}}$; arguments and errors as in `kernels`.
+
+    Args:
+      apply_fn, params, x, view, x2, part: as in `kernels`.
 
     Returns:
       By layer, in the order of evaluation, `(N, M)`; NaN for an example on which a layer vanishes.

@@ -58,7 +58,12 @@ class Nystrom:
         return Nystrom(left, singular**2)
 
     def solve(self, residual: np.ndarray, ridge: float) -> np.ndarray:
-        """$P^{-1}$ times `(D, C)`."""
+        """$P^{-1}$ times `(D, C)`.
+
+        Args:
+          residual: `(D, C)`.
+          ridge: that P holds beside the kernel.
+        """
         if not self.values.size:
             return residual
         seen = self.vectors.T @ residual

@@ -13,6 +13,10 @@ from mimicnorm_jax.diagnostics.spectra.conditioning import largest_condition
 def class_targets(labels: Any, num_classes: int) -> np.ndarray:
     """Labels as regression targets: one-hot less its mean 1/C, `(N, C)` float64 (Lee et al. 2020).
 
+    Args:
+      labels: `(N,)`.
+      num_classes: C.
+
     Raises:
       ValueError: for labels that are not whole numbers from 0 to C - 1.
 

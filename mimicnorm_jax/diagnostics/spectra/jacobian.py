@@ -132,7 +132,12 @@ class _Density:
 
 
 def mean_squares(matvec: Callable[[jax.Array], jax.Array], samples: jax.Array) -> jax.Array:
-    """Mean square of the image of each vector `(S, inputs)` under a linear operator, `(S,)`."""
+    """Mean square of the image of each vector `(S, inputs)` under a linear operator, `(S,)`.
+
+    Args:
+      matvec: the operator.
+      samples: the vectors, `(S, inputs)`.
+    """
     return jax.lax.map(lambda v: jnp.mean(matvec(v) ** 2), samples)
 
 
@@ -169,6 +174,9 @@ def jacobians(apply_fn: ApplyFn, params: Any, x: jax.Array, ends: Ends = WHOLE) 
 
 def singular_values(apply_fn: ApplyFn, params: Any, x: jax.Array, ends: Ends = WHOLE) -> jax.Array:
     """All singular values of each example's Jacobian; arguments and errors as in `jacobians`.
+
+    Args:
+      apply_fn, params, x, ends: as in `jacobians`.
 
     Returns:
       `(N, min(outputs, inputs))`, descending.
@@ -255,6 +263,7 @@ def density(
       apply_fn: the network; its examples are independent.
       params: its parameters.
       x: inputs, `(N, ...)`.
+      ends: as in `jacobians`.
       key: for the samples, vectors of random signs.
       quadrature: how finely.
 

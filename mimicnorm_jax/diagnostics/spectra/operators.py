@@ -64,7 +64,7 @@ class LinearOperator:
         return min(self.inputs, self.outputs)
 
     def gram_matvec(self, v: jax.Array) -> jax.Array:
-        """The product with J J^T or J^T J, whichever is smaller; their eigenvalues are the squared singular values."""
+        """`(min(outputs, inputs),)` times J J^T or J^T J, whose eigenvalues are the squared singular values."""
         return self.matvec(self.rmatvec(v)) if self.outputs < self.inputs else self.rmatvec(self.matvec(v))
 
 

@@ -286,7 +286,7 @@ class TracedNetwork:
         return [leaf for leaf in jax.tree.leaves(params) if is_array(leaf)]
 
     def kernels(self, params: Any) -> list[jax.Array]:
-        """The kernel of every layer; evaluates no activation."""
+        """The kernel of every layer, in the layer's own shape; evaluates no activation."""
         kernels: list[Any] = []
 
         def on_product(equation: Any, inputs: Sequence[_Value], form: Conv | Dot, kernel_first: bool) -> None:

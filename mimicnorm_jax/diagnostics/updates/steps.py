@@ -21,7 +21,12 @@ DIVERGED = 1e3
 
 
 def softmax_loss(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Mean softmax cross entropy of logits `(N, O)` at labels `(N,)`, in nats."""
+    """Mean softmax cross entropy of logits `(N, O)` at labels `(N,)`, in nats.
+
+    Args:
+      outputs: logits, `(N, O)`.
+      labels: `(N,)`, from 0 to O - 1.
+    """
     log_p = jax.nn.log_softmax(outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32)))
     return -jnp.take_along_axis(log_p, labels[:, None], axis=1).mean()
 

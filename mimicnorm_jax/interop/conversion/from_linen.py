@@ -81,7 +81,12 @@ class Mimic(WithLastBatchNorm):
 
     @nn.nowrap
     def reason_to_leave(self, layer: Any, inputs: jax.Array) -> str | None:
-        """Why the kernel of a layer inside, which is being called, is not centered; None if it is."""
+        """Why the kernel of a layer inside, which is being called, is not centered; None if it is.
+
+        Args:
+          layer: that is being called.
+          inputs: that it gets, of any shape.
+        """
         if any(getattr(layer, f"{name}_cls", None) is not None for name in ("dot_general", "conv_general_dilated")):
             return "its product is a module, which cannot be traced inside of a checkpoint"
         own, path = self.path, self.path_of(layer)

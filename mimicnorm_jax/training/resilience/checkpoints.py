@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from mimicnorm_jax.errors import DamagedCheckpointError, WorkdirError
 from mimicnorm_jax.training.state import TrainState
 from mimicnorm_jax.utils.console import log_line
+
+_REPLACED = "replaced-"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Checkpoints:
           DamagedCheckpointError: if it cannot read what is there.
         """
         self._folder = folder.absolute()
+        for path in self._folder.glob(f"{_REPLACED}*"):
+            self._drop_replaced(int(path.name.removeprefix(_REPLACED)))
         for path in sorted(self._folder.glob("*")):
             # Orbax reads the metrics of all checkpoints and would give up on the first damaged one.
             if path.name.isdigit() and (reason := _damage(path)):
@@ -80,8 +85,16 @@ class Checkpoints:
         return self._manager.best_step()
 
     def save(self, state: TrainState, metadata: CheckpointMetadata) -> None:
-        """Saves a state under its step, in the background."""
+        """Saves a state under its step, in the background; at once where there is one of that step.
+
+        That one, of an epoch that was not evaluated, is there until the new one is whole.
+        """
         leaves = _leaves(state)
+        step = int(leaves[".step"])
+        if replaces := step == self.latest:
+            self._manager.wait_until_finished()
+            (self._folder / str(step)).rename(self._folder / f"{_REPLACED}{step}")
+            self._manager.reload()
         saved = {
             "epoch": metadata.epoch,
             "accuracy": metadata.accuracy,
@@ -91,10 +104,21 @@ class Checkpoints:
         }
         saved["checksum"] = _checksum(saved)
         self._manager.save(
-            int(leaves[".step"]),
+            step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(leaves), metadata=ocp.args.JsonSave(saved)),
             metrics={"accuracy": _selection_score(metadata.accuracy)},
         )
+        if replaces:
+            self._manager.wait_until_finished()
+            self._drop_replaced(step)
+
+    def _drop_replaced(self, step: int) -> None:
+        """Removes a checkpoint that another has replaced, or puts it back."""
+        replaced, place = self._folder / f"{_REPLACED}{step}", self._folder / str(step)
+        if place.exists():
+            shutil.rmtree(replaced)
+        else:
+            replaced.rename(place)
 
     def restore(self, step: int, template: TrainState) -> tuple[TrainState, CheckpointMetadata]:
         """Reads a checkpoint back, bit for bit.

@@ -56,6 +56,22 @@ def test_round_trip_is_bit_for_bit_also_when_the_buffers_are_overwritten(tmp_pat
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
 
 
+def test_a_checkpoint_of_the_same_step_replaces_another_and_one_is_always_there(tmp_path):
+    """Of an epoch that could not be evaluated; killed before the new one is whole, the old one is put back."""
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        checkpoints.save(_state(7), CheckpointMetadata(0, None, (1.0, 2.0, 3.0)))
+        checkpoints.save(_state(7), CheckpointMetadata(1, 0.5))
+        assert checkpoints.restore(7, jax.eval_shape(_state))[1] == CheckpointMetadata(1, 0.5)
+        assert checkpoints.best == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["7"]
+    (tmp_path / "7").rename(tmp_path / "replaced-7")
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        assert checkpoints.restore(7, jax.eval_shape(_state))[1] == CheckpointMetadata(1, 0.5)
+    shutil.copytree(tmp_path / "7", tmp_path / "replaced-7")
+    with Checkpoints(tmp_path, 2):
+        assert [path.name for path in tmp_path.iterdir()] == ["7"]
+
+
 def test_keeps_the_newest_and_the_best(tmp_path):
     _save(tmp_path, [0.1, 0.9, 0.3, 0.4, 0.2])
     with Checkpoints(tmp_path, 2) as checkpoints:
