@@ -219,7 +219,9 @@ def _centered(
     form: Entries, sums: Sums, sign: float, shape: Sequence[int], out: Sequence[int], dtype: Any
 ) -> Form | None:
     """`form` and its mean taken away, if `sums` is its mean."""
-    if tuple(shape) != tuple(out) or tuple(shape) != sums.shape or form.repeated or form.layout != sums.of.layout:
+    if tuple(shape) != tuple(out) or tuple(shape) != sums.shape or form.repeated:
+        return None
+    if (form.leaf, form.layout) != (sums.of.leaf, sums.of.layout):
         return None
     for axis, side in enumerate(shape):
         counted = sums.counts[axis] if len(sums.counts) == len(shape) else -1
