@@ -10,7 +10,9 @@ Kernel, who know each primitive's derivative by its operands; here a product's f
 jaxpr, and the order of contractions follows from a layer's sizes.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -19,10 +21,10 @@ import numpy as np
 from jax import lax
 
 from mimicnorm_jax.diagnostics.ntk import kernel_derivatives
-from mimicnorm_jax.diagnostics.ntk.features import FactoredJacobian, Feature, Jacobian, costs
+from mimicnorm_jax.diagnostics.ntk.features import FactoredJacobian, Feature, Jacobian, contract, costs
 from mimicnorm_jax.diagnostics.ntk.implementation import Counts, Implementation, Request
-from mimicnorm_jax.diagnostics.ntk.matching import Kernel, match_kernels
-from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall
+from mimicnorm_jax.diagnostics.ntk.matching import Kernel, match_kernels, shared
+from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
 
 _ByIndex = dict[int, jax.Array]
 
@@ -43,7 +45,16 @@ class StructuredDerivatives(Implementation):
 
     def __init__(self, request: Request, counts: Counts) -> None:
         super().__init__(request, counts)
-        self.network, self.weights = request.network, request.weights
+        unrolled = request.network.unrolled()
+        self._kept = unrolled.kept_loops
+        self._read(unrolled)
+        if self.network.looped and not any(self.factored[i] for i in self.network.looped if i in self.factored):
+            self._read(request.network)  # laid open, the loop would cost as much
+
+    def _read(self, network: TracedNetwork) -> None:
+        """Decides how each parameter is differentiated."""
+        self.request = replace(self.request, network=network)
+        self.network, self.weights = network, self.request.weights
         matched = match_kernels(self.network)
         self.kernels: list[Kernel] = []
         self.general: list[LayerCall] = []
@@ -59,7 +70,8 @@ class StructuredDerivatives(Implementation):
                 self.general.append(layer)
                 dense |= {leaf for leaf in layer.leaves if self.weights[leaf]}
         self.dense = tuple(sorted(dense))
-        self._sizes = {leaf: int(np.prod(request.params[leaf].shape)) for leaf in self.dense}
+        self.shared = shared(self.kernels)
+        self._sizes = {leaf: int(np.prod(self.request.params[leaf].shape)) for leaf in self.dense}
         self.factored, self._contraction_macs = self._choose()
         self._folded = self._folded_biases()
 
@@ -67,10 +79,10 @@ class StructuredDerivatives(Implementation):
         """By layer, whether its derivatives stay factored, which is what is cheaper; and the MACs of all layers."""
         request, factored, total = self.request, dict[int, bool](), 0.0
         groups, symmetric = (self.counts[0], self.counts[1] or self.counts[0]), self.counts[1] is None
-        for kernel in self.kernels:
-            sizes = kernel.layer.product.sizes
+        for kernels in self.shared:
+            sizes = (sum(k.layer.product.sizes[0] for k in kernels), *kernels[0].layer.product.sizes[1:])
             cost = costs(sizes, groups, request.examples, request.outputs, request.output, symmetric)
-            factored[kernel.layer.index] = cost["factored"] < cost["written"]
+            factored |= {kernel.layer.index: cost["factored"] < cost["written"] for kernel in kernels}
             total += min(cost.values())
         return factored, total
 
@@ -80,16 +92,21 @@ class StructuredDerivatives(Implementation):
             return set()
         return {
             kernel.bias
-            for kernel in self.kernels
-            if self.factored[kernel.layer.index] and kernel.bias is not None and self.weights[kernel.leaf]
+            for kernel, *others in self.shared
+            if not others
+            and self.factored[kernel.layer.index]
+            and kernel.bias is not None
+            and self.weights[kernel.leaf]
         }
 
     @property
     def detail(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         factored, known = sum(self.factored.values()), len(self.kernels)
+        loops = f", {len(self.network.looped)} of the layers in unrolled loops" if self.network.looped else ""
+        kept = f", loops differentiated by example: {'; '.join(self._kept)}" if self._kept else ""
         return (
             f" ({factored} layers from inputs and cotangents, {known - factored} from their products, "
-            f"{len(self.general)} through their kernel's derivative, {len(self.dense)} other parameters)"
+            f"{len(self.general)} through their kernel's derivative, {len(self.dense)} other parameters{loops}{kept})"
         )
 
     @property
@@ -103,33 +120,49 @@ class StructuredDerivatives(Implementation):
     def bytes(self, left: int, right: int) -> int:
         rows = self.request.rows
         group = rows * sum(self._sizes.values()) + self.request.activations
-        for layer in (*(kernel.layer for kernel in self.kernels), *self.general):
-            s, g, f, c = layer.product.sizes
+        for layers in (
+            *([kernel.layer for kernel in kernels] for kernels in self.shared),
+            *([g] for g in self.general),
+        ):
+            s, (_, g, f, c) = sum(layer.product.sizes[0] for layer in layers), layers[0].product.sizes
             group += s * g * f + rows * s * g * c
-            if not self.factored.get(layer.index, False):
+            if not self.factored.get(layers[0].index, False):
                 group += rows * g * f * c
         return self._sum_of_bytes(left, right, group)
 
-    def features(self, params: Any, x: jax.Array, write: bool) -> dict[int, Feature]:
-        """Derivatives of all examples, by leaf."""
+    def features(self, params: Any, x: jax.Array, write: bool) -> dict[tuple[int, int], Feature]:
+        """Derivatives of all examples, by leaf and by its part; the parts' contributions add up."""
         leaves, dtype = jax.tree.leaves(params), self.network.dtype
         scales = kernel_derivatives.squared_scales(self.network, self.kernels, leaves)
         tangents = kernel_derivatives.scalar_tangents(self.network, self.kernels, self.weights, leaves)
         patches, blocks, dense = jax.vmap(lambda group: self._sweep(leaves, group, scales, tangents))(x)
-        features: dict[int, Feature] = {}
-        for kernel in self.kernels:
-            i = kernel.layer.index
+        features: dict[tuple[int, int], Feature] = {}
+        for part, kernels in enumerate(self.shared):
+            layers, kernel = [each.layer.index for each in kernels], kernels[0]
+            factored, key = self.factored[layers[0]], (kernel.leaf, part)
             if not self.weights[kernel.leaf]:
                 continue
-            if self._written_in_sweep(self.factored[i]):
-                features[kernel.leaf] = Jacobian(blocks[i])
+            if self._written_in_sweep(factored):
+                features[key] = Jacobian(functools.reduce(jnp.add, [blocks[i] for i in layers]))
                 continue
             bias = 0.0 if kernel.bias is None or kernel.bias not in self._folded else self.weights[kernel.bias]
-            feature = FactoredJacobian(patches[i], blocks[i], jnp.asarray(bias, dtype), self.factored[i])
-            features[kernel.leaf] = feature.rows() if write and not self.factored[i] else feature
+            # The derivative by a kernel of several uses is the sum over the positions of all of them.
+            positions = [
+                jnp.concatenate([found[i] for i in layers], axis) for found, axis in ((patches, 1), (blocks, 3))
+            ]
+            feature = FactoredJacobian(*positions, jnp.asarray(bias, dtype), factored)
+            features[key] = feature.rows() if write and not factored else feature
         for leaf, rows in dense.items():
-            features[leaf] = Jacobian(rows * jnp.sqrt(jnp.asarray(self.weights[leaf], dtype)))
+            features[leaf, len(self.shared)] = Jacobian(rows * jnp.sqrt(jnp.asarray(self.weights[leaf], dtype)))
         return features
+
+    def contract(self, params: Any, left: Any, right: Any, symmetric: bool) -> dict[str, jax.Array]:
+        found: dict[str, jax.Array] = {}
+        for key in sorted(left):
+            title = self.network.titles[key[0]]
+            block = contract(left[key], right[key], self.request.output, symmetric)
+            found[title] = found[title] + block if title in found else block
+        return found
 
     def _written_in_sweep(self, factored: bool) -> bool:
         """Whether a layer's derivatives are written out within the sweep: where a sweep of a whole batch is large."""
