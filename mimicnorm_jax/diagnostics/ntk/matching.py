@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from mimicnorm_jax.diagnostics.tracing.channels import scales_by_channel
 from mimicnorm_jax.diagnostics.tracing.forms import Entries
 from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.parts import disjoint
@@ -14,7 +15,7 @@ from mimicnorm_jax.diagnostics.tracing.parts import disjoint
 
 @dataclass(frozen=True)
 class Kernel:
-    """A layer whose kernel is one parameter, perhaps centered, times a factor of other parameters.
+    """A layer whose kernel is one parameter, perhaps centered, times a factor.
 
     Attributes:
       layer: the product.
@@ -23,6 +24,9 @@ class Kernel:
       scaled: whether there is a factor other than 1; its value may depend on the parameters.
       scalars: single numbers that the kernel depends on as well.
       bias: a parameter that is added to the product's channels and used nowhere else, or None.
+      by_channel: whether there is a factor by output channel, of any parameters; and the kernel's own among them,
+        if `own`.
+      own: see `by_channel`.
     """
 
     layer: LayerCall
@@ -31,6 +35,8 @@ class Kernel:
     scaled: bool
     scalars: tuple[int, ...]
     bias: int | None
+    by_channel: bool = False
+    own: bool = False
 
 
 def match_kernels(network: TracedNetwork) -> dict[int, Kernel]:
@@ -40,11 +46,14 @@ def match_kernels(network: TracedNetwork) -> dict[int, Kernel]:
     or the same part in the same way: then the layer's positions are all of theirs (see `shared`).
     """
     found = {layer.index: kernel for layer in network.layers if (kernel := _match(network, layer)) is not None}
+    for i, scale in scales_by_channel(network).items():
+        kernel = Kernel(network.layers[i], scale.leaf, scale.centered, False, (), None, True, scale.own)
+        found.setdefault(i, kernel)
     unknown = set(network.direct)
     for layer in network.layers:
         kernel = found.get(layer.index)
         unknown |= {leaf for leaf in layer.leaves if kernel is None or leaf not in (kernel.leaf, *kernel.scalars)}
-    for kernels in _by_leaf(found.values()).values():
+    for kernels in _by_leaf(kernel for kernel in found.values() if not kernel.by_channel).values():
         for group in shared(kernels):
             others = [other for other in kernels if other not in group]
             if not all(disjoint(_entries(group[0]), _entries(other)) for other in others):
@@ -70,7 +79,8 @@ def shared(kernels: Iterable[Kernel]) -> list[tuple[Kernel, ...]]:
     """Kernels in groups of those that are the same function of the same parameter, read in the same way."""
     groups: dict[Any, list[Kernel]] = {}
     for kernel in kernels:
-        groups.setdefault((kernel.layer.form, kernel.layer.product.kernel_map), []).append(kernel)
+        alone = kernel.layer.index if kernel.by_channel else None
+        groups.setdefault((alone, kernel.layer.form, kernel.layer.product.kernel_map), []).append(kernel)
     return [tuple(group) for group in groups.values()]
 
 

@@ -1,8 +1,9 @@
 """The tangent kernel from layer inputs and cotangents: no derivative by a kernel is formed where factors are cheaper.
 
 One backward sweep per output gives every layer's cotangents at once; with the layer's input they are its derivatives.
-A kernel that is a parameter, scaled or centered (or neither), contributes through its patches, scaled or centered. A
-scalar folded into a kernel contributes through the product with the kernel's derivative. Everything else (biases,
+A kernel that is a parameter, scaled or centered (or neither), contributes through its patches, scaled or centered; one
+with a factor by channel, such as a standardized one, also through two numbers a channel (`channel_scales`). A scalar
+folded into a kernel contributes through the product with the kernel's derivative. Everything else (biases,
 normalization parameters, layers of no known kind) is differentiated in the same sweep, example by example.
 
 Structured derivatives in the words of Novak, Sohl-Dickstein & Schoenholz (2022), Fast Finite Width Neural Tangent
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mimicnorm_jax.diagnostics.ntk import kernel_derivatives
+from mimicnorm_jax.diagnostics.ntk import channel_scales, kernel_derivatives
 from mimicnorm_jax.diagnostics.ntk.features import FactoredJacobian, Feature, Jacobian, contract, costs
 from mimicnorm_jax.diagnostics.ntk.implementation import Counts, Implementation, Request
 from mimicnorm_jax.diagnostics.ntk.matching import Kernel, match_kernels, shared
@@ -62,10 +63,11 @@ class StructuredDerivatives(Implementation):
         for layer in self.network.layers:
             if not any(self.weights[leaf] for leaf in layer.leaves):
                 continue
-            if layer.index in matched:
-                kernel = matched[layer.index]
+            kernel = matched.get(layer.index)
+            if kernel is not None and (not kernel.by_channel or self._price((kernel,))[0]):
                 self.kernels.append(kernel)
-                dense |= {scalar for scalar in kernel.scalars if self.weights[scalar]}
+                rest = (*kernel.scalars, *channel_scales.others(kernel))
+                dense |= {leaf for leaf in rest if self.weights[leaf]}
             else:
                 self.general.append(layer)
                 dense |= {leaf for leaf in layer.leaves if self.weights[leaf]}
@@ -77,14 +79,24 @@ class StructuredDerivatives(Implementation):
 
     def _choose(self) -> tuple[dict[int, bool], float]:
         """By layer, whether its derivatives stay factored, which is what is cheaper; and the MACs of all layers."""
-        request, factored, total = self.request, dict[int, bool](), 0.0
-        groups, symmetric = (self.counts[0], self.counts[1] or self.counts[0]), self.counts[1] is None
+        factored, total = dict[int, bool](), 0.0
         for kernels in self.shared:
-            sizes = (sum(k.layer.product.sizes[0] for k in kernels), *kernels[0].layer.product.sizes[1:])
-            cost = costs(sizes, groups, request.examples, request.outputs, request.output, symmetric)
-            factored |= {kernel.layer.index: cost["factored"] < cost["written"] for kernel in kernels}
-            total += min(cost.values())
+            cheaper, macs = self._price(kernels)
+            factored |= {kernel.layer.index: cheaper for kernel in kernels}
+            total += macs
         return factored, total
+
+    def _price(self, kernels: Sequence[Kernel]) -> tuple[bool, float]:
+        """Whether derivatives are cheaper as factors than written out, and the MACs of what is cheaper."""
+        request, (_, g, f, c) = self.request, kernels[0].layer.product.sizes
+        s = sum(kernel.layer.product.sizes[0] for kernel in kernels)
+        groups, symmetric = (self.counts[0], self.counts[1] or self.counts[0]), self.counts[1] is None
+        cost = costs((s, g, f, c), groups, request.examples, request.outputs, request.output, symmetric)
+        if kernels[0].by_channel:  # two more numbers a channel
+            pairs = request.rows * (request.rows if request.output == "full" else request.examples)
+            sweep = self._sides * 3 * s * g * c * (f + request.rows)
+            cost["factored"] += sweep + self._pairs * pairs * 2 * g * c
+        return cost["factored"] < cost["written"], min(cost.values())
 
     def _folded_biases(self) -> set[int]:
         """Biases whose contribution goes with their kernel's: it is that of one more input, the constant 1."""
@@ -130,16 +142,17 @@ class StructuredDerivatives(Implementation):
                 group += rows * g * f * c
         return self._sum_of_bytes(left, right, group)
 
-    def features(self, params: Any, x: jax.Array, write: bool) -> dict[tuple[int, int], Feature]:
-        """Derivatives of all examples, by leaf and by its part; the parts' contributions add up."""
+    def features(self, params: Any, x: jax.Array, write: bool) -> dict[tuple[int, int, int], Feature]:
+        """Derivatives of all examples, by leaf, a number and a sign; contributions add up with their sign."""
         leaves, dtype = jax.tree.leaves(params), self.network.dtype
         scales = kernel_derivatives.squared_scales(self.network, self.kernels, leaves)
         tangents = kernel_derivatives.scalar_tangents(self.network, self.kernels, self.weights, leaves)
-        patches, blocks, dense = jax.vmap(lambda group: self._sweep(leaves, group, scales, tangents))(x)
-        features: dict[tuple[int, int], Feature] = {}
+        channels = channel_scales.channel_factors(self.network, self.kernels, leaves)
+        patches, blocks, dense = jax.vmap(lambda group: self._sweep(leaves, group, scales, tangents, channels))(x)
+        features: dict[tuple[int, int, int], Feature] = {}
         for part, kernels in enumerate(self.shared):
             layers, kernel = [each.layer.index for each in kernels], kernels[0]
-            factored, key = self.factored[layers[0]], (kernel.leaf, part)
+            factored, key = self.factored[layers[0]], (kernel.leaf, part, 1)
             if not self.weights[kernel.leaf]:
                 continue
             if self._written_in_sweep(factored):
@@ -152,15 +165,15 @@ class StructuredDerivatives(Implementation):
             ]
             feature = FactoredJacobian(*positions, jnp.asarray(bias, dtype), factored)
             features[key] = feature.rows() if write and not factored else feature
-        for leaf, rows in dense.items():
-            features[leaf, len(self.shared)] = Jacobian(rows * jnp.sqrt(jnp.asarray(self.weights[leaf], dtype)))
+        for (leaf, sign), rows in dense.items():
+            features[leaf, len(self.shared), sign] = Jacobian(rows * jnp.sqrt(jnp.asarray(self.weights[leaf], dtype)))
         return features
 
     def contract(self, params: Any, left: Any, right: Any, symmetric: bool) -> dict[str, jax.Array]:
         found: dict[str, jax.Array] = {}
         for key in sorted(left):
             title = self.network.titles[key[0]]
-            block = contract(left[key], right[key], self.request.output, symmetric)
+            block = key[2] * contract(left[key], right[key], self.request.output, symmetric)
             found[title] = found[title] + block if title in found else block
         return found
 
@@ -174,12 +187,13 @@ class StructuredDerivatives(Implementation):
         x: jax.Array,
         scales: Mapping[int, jax.Array],
         tangents: Mapping[tuple[int, int], jax.Array],
-    ) -> tuple[_ByIndex, _ByIndex, _ByIndex]:
+        channels: Mapping[int, channel_scales.ChannelFactors],
+    ) -> tuple[_ByIndex, _ByIndex, dict[tuple[int, int], jax.Array]]:
         """One group of examples.
 
         Returns:
           By layer, patches, scaled and centered like the kernel; by layer, cotangents `(q, o, s, g, c)` or derivatives
-          `(q, o, k)`; by leaf, derivatives `(q, o, k)`.
+          `(q, o, k)`; by leaf and sign, derivatives `(q, o, k)`.
         """
         network = self.network
         watched = [*(kernel.layer for kernel in self.kernels), *self.general]
@@ -196,9 +210,16 @@ class StructuredDerivatives(Implementation):
         raw = {layer.index: layer.product.patches(operands[layer.index]).astype(wide) for layer in watched}
         moved = {key: jnp.einsum("sgf,gfc->sgc", raw[key[1]], tangent) for key, tangent in tangents.items()}
         patches = {kernel.layer.index: self._like_kernel(kernel, raw, scales) for kernel in self.kernels}
+        by_channel = {
+            (i, name): jnp.einsum("sgf,gfc->sgc", raw[i], value)
+            for i, factors in channels.items()
+            for name in ("base", "plus", "minus")
+            if (value := getattr(factors, name)) is not None
+        }
+        pull_factors = channel_scales.pull_factors(network, self.kernels, self.weights, leaves)
         pull_kernels = kernel_derivatives.pullback(network, self.general, self.weights, leaves)
 
-        def one(cotangent: jax.Array) -> tuple[_ByIndex, _ByIndex]:
+        def one(cotangent: jax.Array) -> tuple[_ByIndex, dict[tuple[int, int], jax.Array]]:
             direct, by_layer = pull(cotangent)
             dense = {leaf: rows.astype(wide) for leaf, rows in direct.items()}
             blocks = {layer.index: layer.product.outputs(by_layer[layer.index]).astype(wide) for layer in watched}
@@ -209,13 +230,24 @@ class StructuredDerivatives(Implementation):
             }
             for leaf, rows in pull_kernels(written).items():
                 dense[leaf] = dense.get(leaf, 0) + rows.astype(wide)
+            numbers = {key: jnp.einsum("sgc,sgc->gc", blocks[key[0]], value) for key, value in by_channel.items()}
+            for leaf, rows in pull_factors({i: numbers[i, "base"] for i in channels}).items():
+                dense[leaf] = dense.get(leaf, 0) + rows.astype(wide)
+            signed = {(leaf, 1): rows.reshape(-1) for leaf, rows in dense.items()}
+            for kernel in self.kernels:
+                if kernel.own and self.weights[kernel.leaf]:
+                    signed |= {
+                        (kernel.leaf, sign): numbers[kernel.layer.index, name].reshape(-1)
+                        for name, sign in (("plus", 1), ("minus", -1))
+                    }
+            blocks |= {i: blocks[i] * factors.factor for i, factors in channels.items()}
             kept = {
                 i: jnp.einsum("sgf,sgc->gfc", patches[i], blocks[i]).reshape(-1)
                 if self._written_in_sweep(factored)
                 else blocks[i]
                 for i, factored in self.factored.items()
             }
-            return kept, {leaf: rows.reshape(-1) for leaf, rows in dense.items()}
+            return kept, signed
 
         basis = self._basis(outputs)
         if outputs.shape[0] == 1:

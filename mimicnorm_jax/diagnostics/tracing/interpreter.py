@@ -7,14 +7,14 @@ parameters count as used directly. Of `TracedNetwork.unrolled`, scans of few tur
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.diagnostics.tracing import forms, jaxprs
+from mimicnorm_jax.diagnostics.tracing import factors, forms, jaxprs
 from mimicnorm_jax.diagnostics.tracing.jaxpr_interpreter import JaxprInterpreter, Value
 from mimicnorm_jax.diagnostics.tracing.outputs import check_outputs
 from mimicnorm_jax.diagnostics.tracing.parameters import (
@@ -43,6 +43,7 @@ class LayerCall:
       shape: of the product.
       form: what the kernel is as a function of parameters.
       bias_form: what is added, likewise, and its shape.
+      scaled: the kernel taken apart into a parameter and a factor, its arrays left out; or None.
     """
 
     index: int
@@ -54,6 +55,7 @@ class LayerCall:
     shape: tuple[int, ...]
     form: forms.Form
     bias_form: tuple[forms.Form, tuple[int, ...]] | None
+    scaled: factors.Scaled | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class TracedNetwork:
     Attributes:
       paths: of the parameters that are arrays, in the order of the tree's leaves.
       titles: the same as text, all different.
+      shapes: shapes and types of these.
       sizes: number of entries of each.
       layers: every product of activations with a kernel, in the order of evaluation.
       direct: indices of the parameters that reach the outputs in another way than through layers' kernels.
@@ -99,7 +102,7 @@ class TracedNetwork:
         self.program, outputs = jax.make_jaxpr(apply_fn, return_shape=True)(*shapes)
         check_outputs(outputs, x.shape)
         self.outputs: Any = outputs
-        self._shapes, self._unroll = jax.tree.leaves(shapes[0]), False
+        self.shapes, self._unroll = jax.tree.leaves(shapes[0]), False
         self._analyze()
 
     def unrolled(self) -> "TracedNetwork":
@@ -123,7 +126,7 @@ class TracedNetwork:
                 interpreter.direct.update(value.leaves)
                 interpreter.uses[value.layer] += 1
 
-        jax.eval_shape(analyze, self._shapes)
+        jax.eval_shape(analyze, self.shapes)
         self.direct = frozenset(interpreter.direct)
         self.looped, self.kept_loops = frozenset(interpreter.looped), tuple(interpreter.kept)
         names = unique([self._name(kernel.leaves) for _, kernel, _ in found])
@@ -144,6 +147,7 @@ class TracedNetwork:
                 *(i, name, form, tuple(sorted(kernel.leaves)), candidates.get(i), aval.dtype, aval.shape),
                 kernel.form,
                 bias_forms.get(i),
+                None if kernel.scaled is None else replace(kernel.scaled, base=None, factor=None),
             )
             for i, (name, (form, kernel, aval)) in enumerate(zip(names, found, strict=True))
         ]
@@ -215,10 +219,17 @@ class TracedNetwork:
 
     def kernels(self, params: Any) -> list[jax.Array]:
         """The kernel of every layer; evaluates no activation."""
-        kernels: list[Any] = []
+        return [kernel.value for kernel in self._kernels(params)]
+
+    def scaled_kernels(self, params: Any) -> list[factors.Scaled | None]:
+        """The kernel of every layer taken apart, likewise."""
+        return [kernel.scaled for kernel in self._kernels(params)]
+
+    def _kernels(self, params: Any) -> list[Value]:
+        kernels: list[Value] = []
 
         def on_product(equation: Any, inputs: Sequence[Value], form: Conv | Dot, kernel_first: bool) -> None:
-            kernels.append(inputs[not kernel_first].value)
+            kernels.append(inputs[not kernel_first])
 
         interpreter = JaxprInterpreter(on_product, params_only=True, unroll=self._unroll)
         interpreter.run(self.program, self._arguments(self.arrays(params), None))

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core
 
-from mimicnorm_jax.diagnostics.tracing import forms, jaxprs, loops, parts
+from mimicnorm_jax.diagnostics.tracing import factors, forms, jaxprs, loops, parts
 from mimicnorm_jax.diagnostics.tracing.products import Conv, Dot
 
 
@@ -18,7 +18,8 @@ from mimicnorm_jax.diagnostics.tracing.products import Conv, Dot
 class Value:
     """A value on the way through the network: whether the inputs reach it, and which parameters do without them.
 
-    `layer` is the product that it is, unchanged; `form` says what it is as a function of parameters.
+    `layer` is the product that it is, unchanged; `form` says what it is as a function of parameters, `scaled` how it
+    falls apart into a parameter and a factor.
     """
 
     value: Any
@@ -26,6 +27,7 @@ class Value:
     leaves: frozenset[int] = frozenset()
     layer: int | None = None
     form: forms.Form = forms.OTHER
+    scaled: factors.Scaled | None = None
 
 
 OnProduct = Callable[[Any, Sequence[Value], Conv | Dot, bool], Any]
@@ -98,7 +100,11 @@ class JaxprInterpreter:
         leaves = frozenset().union(*(value.leaves for value in inputs))
         if not depends_on_input:
             found = forms.transfer(equation, [value.form for value in inputs], bool(leaves))
-            return [Value(result, leaves=leaves, form=form) for result, form in zip(results, found, strict=True)]
+            scaled = factors.transfer(equation, inputs) if leaves else None
+            return [
+                Value(result, leaves=leaves, form=form, scaled=scaled)
+                for result, form in zip(results, found, strict=True)
+            ]
         self.direct.update(leaves)
         if name == "add":
             self._note_bias(*inputs)
