@@ -92,3 +92,42 @@ def pull_factors(
 def others(kernel: Kernel) -> tuple[int, ...]:
     """The parameters that a factor by channel depends on beside the kernel's own."""
     return tuple(leaf for leaf in kernel.layer.leaves if leaf != kernel.leaf) if kernel.by_channel else ()
+
+
+class ChannelScales:
+    """The kernels among some that have a factor by channel, at certain parameters.
+
+    Args:
+      network: of the kernels.
+      kernels: of known form.
+      weights: by leaf of the parameters.
+      leaves: values of all parameters.
+    """
+
+    def __init__(
+        self, network: TracedNetwork, kernels: Sequence[Kernel], weights: Sequence[float], leaves: Sequence[jax.Array]
+    ) -> None:
+        self.factors = channel_factors(network, kernels, leaves)
+        self._pull = pull_factors(network, kernels, weights, leaves)
+        self._own = {kernel.layer.index: kernel.leaf for kernel in kernels if kernel.own and weights[kernel.leaf]}
+
+    def moved(self, patches: Mapping[int, jax.Array]) -> dict[tuple[int, str], jax.Array]:
+        """By layer and kind, a group's patches `(S, G, F)` times x, y + z and z: `(S, G, C)`."""
+        return {
+            (i, name): jnp.einsum("sgf,gfc->sgc", patches[i], value)
+            for i, factors in self.factors.items()
+            for name in ("base", "plus", "minus")
+            if (value := getattr(factors, name)) is not None
+        }
+
+    def rows(
+        self, moved: Mapping[tuple[int, str], jax.Array], cotangents: Mapping[int, jax.Array]
+    ) -> tuple[dict[int, jax.Array], dict[tuple[int, int], jax.Array]]:
+        """One output's derivatives by the factors' other parameters, by leaf, and the numbers, by leaf and sign."""
+        numbers = {key: jnp.einsum("sgc,sgc->gc", cotangents[key[0]], value) for key, value in moved.items()}
+        signed = {
+            (leaf, sign): numbers[i, name].reshape(-1)
+            for i, leaf in self._own.items()
+            for name, sign in (("plus", 1), ("minus", -1))
+        }
+        return self._pull({i: numbers[i, "base"] for i in self.factors}), signed

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mimicnorm_jax.diagnostics.ntk import channel_scales, kernel_derivatives
+from mimicnorm_jax.diagnostics.ntk import kernel_derivatives
+from mimicnorm_jax.diagnostics.ntk.channel_scales import ChannelScales, others
 from mimicnorm_jax.diagnostics.ntk.features import FactoredJacobian, Feature, Jacobian, contract, costs
 from mimicnorm_jax.diagnostics.ntk.implementation import Counts, Implementation, Request
 from mimicnorm_jax.diagnostics.ntk.matching import Kernel, match_kernels, shared
@@ -47,7 +48,7 @@ class StructuredDerivatives(Implementation):
     def __init__(self, request: Request, counts: Counts) -> None:
         super().__init__(request, counts)
         unrolled = request.network.unrolled()
-        self._kept = unrolled.kept_loops
+        self._long_loops = unrolled.kept_loops
         self._read(unrolled)
         if self.network.looped and not any(self.factored[i] for i in self.network.looped if i in self.factored):
             self._read(request.network)  # laid open, the loop would cost as much
@@ -66,7 +67,7 @@ class StructuredDerivatives(Implementation):
             kernel = matched.get(layer.index)
             if kernel is not None and (not kernel.by_channel or self._price((kernel,))[0]):
                 self.kernels.append(kernel)
-                rest = (*kernel.scalars, *channel_scales.others(kernel))
+                rest = (*kernel.scalars, *others(kernel))
                 dense |= {leaf for leaf in rest if self.weights[leaf]}
             else:
                 self.general.append(layer)
@@ -114,11 +115,14 @@ class StructuredDerivatives(Implementation):
     @property
     def detail(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         factored, known = sum(self.factored.values()), len(self.kernels)
+        by_channel = sum(kernel.by_channel for kernel in self.kernels)
+        scales = f", {by_channel} of the layers with a factor by channel" if by_channel else ""
         loops = f", {len(self.network.looped)} of the layers in unrolled loops" if self.network.looped else ""
-        kept = f", loops differentiated by example: {'; '.join(self._kept)}" if self._kept else ""
+        kept = f", loops differentiated by example: {'; '.join(self._long_loops)}" if self._long_loops else ""
         return (
             f" ({factored} layers from inputs and cotangents, {known - factored} from their products, "
-            f"{len(self.general)} through their kernel's derivative, {len(self.dense)} other parameters{loops}{kept})"
+            f"{len(self.general)} through their kernel's derivative, {len(self.dense)} other parameters"
+            f"{scales}{loops}{kept})"
         )
 
     @property
@@ -140,6 +144,7 @@ class StructuredDerivatives(Implementation):
             group += s * g * f + rows * s * g * c
             if not self.factored.get(layers[0].index, False):
                 group += rows * g * f * c
+        group += sum(int(np.prod(layer.shape)) * 3 for layer in (k.layer for k in self.kernels if k.by_channel))
         return self._sum_of_bytes(left, right, group)
 
     def features(self, params: Any, x: jax.Array, write: bool) -> dict[tuple[int, int, int], Feature]:
@@ -147,7 +152,7 @@ class StructuredDerivatives(Implementation):
         leaves, dtype = jax.tree.leaves(params), self.network.dtype
         scales = kernel_derivatives.squared_scales(self.network, self.kernels, leaves)
         tangents = kernel_derivatives.scalar_tangents(self.network, self.kernels, self.weights, leaves)
-        channels = channel_scales.channel_factors(self.network, self.kernels, leaves)
+        channels = ChannelScales(self.network, self.kernels, self.weights, leaves)
         patches, blocks, dense = jax.vmap(lambda group: self._sweep(leaves, group, scales, tangents, channels))(x)
         features: dict[tuple[int, int, int], Feature] = {}
         for part, kernels in enumerate(self.shared):
@@ -187,7 +192,7 @@ class StructuredDerivatives(Implementation):
         x: jax.Array,
         scales: Mapping[int, jax.Array],
         tangents: Mapping[tuple[int, int], jax.Array],
-        channels: Mapping[int, channel_scales.ChannelFactors],
+        channels: ChannelScales,
     ) -> tuple[_ByIndex, _ByIndex, dict[tuple[int, int], jax.Array]]:
         """One group of examples.
 
@@ -198,25 +203,12 @@ class StructuredDerivatives(Implementation):
         network = self.network
         watched = [*(kernel.layer for kernel in self.kernels), *self.general]
         perturbations = {layer.index: jnp.zeros(layer.shape, layer.dtype) for layer in watched}
-        direct = {leaf: leaves[leaf] for leaf in self.dense if leaf in network.direct and leaf not in self._folded}
-
-        def forward(direct: _ByIndex, perturbations: _ByIndex) -> Any:
-            values = [direct.get(i, leaf) for i, leaf in enumerate(leaves)]
-            outputs, evaluation = network.run(values, x, perturbations=perturbations, frozen_kernels=True)
-            return outputs, evaluation.operands
-
-        outputs, pull, operands = jax.vjp(forward, direct, perturbations, has_aux=True)
+        outputs, pull, operands = self._linearized(leaves, x, perturbations)
         wide = network.dtype
         raw = {layer.index: layer.product.patches(operands[layer.index]).astype(wide) for layer in watched}
         moved = {key: jnp.einsum("sgf,gfc->sgc", raw[key[1]], tangent) for key, tangent in tangents.items()}
         patches = {kernel.layer.index: self._like_kernel(kernel, raw, scales) for kernel in self.kernels}
-        by_channel = {
-            (i, name): jnp.einsum("sgf,gfc->sgc", raw[i], value)
-            for i, factors in channels.items()
-            for name in ("base", "plus", "minus")
-            if (value := getattr(factors, name)) is not None
-        }
-        pull_factors = channel_scales.pull_factors(network, self.kernels, self.weights, leaves)
+        by_channel = channels.moved(raw)
         pull_kernels = kernel_derivatives.pullback(network, self.general, self.weights, leaves)
 
         def one(cotangent: jax.Array) -> tuple[_ByIndex, dict[tuple[int, int], jax.Array]]:
@@ -230,30 +222,37 @@ class StructuredDerivatives(Implementation):
             }
             for leaf, rows in pull_kernels(written).items():
                 dense[leaf] = dense.get(leaf, 0) + rows.astype(wide)
-            numbers = {key: jnp.einsum("sgc,sgc->gc", blocks[key[0]], value) for key, value in by_channel.items()}
-            for leaf, rows in pull_factors({i: numbers[i, "base"] for i in channels}).items():
+            of_factors, signed = channels.rows(by_channel, blocks)
+            for leaf, rows in of_factors.items():
                 dense[leaf] = dense.get(leaf, 0) + rows.astype(wide)
-            signed = {(leaf, 1): rows.reshape(-1) for leaf, rows in dense.items()}
-            for kernel in self.kernels:
-                if kernel.own and self.weights[kernel.leaf]:
-                    signed |= {
-                        (kernel.leaf, sign): numbers[kernel.layer.index, name].reshape(-1)
-                        for name, sign in (("plus", 1), ("minus", -1))
-                    }
-            blocks |= {i: blocks[i] * factors.factor for i, factors in channels.items()}
-            kept = {
-                i: jnp.einsum("sgf,sgc->gfc", patches[i], blocks[i]).reshape(-1)
-                if self._written_in_sweep(factored)
-                else blocks[i]
-                for i, factored in self.factored.items()
-            }
-            return kept, signed
+            blocks |= {i: blocks[i] * factors.factor for i, factors in channels.factors.items()}
+            return self._kept(patches, blocks), signed | {(leaf, 1): rows.reshape(-1) for leaf, rows in dense.items()}
 
         basis = self._basis(outputs)
         if outputs.shape[0] == 1:
             return patches, *jax.vmap(jax.vmap(one))(basis)
         rows = lax.map(one, basis.reshape(-1, *outputs.shape), batch_size=64)
         return patches, *jax.tree.map(lambda row: row.reshape(*basis.shape[:2], *row.shape[1:]), rows)
+
+    def _linearized(self, leaves: Sequence[jax.Array], x: jax.Array, perturbations: _ByIndex) -> Any:
+        """Outputs, their pullback to parameters used directly and to perturbations of the products, and operands."""
+        direct = {i: leaves[i] for i in self.dense if i in self.network.direct and i not in self._folded}
+
+        def forward(direct: _ByIndex, perturbations: _ByIndex) -> Any:
+            values = [direct.get(i, leaf) for i, leaf in enumerate(leaves)]
+            outputs, evaluation = self.network.run(values, x, perturbations=perturbations, frozen_kernels=True)
+            return outputs, evaluation.operands
+
+        return jax.vjp(forward, direct, perturbations, has_aux=True)
+
+    def _kept(self, patches: _ByIndex, blocks: _ByIndex) -> _ByIndex:
+        """By layer of known form, cotangents, or derivatives where these are written out in the sweep."""
+        return {
+            i: jnp.einsum("sgf,sgc->gfc", patches[i], blocks[i]).reshape(-1)
+            if self._written_in_sweep(factored)
+            else blocks[i]
+            for i, factored in self.factored.items()
+        }
 
     def _like_kernel(self, kernel: Kernel, raw: Mapping[int, jax.Array], scales: Mapping[int, jax.Array]) -> jax.Array:
         patches = raw[kernel.layer.index]
