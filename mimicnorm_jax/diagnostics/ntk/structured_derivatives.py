@@ -225,7 +225,7 @@ class StructuredDerivatives(Implementation):
             of_factors, signed = channels.rows(by_channel, blocks)
             for leaf, rows in of_factors.items():
                 dense[leaf] = dense.get(leaf, 0) + rows.astype(wide)
-            blocks |= {i: blocks[i] * factors.factor for i, factors in channels.factors.items()}
+            blocks |= {i: blocks[i] * factors.factor[None] for i, factors in channels.factors.items()}
             return self._kept(patches, blocks), signed | {(leaf, 1): rows.reshape(-1) for leaf, rows in dense.items()}
 
         basis = self._basis(outputs)

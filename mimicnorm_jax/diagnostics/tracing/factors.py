@@ -47,6 +47,8 @@ class _Value(Protocol):
 def transfer(equation: Any, inputs: Sequence[_Value]) -> Scaled | None:
     """An operation's result taken apart; None where it is not known to be such a product."""
     name = equation.primitive.name
+    if not jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating):
+        return None
     if name in ("mul", "div"):
         orders = [(0, 1), (1, 0)] if name == "mul" else [(0, 1)]
         found = (_times(equation, inputs[i], inputs[j], tuple(equation.invars[j].aval.shape)) for i, j in orders)
@@ -67,7 +69,7 @@ def transfer(equation: Any, inputs: Sequence[_Value]) -> Scaled | None:
 def _times(equation: Any, value: _Value, by: _Value, by_shape: tuple[int, ...]) -> Scaled | None:
     """`value` times (or over) `by`, of which it keeps the shape."""
     shape = tuple(equation.outvars[0].aval.shape)
-    if not jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating) or jnp.shape(value.value) != shape:
+    if jnp.shape(value.value) != shape:
         return None
     divided = equation.primitive.name == "div"
     same = frozenset(axis for axis in range(len(shape)) if not by_shape or by_shape[axis] == 1)

@@ -65,7 +65,12 @@ def test_piecewise_linear_biases():
 
 
 def _form(kernel, shape=(4, 4), dtype="float32"):
-    params = {"w": jnp.ones(shape, dtype), "u": jnp.ones(shape, dtype), "s": jnp.ones((), dtype), "v": jnp.ones(shape[-1:], dtype)}
+    params = {
+        "w": jnp.ones(shape, dtype),
+        "u": jnp.ones(shape, dtype),
+        "s": jnp.ones((), dtype),
+        "v": jnp.ones(shape[-1:], dtype),
+    }
 
     def apply_fn(params, x):
         return x @ kernel(params["w"], params)
