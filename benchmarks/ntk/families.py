@@ -69,6 +69,24 @@ class Recurrent(nn.Module):
         return nn.Dense(3, **WIDE)(states[:, -1])
 
 
+class Layer(nn.Module):
+    """A residual layer of a scan."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return x + nn.Dense(8, **WIDE)(nn.gelu(nn.Dense(16, **WIDE)(nn.LayerNorm(**WIDE)(x)))), None
+
+
+class Scanned(nn.Module):
+    """Three layers whose parameters are stacked (`nn.scan`), on the rows of an image as tokens."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Dense(8, **WIDE)(x.reshape(len(x), x.shape[1], -1))
+        layers = nn.scan(nn.remat(Layer), variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        return nn.Dense(3, **WIDE)(layers()(x, None)[0].mean(1))
+
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "perceptron": Perceptron,
     "convolutions": lambda: Convolutional(lambda c: nn.Conv(c, (3, 3), **WIDE)),
@@ -81,7 +99,9 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "resnet8, MimicNorm": lambda: models.create("resnet8", **RESNET),
     "resnet8, BatchNorm with running averages": lambda: models.create("resnet8", method="batchnorm", **RESNET),
     "transformer": Attention,
+    "transformer's layers in a scan": Scanned,
     "recurrent": Recurrent,
+    "resnet8, weight standardization and GroupNorm": lambda: models.create("resnet8", method="ws_gn", **RESNET),
 }
 
 
@@ -115,6 +135,8 @@ def measure(family: str) -> Record:
         "through_kernel": sum(sizes[leaf] for leaf in through),
         "by_example": sum(sizes[leaf] for leaf in how.dense if leaf not in through),
         "error": float(np.abs(found - exact).max() / np.abs(exact).max()),
+        "by_channel": sum(kernel.by_channel for kernel in how.kernels),
+        "in_loops": len(how.network.looped),
         "proven": plan.independence is not None and plan.independence.proven,
         "machine": _results.machine(),
     }
@@ -140,8 +162,10 @@ def page(records: list[Record]) -> str:
 {_results.table(header, rows)}
 
 Shares of the parameters; largest error relative to the largest entry of the product of explicit Jacobians, in float64.
-Layerwise: no derivative by the parameter is formed where its factors are cheaper. Layers inside a loop (`recurrent`)
-are differentiated by example: right, and slower.
+Layerwise: no derivative by the parameter is formed where its factors are cheaper. Kernels with a factor by channel
+(weight standardization and normalization) are layerwise where that is cheaper, which small convolutions of large images
+are not: then they go through their kernel. Layers inside a loop of few turns are layers of their own where that is
+cheaper; else they are differentiated by example.
 
 Command: `python -m benchmarks.ntk.families`. Machine: {_results.machines(records)}.
 """

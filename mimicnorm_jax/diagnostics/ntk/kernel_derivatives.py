@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from mimicnorm_jax.diagnostics.ntk.matching import Kernel
+from mimicnorm_jax.diagnostics.ntk.matching import Kernel, shared
 from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
 
 
@@ -30,15 +31,23 @@ def squared_scales(network: TracedNetwork, kernels: Sequence[Kernel], leaves: Se
     scales: dict[int, Any] = {kernel.layer.index: jnp.ones((), network.dtype) for kernel in kernels}
     if not scaled:
         return scales
-    layers = [kernel.layer.index for kernel in scaled]
-    chosen = {kernel.leaf: leaves[kernel.leaf] for kernel in scaled}
+    groups = shared(scaled)
+    heads = [group[0] for group in groups]
+    layers, of_leaf = [kernel.layer.index for kernel in heads], [kernel.leaf for kernel in heads]
+    turns = [of_leaf[:i].count(leaf) for i, leaf in enumerate(of_leaf)]
+    chosen = {kernel.leaf: leaves[kernel.leaf] for kernel in heads}
     values, pull = jax.vjp(lambda chosen: _kernels_of(network, leaves, chosen, layers), chosen)
-    entries = [jnp.zeros_like(k).at[(0,) * k.ndim].set(1) for k in values]
-    pulled = pull(entries)[0]
-    for kernel in scaled:
-        fan_in = kernel.layer.product.sizes[2]
-        share = 1 - 1 / fan_in if kernel.centered else 1.0
-        scales[kernel.layer.index] = jnp.sum(pulled[kernel.leaf].astype(network.dtype) ** 2) / share
+
+    def squares(turn: jax.Array) -> dict[int, jax.Array]:
+        """By leaf, of one kernel of each: several kernels may be parts of it."""
+        entries = [jnp.zeros_like(k).at[(0,) * k.ndim].set(turn == mine) for k, mine in zip(values, turns, strict=True)]
+        return {leaf: jnp.sum(pulled.astype(network.dtype) ** 2) for leaf, pulled in pull(entries)[0].items()}
+
+    found = lax.map(squares, jnp.arange(max(turns) + 1))
+    for group, turn in zip(groups, turns, strict=True):
+        for kernel in group:
+            share = 1 - 1 / kernel.layer.product.sizes[2] if kernel.centered else 1.0
+            scales[kernel.layer.index] = found[kernel.leaf][turn] / share
     return scales
 
 

@@ -1,8 +1,9 @@
 """The tangent kernel from layer inputs and cotangents: no derivative by a kernel is formed where factors are cheaper.
 
 One backward sweep per output gives every layer's cotangents at once; with the layer's input they are its derivatives.
-A kernel that is a parameter, scaled or centered (or neither), contributes through its patches, scaled or centered. A
-scalar folded into a kernel contributes through the product with the kernel's derivative. Everything else (biases,
+A kernel that is a parameter, scaled or centered (or neither), contributes through its patches, scaled or centered; one
+with a factor by channel, such as a standardized one, also through two numbers a channel (`channel_scales`). A scalar
+folded into a kernel contributes through the product with the kernel's derivative. Everything else (biases,
 normalization parameters, layers of no known kind) is differentiated in the same sweep, example by example.
 
 Structured derivatives in the words of Novak, Sohl-Dickstein & Schoenholz (2022), Fast Finite Width Neural Tangent
@@ -10,7 +11,9 @@ Kernel, who know each primitive's derivative by its operands; here a product's f
 jaxpr, and the order of contractions follows from a layer's sizes.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -19,10 +22,11 @@ import numpy as np
 from jax import lax
 
 from mimicnorm_jax.diagnostics.ntk import kernel_derivatives
-from mimicnorm_jax.diagnostics.ntk.features import FactoredJacobian, Feature, Jacobian, costs
+from mimicnorm_jax.diagnostics.ntk.channel_scales import ChannelScales, others
+from mimicnorm_jax.diagnostics.ntk.features import FactoredJacobian, Feature, Jacobian, contract, costs
 from mimicnorm_jax.diagnostics.ntk.implementation import Counts, Implementation, Request
-from mimicnorm_jax.diagnostics.ntk.matching import Kernel, match_kernels
-from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall
+from mimicnorm_jax.diagnostics.ntk.matching import Kernel, match_kernels, shared
+from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
 
 _ByIndex = dict[int, jax.Array]
 
@@ -43,7 +47,16 @@ class StructuredDerivatives(Implementation):
 
     def __init__(self, request: Request, counts: Counts) -> None:
         super().__init__(request, counts)
-        self.network, self.weights = request.network, request.weights
+        unrolled = request.network.unrolled()
+        self._long_loops = unrolled.kept_loops
+        self._read(unrolled)
+        if self.network.looped and not any(self.factored[i] for i in self.network.looped if i in self.factored):
+            self._read(request.network)  # laid open, the loop would cost as much
+
+    def _read(self, network: TracedNetwork) -> None:
+        """Decides how each parameter is differentiated."""
+        self.request = replace(self.request, network=network)
+        self.network, self.weights = network, self.request.weights
         matched = match_kernels(self.network)
         self.kernels: list[Kernel] = []
         self.general: list[LayerCall] = []
@@ -51,28 +64,40 @@ class StructuredDerivatives(Implementation):
         for layer in self.network.layers:
             if not any(self.weights[leaf] for leaf in layer.leaves):
                 continue
-            if layer.index in matched:
-                kernel = matched[layer.index]
+            kernel = matched.get(layer.index)
+            if kernel is not None and (not kernel.by_channel or self._price((kernel,))[0]):
                 self.kernels.append(kernel)
-                dense |= {scalar for scalar in kernel.scalars if self.weights[scalar]}
+                rest = (*kernel.scalars, *others(kernel))
+                dense |= {leaf for leaf in rest if self.weights[leaf]}
             else:
                 self.general.append(layer)
                 dense |= {leaf for leaf in layer.leaves if self.weights[leaf]}
         self.dense = tuple(sorted(dense))
-        self._sizes = {leaf: int(np.prod(request.params[leaf].shape)) for leaf in self.dense}
+        self.shared = shared(self.kernels)
+        self._sizes = {leaf: int(np.prod(self.request.params[leaf].shape)) for leaf in self.dense}
         self.factored, self._contraction_macs = self._choose()
         self._folded = self._folded_biases()
 
     def _choose(self) -> tuple[dict[int, bool], float]:
         """By layer, whether its derivatives stay factored, which is what is cheaper; and the MACs of all layers."""
-        request, factored, total = self.request, dict[int, bool](), 0.0
-        groups, symmetric = (self.counts[0], self.counts[1] or self.counts[0]), self.counts[1] is None
-        for kernel in self.kernels:
-            sizes = kernel.layer.product.sizes
-            cost = costs(sizes, groups, request.examples, request.outputs, request.output, symmetric)
-            factored[kernel.layer.index] = cost["factored"] < cost["written"]
-            total += min(cost.values())
+        factored, total = dict[int, bool](), 0.0
+        for kernels in self.shared:
+            cheaper, macs = self._price(kernels)
+            factored |= {kernel.layer.index: cheaper for kernel in kernels}
+            total += macs
         return factored, total
+
+    def _price(self, kernels: Sequence[Kernel]) -> tuple[bool, float]:
+        """Whether derivatives are cheaper as factors than written out, and the MACs of what is cheaper."""
+        request, (_, g, f, c) = self.request, kernels[0].layer.product.sizes
+        s = sum(kernel.layer.product.sizes[0] for kernel in kernels)
+        groups, symmetric = (self.counts[0], self.counts[1] or self.counts[0]), self.counts[1] is None
+        cost = costs((s, g, f, c), groups, request.examples, request.outputs, request.output, symmetric)
+        if kernels[0].by_channel:  # two more numbers a channel
+            pairs = request.rows * (request.rows if request.output == "full" else request.examples)
+            sweep = self._sides * 3 * s * g * c * (f + request.rows)
+            cost["factored"] += sweep + self._pairs * pairs * 2 * g * c
+        return cost["factored"] < cost["written"], min(cost.values())
 
     def _folded_biases(self) -> set[int]:
         """Biases whose contribution goes with their kernel's: it is that of one more input, the constant 1."""
@@ -80,16 +105,24 @@ class StructuredDerivatives(Implementation):
             return set()
         return {
             kernel.bias
-            for kernel in self.kernels
-            if self.factored[kernel.layer.index] and kernel.bias is not None and self.weights[kernel.leaf]
+            for kernel, *others in self.shared
+            if not others
+            and self.factored[kernel.layer.index]
+            and kernel.bias is not None
+            and self.weights[kernel.leaf]
         }
 
     @property
     def detail(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         factored, known = sum(self.factored.values()), len(self.kernels)
+        by_channel = sum(kernel.by_channel for kernel in self.kernels)
+        scales = f", {by_channel} of the layers with a factor by channel" if by_channel else ""
+        loops = f", {len(self.network.looped)} of the layers in unrolled loops" if self.network.looped else ""
+        kept = f", loops differentiated by example: {'; '.join(self._long_loops)}" if self._long_loops else ""
         return (
             f" ({factored} layers from inputs and cotangents, {known - factored} from their products, "
-            f"{len(self.general)} through their kernel's derivative, {len(self.dense)} other parameters)"
+            f"{len(self.general)} through their kernel's derivative, {len(self.dense)} other parameters"
+            f"{scales}{loops}{kept})"
         )
 
     @property
@@ -103,33 +136,51 @@ class StructuredDerivatives(Implementation):
     def bytes(self, left: int, right: int) -> int:
         rows = self.request.rows
         group = rows * sum(self._sizes.values()) + self.request.activations
-        for layer in (*(kernel.layer for kernel in self.kernels), *self.general):
-            s, g, f, c = layer.product.sizes
+        for layers in (
+            *([kernel.layer for kernel in kernels] for kernels in self.shared),
+            *([g] for g in self.general),
+        ):
+            s, (_, g, f, c) = sum(layer.product.sizes[0] for layer in layers), layers[0].product.sizes
             group += s * g * f + rows * s * g * c
-            if not self.factored.get(layer.index, False):
+            if not self.factored.get(layers[0].index, False):
                 group += rows * g * f * c
+        group += sum(int(np.prod(layer.shape)) * 3 for layer in (k.layer for k in self.kernels if k.by_channel))
         return self._sum_of_bytes(left, right, group)
 
-    def features(self, params: Any, x: jax.Array, write: bool) -> dict[int, Feature]:
-        """Derivatives of all examples, by leaf."""
+    def features(self, params: Any, x: jax.Array, write: bool) -> dict[tuple[int, int, int], Feature]:
+        """Derivatives of all examples, by leaf, a number and a sign; contributions add up with their sign."""
         leaves, dtype = jax.tree.leaves(params), self.network.dtype
         scales = kernel_derivatives.squared_scales(self.network, self.kernels, leaves)
         tangents = kernel_derivatives.scalar_tangents(self.network, self.kernels, self.weights, leaves)
-        patches, blocks, dense = jax.vmap(lambda group: self._sweep(leaves, group, scales, tangents))(x)
-        features: dict[int, Feature] = {}
-        for kernel in self.kernels:
-            i = kernel.layer.index
+        channels = ChannelScales(self.network, self.kernels, self.weights, leaves)
+        patches, blocks, dense = jax.vmap(lambda group: self._sweep(leaves, group, scales, tangents, channels))(x)
+        features: dict[tuple[int, int, int], Feature] = {}
+        for part, kernels in enumerate(self.shared):
+            layers, kernel = [each.layer.index for each in kernels], kernels[0]
+            factored, key = self.factored[layers[0]], (kernel.leaf, part, 1)
             if not self.weights[kernel.leaf]:
                 continue
-            if self._written_in_sweep(self.factored[i]):
-                features[kernel.leaf] = Jacobian(blocks[i])
+            if self._written_in_sweep(factored):
+                features[key] = Jacobian(functools.reduce(jnp.add, [blocks[i] for i in layers]))
                 continue
             bias = 0.0 if kernel.bias is None or kernel.bias not in self._folded else self.weights[kernel.bias]
-            feature = FactoredJacobian(patches[i], blocks[i], jnp.asarray(bias, dtype), self.factored[i])
-            features[kernel.leaf] = feature.rows() if write and not self.factored[i] else feature
-        for leaf, rows in dense.items():
-            features[leaf] = Jacobian(rows * jnp.sqrt(jnp.asarray(self.weights[leaf], dtype)))
+            # The derivative by a kernel of several uses is the sum over the positions of all of them.
+            positions = [
+                jnp.concatenate([found[i] for i in layers], axis) for found, axis in ((patches, 1), (blocks, 3))
+            ]
+            feature = FactoredJacobian(*positions, jnp.asarray(bias, dtype), factored)
+            features[key] = feature.rows() if write and not factored else feature
+        for (leaf, sign), rows in dense.items():
+            features[leaf, len(self.shared), sign] = Jacobian(rows * jnp.sqrt(jnp.asarray(self.weights[leaf], dtype)))
         return features
+
+    def contract(self, params: Any, left: Any, right: Any, symmetric: bool) -> dict[str, jax.Array]:
+        found: dict[str, jax.Array] = {}
+        for key in sorted(left):
+            title = self.network.titles[key[0]]
+            block = key[2] * contract(left[key], right[key], self.request.output, symmetric)
+            found[title] = found[title] + block if title in found else block
+        return found
 
     def _written_in_sweep(self, factored: bool) -> bool:
         """Whether a layer's derivatives are written out within the sweep: where a sweep of a whole batch is large."""
@@ -141,31 +192,26 @@ class StructuredDerivatives(Implementation):
         x: jax.Array,
         scales: Mapping[int, jax.Array],
         tangents: Mapping[tuple[int, int], jax.Array],
-    ) -> tuple[_ByIndex, _ByIndex, _ByIndex]:
+        channels: ChannelScales,
+    ) -> tuple[_ByIndex, _ByIndex, dict[tuple[int, int], jax.Array]]:
         """One group of examples.
 
         Returns:
           By layer, patches, scaled and centered like the kernel; by layer, cotangents `(q, o, s, g, c)` or derivatives
-          `(q, o, k)`; by leaf, derivatives `(q, o, k)`.
+          `(q, o, k)`; by leaf and sign, derivatives `(q, o, k)`.
         """
         network = self.network
         watched = [*(kernel.layer for kernel in self.kernels), *self.general]
         perturbations = {layer.index: jnp.zeros(layer.shape, layer.dtype) for layer in watched}
-        direct = {leaf: leaves[leaf] for leaf in self.dense if leaf in network.direct and leaf not in self._folded}
-
-        def forward(direct: _ByIndex, perturbations: _ByIndex) -> Any:
-            values = [direct.get(i, leaf) for i, leaf in enumerate(leaves)]
-            outputs, evaluation = network.run(values, x, perturbations=perturbations, frozen_kernels=True)
-            return outputs, evaluation.operands
-
-        outputs, pull, operands = jax.vjp(forward, direct, perturbations, has_aux=True)
+        outputs, pull, operands = self._linearized(leaves, x, perturbations)
         wide = network.dtype
         raw = {layer.index: layer.product.patches(operands[layer.index]).astype(wide) for layer in watched}
         moved = {key: jnp.einsum("sgf,gfc->sgc", raw[key[1]], tangent) for key, tangent in tangents.items()}
         patches = {kernel.layer.index: self._like_kernel(kernel, raw, scales) for kernel in self.kernels}
+        by_channel = channels.moved(raw)
         pull_kernels = kernel_derivatives.pullback(network, self.general, self.weights, leaves)
 
-        def one(cotangent: jax.Array) -> tuple[_ByIndex, _ByIndex]:
+        def one(cotangent: jax.Array) -> tuple[_ByIndex, dict[tuple[int, int], jax.Array]]:
             direct, by_layer = pull(cotangent)
             dense = {leaf: rows.astype(wide) for leaf, rows in direct.items()}
             blocks = {layer.index: layer.product.outputs(by_layer[layer.index]).astype(wide) for layer in watched}
@@ -176,19 +222,37 @@ class StructuredDerivatives(Implementation):
             }
             for leaf, rows in pull_kernels(written).items():
                 dense[leaf] = dense.get(leaf, 0) + rows.astype(wide)
-            kept = {
-                i: jnp.einsum("sgf,sgc->gfc", patches[i], blocks[i]).reshape(-1)
-                if self._written_in_sweep(factored)
-                else blocks[i]
-                for i, factored in self.factored.items()
-            }
-            return kept, {leaf: rows.reshape(-1) for leaf, rows in dense.items()}
+            of_factors, signed = channels.rows(by_channel, blocks)
+            for leaf, rows in of_factors.items():
+                dense[leaf] = dense.get(leaf, 0) + rows.astype(wide)
+            blocks |= {i: blocks[i] * factors.factor[None] for i, factors in channels.factors.items()}
+            return self._kept(patches, blocks), signed | {(leaf, 1): rows.reshape(-1) for leaf, rows in dense.items()}
 
         basis = self._basis(outputs)
         if outputs.shape[0] == 1:
             return patches, *jax.vmap(jax.vmap(one))(basis)
         rows = lax.map(one, basis.reshape(-1, *outputs.shape), batch_size=64)
         return patches, *jax.tree.map(lambda row: row.reshape(*basis.shape[:2], *row.shape[1:]), rows)
+
+    def _linearized(self, leaves: Sequence[jax.Array], x: jax.Array, perturbations: _ByIndex) -> Any:
+        """Outputs, their pullback to parameters used directly and to perturbations of the products, and operands."""
+        direct = {i: leaves[i] for i in self.dense if i in self.network.direct and i not in self._folded}
+
+        def forward(direct: _ByIndex, perturbations: _ByIndex) -> Any:
+            values = [direct.get(i, leaf) for i, leaf in enumerate(leaves)]
+            outputs, evaluation = self.network.run(values, x, perturbations=perturbations, frozen_kernels=True)
+            return outputs, evaluation.operands
+
+        return jax.vjp(forward, direct, perturbations, has_aux=True)
+
+    def _kept(self, patches: _ByIndex, blocks: _ByIndex) -> _ByIndex:
+        """By layer of known form, cotangents, or derivatives where these are written out in the sweep."""
+        return {
+            i: jnp.einsum("sgf,sgc->gfc", patches[i], blocks[i]).reshape(-1)
+            if self._written_in_sweep(factored)
+            else blocks[i]
+            for i, factored in self.factored.items()
+        }
 
     def _like_kernel(self, kernel: Kernel, raw: Mapping[int, jax.Array], scales: Mapping[int, jax.Array]) -> jax.Array:
         patches = raw[kernel.layer.index]

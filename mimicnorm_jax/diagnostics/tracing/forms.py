@@ -71,8 +71,8 @@ class Sums:
 Form = Constant | Uniform | Other | Entries | Sums
 CONSTANT, OTHER = Constant(), Other()
 _NAMES = "convert_element_type copy copy_p reduce_precision sharding_constraint reshard name row_major"
-_KEEP = frozenset(_NAMES.split())
-_SHAPES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "rev")
+KEEP = frozenset(_NAMES.split())
+SHAPES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "rev")
 
 
 def of_parameter(leaf: int, size: int) -> Entries:
@@ -105,7 +105,7 @@ def transfer(equation: Any, forms: Sequence[Form], depends_on_params: bool) -> l
     differentiable = [jnp.issubdtype(v.aval.dtype, jnp.floating) for v in outputs]
     if "custom_vjp" in name and depends_on_params:
         return [OTHER] * len(outputs)  # its derivative is any function
-    if name in (*_KEEP, *_SHAPES, "neg", "mul", "div", "add", "add_any", "sub", "reduce_sum") and differentiable[0]:
+    if name in (*KEEP, *SHAPES, "neg", "mul", "div", "add", "add_any", "sub", "reduce_sum") and differentiable[0]:
         found = _linear(equation, forms) if moved else None
         if found is not None:
             return [found]
@@ -119,11 +119,11 @@ def transfer(equation: Any, forms: Sequence[Form], depends_on_params: bool) -> l
 def _constant(equation: Any, forms: Sequence[Form]) -> Form:
     """Of an operation on values that no large parameter moves."""
     name, aval = equation.primitive.name, equation.outvars[0].aval
-    if len(forms) == 1 and (name in _KEEP or name in _SHAPES) and isinstance(forms[0], Uniform):
+    if len(forms) == 1 and (name in KEEP or name in SHAPES) and isinstance(forms[0], Uniform):
         root = forms[0].root
         if isinstance(root, float) and name == "convert_element_type":
             return Uniform(float(np.asarray(root).astype(aval.dtype)))
-        return forms[0] if isinstance(root, float) or name in _SHAPES else Uniform(object())
+        return forms[0] if isinstance(root, float) or name in SHAPES else Uniform(object())
     known = name in ELEMENTWISE and name not in CUSTOM
     if math.prod(aval.shape) == 1 or (known and all(_uniform(form) is not None for form in forms)):
         return Uniform(object())
@@ -139,9 +139,9 @@ def _uniform(form: Form) -> Uniform | None:
 def _linear(equation: Any, forms: Sequence[Form]) -> Form | None:
     """Of an operation that is linear in a parameter; None if it may not be."""
     name = equation.primitive.name
-    if name in _KEEP:
+    if name in KEEP:
         return forms[0]
-    if name in _SHAPES:
+    if name in SHAPES:
         return _reshaped(equation, forms[0])
     if name == "reduce_sum":
         return _summed(equation, forms[0])
@@ -219,7 +219,9 @@ def _centered(
     form: Entries, sums: Sums, sign: float, shape: Sequence[int], out: Sequence[int], dtype: Any
 ) -> Form | None:
     """`form` and its mean taken away, if `sums` is its mean."""
-    if tuple(shape) != tuple(out) or tuple(shape) != sums.shape or form.repeated or form.layout != sums.of.layout:
+    if tuple(shape) != tuple(out) or tuple(shape) != sums.shape or form.repeated:
+        return None
+    if (form.leaf, form.layout) != (sums.of.leaf, sums.of.layout):
         return None
     for axis, side in enumerate(shape):
         counted = sums.counts[axis] if len(sums.counts) == len(shape) else -1

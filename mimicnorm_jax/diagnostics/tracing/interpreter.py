@@ -2,20 +2,20 @@
 
 Works on the network's jaxpr, so it sees any pure function: Flax modules, ours or not, and networks written by hand,
 through jit, remat and custom derivatives. A product inside a loop (`scan`, `while`, `cond`) is not looked into: its
-parameters count as used directly.
+parameters count as used directly. Of `TracedNetwork.unrolled`, scans of few turns are read turn by turn.
 """
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
-from mimicnorm_jax.diagnostics.tracing import forms, jaxprs
+from mimicnorm_jax.diagnostics.tracing import factors, forms, jaxprs
+from mimicnorm_jax.diagnostics.tracing.jaxpr_interpreter import JaxprInterpreter, Value
 from mimicnorm_jax.diagnostics.tracing.outputs import check_outputs
 from mimicnorm_jax.diagnostics.tracing.parameters import (
     ApplyFn,
@@ -43,6 +43,7 @@ class LayerCall:
       shape: of the product.
       form: what the kernel is as a function of parameters.
       bias_form: what is added, likewise, and its shape.
+      scaled: the kernel taken apart into a parameter and a factor, its arrays left out; or None.
     """
 
     index: int
@@ -54,95 +55,7 @@ class LayerCall:
     shape: tuple[int, ...]
     form: forms.Form
     bias_form: tuple[forms.Form, tuple[int, ...]] | None
-
-
-@dataclass(frozen=True)
-class _Value:
-    """A value on the way through the network: whether the inputs reach it, and which parameters do without them.
-
-    `layer` is the product that it is, unchanged; `form` says what it is as a function of parameters.
-    """
-
-    value: Any
-    depends_on_input: bool = False
-    leaves: frozenset[int] = frozenset()
-    layer: int | None = None
-    form: forms.Form = forms.OTHER
-
-
-_OnProduct = Callable[[Any, Sequence[_Value], Conv | Dot, bool], Any]
-
-
-class _JaxprInterpreter:
-    """One evaluation of a jaxpr, with `on_product` in place of every product with a kernel.
-
-    A `params_only` one evaluates only what depends on parameters alone; everything else is None.
-    """
-
-    def __init__(self, on_product: _OnProduct, params_only: bool = False) -> None:
-        self.on_product, self.params_only = on_product, params_only
-        self.num_layers = 0
-        self.direct: Counter[int] = Counter()
-        self.uses: Counter[int | None] = Counter()
-        self.biases: dict[int, _Value] = {}
-
-    def run(self, closed: core.ClosedJaxpr, arguments: Sequence[_Value]) -> list[_Value]:
-        jaxpr = closed.jaxpr
-        environment: dict[Any, _Value] = dict(zip(jaxpr.invars, arguments, strict=True))
-        environment |= zip(jaxpr.constvars, map(_constant, closed.consts), strict=True)
-
-        def read(atom: Any) -> _Value:
-            return _constant(atom.val) if isinstance(atom, core.Literal) else environment[atom]
-
-        for equation in jaxpr.eqns:
-            outputs = self._equation(equation, [read(atom) for atom in equation.invars])
-            environment |= zip(equation.outvars, outputs, strict=True)
-        return [read(atom) for atom in jaxpr.outvars]
-
-    def _equation(self, equation: Any, inputs: Sequence[_Value]) -> Sequence[_Value]:
-        name, depends_on_input = equation.primitive.name, any(value.depends_on_input for value in inputs)
-        if (program := jaxprs.called(equation)) is not None:
-            return self.run(program, inputs)
-        self.uses.update(value.layer for value in inputs)
-        if depends_on_input and (found := _product(equation, inputs)) is not None:
-            self.num_layers += 1
-            return [_Value(self.on_product(equation, inputs, *found), depends_on_input=True, layer=self.num_layers - 1)]
-        if depends_on_input and self.params_only:
-            results = [None] * len(equation.outvars)
-        else:
-            results = jaxprs.evaluate(equation, [value.value for value in inputs])
-            results = results if equation.primitive.multiple_results else [results]
-        leaves = frozenset().union(*(value.leaves for value in inputs))
-        if not depends_on_input:
-            found = forms.transfer(equation, [value.form for value in inputs], bool(leaves))
-            return [_Value(result, leaves=leaves, form=form) for result, form in zip(results, found, strict=True)]
-        self.direct.update(leaves)
-        if name == "add":
-            self._note_bias(*inputs)
-        return [_Value(result, depends_on_input=True) for result in results]
-
-    def _note_bias(self, first: _Value, second: _Value) -> None:
-        for product, bias in ((first, second), (second, first)):
-            if product.layer is not None and len(bias.leaves) == 1 and not bias.depends_on_input:
-                self.biases[product.layer] = bias
-
-
-def _product(equation: Any, inputs: Sequence[_Value]) -> tuple[Conv | Dot, bool] | None:
-    """The product's form and whether the kernel is its first operand, if the equation is one."""
-    if equation.primitive.name not in ("dot_general", "conv_general_dilated"):
-        return None
-    first, second = inputs
-    shapes = [atom.aval.shape for atom in equation.invars]
-    if not all(jnp.issubdtype(atom.aval.dtype, jnp.floating) for atom in (*equation.invars, *equation.outvars)):
-        return None  # an integer product's kernel has no derivative, a complex one's is not what is wanted
-    kernel_first = not first.depends_on_input and bool(first.leaves)
-    if not kernel_first and (second.depends_on_input or not second.leaves):
-        return None
-    if equation.primitive.name == "dot_general":
-        return Dot.of(equation.params, shapes, kernel_first), kernel_first
-    if kernel_first or equation.params["batch_group_count"] != 1:
-        return None
-    return Conv.of(equation.params, shapes), False
+    scaled: factors.Scaled | None = None
 
 
 @dataclass(frozen=True)
@@ -165,11 +78,14 @@ class TracedNetwork:
     Attributes:
       paths: of the parameters that are arrays, in the order of the tree's leaves.
       titles: the same as text, all different.
+      shapes: shapes and types of these.
       sizes: number of entries of each.
       layers: every product of activations with a kernel, in the order of evaluation.
       direct: indices of the parameters that reach the outputs in another way than through layers' kernels.
       outputs: shape and dtype of the outputs.
       program: the network's jaxpr, of parameters and inputs.
+      looped: indices of the layers within loops that are unrolled.
+      kept_loops: loops that may hold layers and are too long to be unrolled, and why.
 
     Raises:
       ValueError: if the network does not return one array `(N, O)`.
@@ -186,20 +102,33 @@ class TracedNetwork:
         self.program, outputs = jax.make_jaxpr(apply_fn, return_shape=True)(*shapes)
         check_outputs(outputs, x.shape)
         self.outputs: Any = outputs
+        self.shapes, self._unroll = jax.tree.leaves(shapes[0]), False
+        self._analyze()
+
+    def unrolled(self) -> "TracedNetwork":
+        """The same network with the layers in its scans of few turns laid open; itself, if there are none."""
+        other = copy.copy(self)
+        other._unroll = True
+        other._analyze()
+        return other if other.looped or other.kept_loops else self
+
+    def _analyze(self) -> None:
+        """Finds the layers."""
         found: list[Any] = []
 
-        def note(equation: Any, inputs: Sequence[_Value], form: Conv | Dot, kernel_first: bool) -> None:
+        def note(equation: Any, inputs: Sequence[Value], form: Conv | Dot, kernel_first: bool) -> None:
             found.append((form, inputs[not kernel_first], equation.outvars[0].aval))
 
-        interpreter = _JaxprInterpreter(note, params_only=True)
+        interpreter = JaxprInterpreter(note, params_only=True, unroll=self._unroll)
 
         def analyze(leaves: Sequence[jax.Array]) -> None:
             for value in interpreter.run(self.program, self._arguments(leaves, None)):
                 interpreter.direct.update(value.leaves)
                 interpreter.uses[value.layer] += 1
 
-        jax.eval_shape(analyze, jax.tree.leaves(shapes[0]))
+        jax.eval_shape(analyze, self.shapes)
         self.direct = frozenset(interpreter.direct)
+        self.looped, self.kept_loops = frozenset(interpreter.looped), tuple(interpreter.kept)
         names = unique([self._name(kernel.leaves) for _, kernel, _ in found])
         in_kernels = {leaf for _, kernel, _ in found for leaf in kernel.leaves}
         candidates = {
@@ -218,16 +147,17 @@ class TracedNetwork:
                 *(i, name, form, tuple(sorted(kernel.leaves)), candidates.get(i), aval.dtype, aval.shape),
                 kernel.form,
                 bias_forms.get(i),
+                None if kernel.scaled is None else replace(kernel.scaled, base=None, factor=None),
             )
             for i, (name, (form, kernel, aval)) in enumerate(zip(names, found, strict=True))
         ]
 
-    def _arguments(self, leaves: Sequence[Any], x: Any) -> list[_Value]:
+    def _arguments(self, leaves: Sequence[Any], x: Any) -> list[Value]:
         arguments = []
         for i, (leaf, differentiated) in enumerate(zip(leaves, self._differentiated, strict=True)):
             form = forms.of_parameter(i, leaf.size) if differentiated else forms.of_constant(leaf)
-            arguments.append(_Value(leaf, leaves=frozenset([i] if differentiated else []), form=form))
-        return [*arguments, _Value(x, depends_on_input=True)]
+            arguments.append(Value(leaf, leaves=frozenset([i] if differentiated else []), form=form))
+        return [*arguments, Value(x, depends_on_input=True)]
 
     def _name(self, leaves: frozenset[int]) -> str:
         """Path of the layer that a kernel's parameters belong to: what their paths share."""
@@ -259,7 +189,7 @@ class TracedNetwork:
         perturbations = perturbations or {}
         evaluation = Evaluation([], [], [])
 
-        def on_product(equation: Any, inputs: Sequence[_Value], form: Conv | Dot, kernel_first: bool) -> jax.Array:
+        def on_product(equation: Any, inputs: Sequence[Value], form: Conv | Dot, kernel_first: bool) -> jax.Array:
             index = len(evaluation.products)
             kernel, operand = inputs[not kernel_first].value, inputs[kernel_first].value
             if frozen_kernels:
@@ -272,7 +202,9 @@ class TracedNetwork:
             evaluation.products.append(y)
             return y
 
-        outputs = _JaxprInterpreter(on_product).run(self.program, self._arguments(self.arrays(params), x))
+        outputs = JaxprInterpreter(on_product, unroll=self._unroll).run(
+            self.program, self._arguments(self.arrays(params), x)
+        )
         return outputs[0].value, evaluation
 
     @property
@@ -287,14 +219,18 @@ class TracedNetwork:
 
     def kernels(self, params: Any) -> list[jax.Array]:
         """The kernel of every layer, in the layer's own shape; evaluates no activation."""
-        kernels: list[Any] = []
+        return [kernel.value for kernel in self._kernels(params)]
 
-        def on_product(equation: Any, inputs: Sequence[_Value], form: Conv | Dot, kernel_first: bool) -> None:
-            kernels.append(inputs[not kernel_first].value)
+    def scaled_kernels(self, params: Any) -> list[factors.Scaled | None]:
+        """The kernel of every layer taken apart, likewise."""
+        return [kernel.scaled for kernel in self._kernels(params)]
 
-        _JaxprInterpreter(on_product, params_only=True).run(self.program, self._arguments(self.arrays(params), None))
+    def _kernels(self, params: Any) -> list[Value]:
+        kernels: list[Value] = []
+
+        def on_product(equation: Any, inputs: Sequence[Value], form: Conv | Dot, kernel_first: bool) -> None:
+            kernels.append(inputs[not kernel_first])
+
+        interpreter = JaxprInterpreter(on_product, params_only=True, unroll=self._unroll)
+        interpreter.run(self.program, self._arguments(self.arrays(params), None))
         return kernels
-
-
-def _constant(value: Any) -> _Value:
-    return _Value(value, form=forms.of_constant(value))

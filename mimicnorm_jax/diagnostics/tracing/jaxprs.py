@@ -61,6 +61,18 @@ def operations(program: core.ClosedJaxpr) -> Iterator[Any]:
                     yield from operations(closed(inner))
 
 
+def pruned(program: core.ClosedJaxpr, outputs: Sequence[int]) -> core.ClosedJaxpr:
+    """A program with those of its results alone, and the operations that they need."""
+    jaxpr, kept = program.jaxpr, []
+    results = [jaxpr.outvars[i] for i in outputs]
+    needed = {atom for atom in results if not isinstance(atom, core.Literal)}
+    for equation in reversed(jaxpr.eqns):
+        if needed & set(equation.outvars):
+            kept.append(equation)
+            needed |= {atom for atom in equation.invars if not isinstance(atom, core.Literal)}
+    return core.ClosedJaxpr(jaxpr.replace(eqns=kept[::-1], outvars=results), program.consts)
+
+
 def without_jvp(program: core.ClosedJaxpr) -> str:
     """The first operation that has no forward-mode derivative, and where it stands; empty if there is none."""
     return next((where(equation) for equation in operations(program) if "custom_vjp" in equation.primitive.name), "")

@@ -35,6 +35,11 @@ class Product(Protocol):
         ...
 
     @property
+    def kernel_map(self) -> tuple[Any, ...]:
+        """What `kernel` depends on; of two products with equal ones, it is the same map."""
+        ...
+
+    @property
     def fan_in_axes(self) -> tuple[int, ...]:
         """The kernel's axes that are summed over."""
         ...
@@ -111,6 +116,10 @@ class Dot:
 
     def kernel(self, w: jax.Array) -> jax.Array:
         return w.transpose(self._kernel_axes).reshape(self.sizes[1:])
+
+    @property
+    def kernel_map(self) -> tuple[Any, ...]:
+        return "dot", self.kernel_shape, self.kernel_batch, self.kernel_contract
 
     @property
     def fan_in_axes(self) -> tuple[int, ...]:
@@ -200,6 +209,10 @@ class Conv:
         _, groups, fan_in, channels = self.sizes
         features, inputs, *space = self.dimensions.rhs_spec
         return w.transpose(*space, inputs, features).reshape(fan_in, groups, channels).transpose(1, 0, 2)
+
+    @property
+    def kernel_map(self) -> tuple[Any, ...]:
+        return "conv", self.kernel_shape, self.dimensions.rhs_spec, self.groups
 
     @property
     def fan_in_axes(self) -> tuple[int, ...]:

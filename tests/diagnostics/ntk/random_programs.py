@@ -197,7 +197,15 @@ class Program:
         names = list(BATCH_OPS)
         self.batch = [names[rng.integers(len(names))] for _ in range(rng.choice(3, p=(0.5, 0.35, 0.15)))]
         self.where = int(rng.integers(2))
+        more = np.random.default_rng((self.seed, 1))
+        self.stacked = str(
+            more.choice(("", "centered outside", "centered inside", "standardized", "reversed", "twice"))
+        )
+        if more.random() < 0.5:
+            self.stacked = ""
+        self.params["stack"] = jnp.asarray(more.standard_normal((2, H, H)) / np.sqrt(H), leaf)
         self.steps = [self.dtype, f"leaves {leaf}", str(self.chains), f"tied {self.tied} loop {self.loop}"]
+        self.steps += [f"stacked {self.stacked}"]
         self.steps += [f"left {self.left} twice {self.twice}", f"batch {self.batch} after {self.where}"]
 
     def kernel(self, params: Any, name: str) -> jax.Array:
@@ -210,6 +218,23 @@ class Program:
         for op in self.batch if place == self.where else ():
             h = BATCH_OPS[op](h).astype(h.dtype)
         return h
+
+    def layers(self, params: Any, h: jax.Array) -> jax.Array:
+        """A scan over stacked kernels."""
+        stack, gain = params["stack"].astype(self.dtype), params["gain"].astype(self.dtype)
+        if self.stacked == "centered outside":
+            stack = jax.vmap(centered)(stack)
+
+        def layer(h: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+            if self.stacked == "centered inside":
+                w = centered(gain * w)
+            if self.stacked == "standardized":
+                w = KERNEL_OPS["standardized"](w, params, None)
+            h = jnp.tanh(h @ w)
+            return h, h.sum(1)
+
+        h, sums = lax.scan(layer, h, stack, reverse=self.stacked == "reversed")
+        return lax.scan(layer, h, stack)[0] if self.stacked == "twice" else h + sums[0][:, None]
 
     def __call__(self, params: Any, x: jax.Array) -> jax.Array:
         first, second, last = (self.kernel(params, name) for name in ("first", "second", "last"))
@@ -224,6 +249,8 @@ class Program:
             h = jax.nn.silu(h @ second)
         if self.tied:
             h = jnp.tanh(h @ second.T)
+        if self.stacked:
+            h = self.layers(params, h).astype(h.dtype)
         y = self.coupled_step(h, 1) @ last
         if self.twice:
             y = y + params["last"].astype(self.dtype).sum() + 0.5 * y

@@ -50,6 +50,14 @@ def test_piecewise_linear_kernels_are_differentiated_where_they_are(kernel):
 
 
 @pytest.mark.usefixtures("x64")
+def test_the_mean_of_another_parameter_is_no_centering():
+    params, x = _params(other=draw(3, 5, 7)), draw(9, 4, 5)
+    apply_fn = _network(lambda w, p: w - p["other"].mean(0, keepdims=True))
+    found = empirical_ntk(apply_fn, params, x, implementation="structured_derivatives")
+    close(found, reference(apply_fn, params, x))
+
+
+@pytest.mark.usefixtures("x64")
 def test_piecewise_linear_biases():
     params, x = _params(), draw(9, 4, 5)
     apply_fn = _network(bias=jax.nn.relu)
@@ -57,7 +65,12 @@ def test_piecewise_linear_biases():
 
 
 def _form(kernel, shape=(4, 4), dtype="float32"):
-    params = {"w": jnp.ones(shape, dtype), "s": jnp.ones((), dtype), "v": jnp.ones(shape[-1:], dtype)}
+    params = {
+        "w": jnp.ones(shape, dtype),
+        "u": jnp.ones(shape, dtype),
+        "s": jnp.ones((), dtype),
+        "v": jnp.ones(shape[-1:], dtype),
+    }
 
     def apply_fn(params, x):
         return x @ kernel(params["w"], params)
@@ -96,6 +109,7 @@ UNKNOWN = {
     "by channel": lambda w, p: w * p["v"][None],
     "with a mean over outputs": lambda w, p: centered(w, 1),
     "with a mean of another": lambda w, p: w - (2 * w).mean(0, keepdims=True),
+    "with a mean of another parameter": lambda w, p: w - p["u"].mean(0, keepdims=True),
     "with a mean of its transpose": lambda w, p: w - w.T.mean(0, keepdims=True),
     "with a mean over too many": lambda w, p: w - w.sum(0, keepdims=True) / 5,
     "with a mean in bfloat16": lambda w, p: w - w.sum(0, keepdims=True) * jnp.bfloat16(1 / 4.01).astype(w.dtype),
