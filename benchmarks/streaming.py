@@ -390,8 +390,8 @@ def lock(records: list[Record]) -> str:
     for found in _results.grouped([r for r in records if r["arm"] == "lock"], _where).values():
         held = statistics.median(r["held"] for r in found)
         parts.append(
-            f"{found[0]['cores']} cores: at least {held:.0%} of an image's CPU time holds Python's lock (headers, the cut, "
-            f"pixels from Pillow to NumPy),\nso that threads of one process never do the work of more than "
+            f"{found[0]['cores']} cores: at least {held:.0%} of an image's CPU time holds Python's lock (headers, the "
+            f"cut, pixels from Pillow to NumPy),\nso that threads of one process never do the work of more than "
             f"{1 / held:.1f} cores, however many they are."
         )
     return "\n\n".join(parts)
