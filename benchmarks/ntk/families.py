@@ -131,7 +131,7 @@ def measure(family: str) -> Record:
     return {
         "family": family,
         "parameters": sum(sizes),
-        "layerwise": sum(sizes[known.leaf] for known in how.kernels),
+        "layerwise": sum(sizes[leaf] for leaf in {known.leaf for known in how.kernels}),
         "through_kernel": sum(sizes[leaf] for leaf in through),
         "by_example": sum(sizes[leaf] for leaf in how.dense if leaf not in through),
         "error": float(np.abs(found - exact).max() / np.abs(exact).max()),

@@ -165,10 +165,9 @@ class StructuredDerivatives(Implementation):
                 continue
             bias = 0.0 if kernel.bias is None or kernel.bias not in self._folded else self.weights[kernel.bias]
             # The derivative by a kernel of several uses is the sum over the positions of all of them.
-            positions = [
-                jnp.concatenate([found[i] for i in layers], axis) for found, axis in ((patches, 1), (blocks, 3))
-            ]
-            feature = FactoredJacobian(*positions, jnp.asarray(bias, dtype), factored)
+            inputs = jnp.concatenate([patches[i] for i in layers], 1)
+            cotangents = jnp.concatenate([blocks[i] for i in layers], 3)
+            feature = FactoredJacobian(inputs, cotangents, jnp.asarray(bias, dtype), factored)
             features[key] = feature.rows() if write and not factored else feature
         for (leaf, sign), rows in dense.items():
             features[leaf, len(self.shared), sign] = Jacobian(rows * jnp.sqrt(jnp.asarray(self.weights[leaf], dtype)))

@@ -138,10 +138,12 @@ class JaxprInterpreter:
         return [*carry, *(self._stacked(column) for column in columns)]
 
     def _part(self, whole: Value, index: int) -> Value:
-        value = None if whole.value is None else lax.index_in_dim(whole.value, index, 0, keepdims=False)
         if whole.depends_on_input:
             self.uses[whole.layer] += 1
+            nothing = whole.value is None
+            value = None if nothing else lax.index_in_dim(whole.value, index, 0, keepdims=False)
             return Value(value, depends_on_input=True)
+        value = lax.index_in_dim(whole.value, index, 0, keepdims=False)
         return Value(value, leaves=whole.leaves, form=parts.part(whole.form, index, int(np.size(value))))
 
     def _stacked(self, values: Sequence[Value]) -> Value:

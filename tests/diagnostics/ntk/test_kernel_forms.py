@@ -77,7 +77,7 @@ def _form(kernel, shape=(4, 4), dtype="float32"):
 
     network = TracedNetwork(apply_fn, params, jnp.ones((1, shape[0]), dtype))
     found = match_kernels(network).get(0)
-    return found and (found.centered, found.scaled)
+    return None if found is None or found.by_channel else (found.centered, found.scaled)
 
 
 KNOWN = {
