@@ -102,13 +102,16 @@ class StructuredDerivatives(Implementation):
 
     def bytes(self, left: int, right: int) -> int:
         rows = self.request.rows
-        group = rows * sum(self._sizes.values()) + self.request.activations
+        copies = 1 if self._is_whole(left, right) else 2  # a block's features are written, and put in order
+        copies += 2 if self.request.output == "diagonal" else 0  # by output, on both sides
+        group = copies * rows * sum(self._sizes.values()) + self.request.activations
         for layer in (*(kernel.layer for kernel in self.kernels), *self.general):
             s, g, f, c = layer.product.sizes
-            group += s * g * f + rows * s * g * c
+            group += 2 * s * g * f + rows * s * g * c
             if not self.factored.get(layer.index, False):
-                group += rows * g * f * c
-        return self._sum_of_bytes(left, right, group)
+                group += copies * rows * g * f * c
+        leaves = {kernel.leaf for kernel in self.kernels if self.weights[kernel.leaf]} | set(self.dense)
+        return self._sum_of_bytes(left, right, group, len(leaves - self._folded))
 
     def features(self, params: Any, x: jax.Array, write: bool) -> dict[int, Feature]:
         """Derivatives of all examples, by leaf."""
