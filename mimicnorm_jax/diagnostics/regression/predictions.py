@@ -48,7 +48,7 @@ def gaussian_process(train: Any, cross: Any, test: Any, targets: Any, noise: flo
     if prior.shape != (len(between), len(between)):
         raise ValueError(f"test has shape {np.shape(test)}, cross {np.shape(cross)}: test is of cross's first inputs")
     assert fit.factor is not None
-    half = scipy.linalg.solve_triangular(fit.factor, between.T, trans="T")
+    half = scipy.linalg.solve_triangular(fit.factor, between.T, trans=1)
     return GaussianProcess(mean, prior - half.T @ half)
 
 
