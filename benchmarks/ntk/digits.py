@@ -63,8 +63,7 @@ def _kernels(x: jax.Array) -> Iterator[tuple[str, np.ndarray]]:
         for name, mlp in (("plain", PLAIN), ("weight mean", WEIGHT_MEAN)):
             yield f"infinitely wide MLP, {name}, depth {DEPTH}", np.asarray(mlp.kernels_between(flat, flat, DEPTH)[1])
     found = initialized(validate(base()), "float32")
-    # In few large products; the factored layers' loop over pairs of examples takes minutes to compile at this size.
-    kernel = EmpiricalNTK(found.apply_fn, output="pseudo", implementation="jacobian_contraction", memory=2**29)
+    kernel = EmpiricalNTK(found.apply_fn, output="pseudo")
     log_line(str(kernel.plan(found.params, x)))
     yield "resnet8 at initialization, pseudo-kernel", np.asarray(kernel(found.params, x))
 

@@ -130,7 +130,7 @@ class BlockedKernel:
                 bar.update()
 
     def _blocks(self, params: Any, grid: "_Grid", finished: set[tuple[int, int]]) -> Iterator[tuple[slice, slice, Any]]:
-        """Blocks as they become ready: every device is one block ahead of the host."""
+        """Blocks as they become ready: every device is one block ahead of the host, and holds one column's features."""
         rows, columns, block = grid.rows, grid.columns, grid.block
 
         def wanted(i: int, j: int) -> bool:
@@ -149,12 +149,15 @@ class BlockedKernel:
             waiting: list[tuple[slice, slice, Any]] = []
             for j, column in enumerate(columns):
                 ahead = []
+                # The features of the column before make room for this one's.
+                jax.block_until_ready([value for *_, value in waiting])
                 for d, i in mine:
                     if not wanted(i, j):
                         continue
                     same = grid.symmetric and i == j
                     right = left[i] if same else put(grid.x2, column, block[1], d)
                     ahead.append((rows[i], column, self._contracted(copies[d], left[i], right, same)))
+                    del right
                 yield from waiting
                 waiting = ahead
             yield from waiting

@@ -50,6 +50,9 @@ class FactoredJacobian:
 
 Feature = Jacobian | FactoredJacobian
 
+TURN = 40_000
+"""MACs of a large product in the time of one turn of the loops over pairs and outputs, by their time on a CPU."""
+
 
 def contract(left: Feature, right: Feature, output: Output, symmetric: bool = False) -> jax.Array:
     """Inner products of the derivatives of two sets of examples (Jacobian contraction, in the order that is cheapest).
@@ -177,6 +180,8 @@ def costs(
 ) -> dict[str, float]:
     """Multiply-accumulates that a layer's contribution takes with its derivatives written out, or left as factors.
 
+    Of many positions, factors are multiplied pair by pair in a loop (`_chain`), whose turns count as well.
+
     Args:
       sizes: positions S, groups of channels G, fan-in F, output channels C.
       groups: of examples, on each side.
@@ -197,7 +202,8 @@ def costs(
     dense = written + half * n * m * pairs * g * f * c
     if s == 1:
         return {"written": dense, "factored": n * m * g * (f + half * pairs * c)}
-    return {"written": dense, "factored": half * n * m * g * (s * s * f + s * s * rows * c + pairs * s * c)}
+    products = g * (s * s * f + s * s * rows * c + pairs * s * c)
+    return {"written": dense, "factored": half * n * m * (products + TURN * (1 + rows))}
 
 
 def transposed(block: Any, output: Output) -> Any:

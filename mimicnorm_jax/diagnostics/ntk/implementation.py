@@ -121,6 +121,13 @@ class Implementation:
     def _pairs(self) -> float:
         return self.counts[0] * self.counts[1] if self.counts[1] else self.counts[0] ** 2 / 2
 
-    def _sum_of_bytes(self, left: int, right: int, group: float) -> int:
+    def _is_whole(self, left: int, right: int) -> bool:
+        """Whether blocks of so many groups are the whole kernel, which one program computes."""
+        return left == self.counts[0] and right == (self.counts[1] or self.counts[0])
+
+    def _sum_of_bytes(self, left: int, right: int, group: float, terms: int) -> int:
         groups = left if self.counts[1] is None and left == self.counts[0] else left + right
-        return int(self.request.itemsize * (groups * group + 2 * self.request.block_numbers(left, right)))
+        # A compiler may hold all terms of the sum at once, beside a product's copy in another order of axes; two more
+        # blocks are the sum, and the one that the host takes meanwhile.
+        kernels = (terms + 3) * self.request.block_numbers(left, right)
+        return int(self.request.itemsize * (groups * group + kernels))

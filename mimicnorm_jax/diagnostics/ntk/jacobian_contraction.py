@@ -28,8 +28,9 @@ class JacobianContraction(Implementation):
         return sweeps + self._pairs * contraction * sum(self._sizes.values())
 
     def bytes(self, left: int, right: int) -> int:
-        group = self.request.rows * (2 * sum(self._sizes.values()) + self.request.activations)
-        return self._sum_of_bytes(left, right, group)
+        copies = 4 if self.request.output == "diagonal" else 2
+        group = self.request.rows * (copies * sum(self._sizes.values()) + self.request.activations)
+        return self._sum_of_bytes(left, right, group, len(self._sizes))
 
     def features(self, params: Any, x: jax.Array, write: bool) -> Any:
         leaves = jax.tree.leaves(params)

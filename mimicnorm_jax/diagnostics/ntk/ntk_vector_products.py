@@ -29,7 +29,9 @@ class NTKVectorProducts(Implementation):
     def bytes(self, left: int, right: int) -> int:
         parameters = sum(self.request.network.sizes)
         numbers = 4 * parameters + (left + right) * 3 * self.request.activations
-        return self.request.itemsize * (numbers + 2 * self.request.block_numbers(left, right))
+        # Columns, the block in its order of axes, and the blocks before and after; all pairs of outputs are computed.
+        block = self.request.examples**2 * self.request.outputs**2 * left * right
+        return self.request.itemsize * (numbers + 4 * block)
 
     def features(self, params: Any, x: jax.Array, write: bool) -> Any:
         return x

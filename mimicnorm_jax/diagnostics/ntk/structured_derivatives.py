@@ -135,17 +135,22 @@ class StructuredDerivatives(Implementation):
 
     def bytes(self, left: int, right: int) -> int:
         rows = self.request.rows
-        group = rows * sum(self._sizes.values()) + self.request.activations
+        copies = 1 if self._is_whole(left, right) else 2  # a block's features are written, and put in order
+        copies += 2 if self.request.output == "diagonal" else 0  # by output, on both sides
+        group = copies * rows * sum(self._sizes.values()) + self.request.activations
         for layers in (
             *([kernel.layer for kernel in kernels] for kernels in self.shared),
-            *([g] for g in self.general),
+            *([layer] for layer in self.general),
         ):
             s, (_, g, f, c) = sum(layer.product.sizes[0] for layer in layers), layers[0].product.sizes
-            group += s * g * f + rows * s * g * c
+            group += 2 * s * g * f + rows * s * g * c
             if not self.factored.get(layers[0].index, False):
-                group += rows * g * f * c
-        group += sum(int(np.prod(layer.shape)) * 3 for layer in (k.layer for k in self.kernels if k.by_channel))
-        return self._sum_of_bytes(left, right, group)
+                group += copies * rows * g * f * c
+        by_channel = [kernel.layer for kernel in self.kernels if kernel.by_channel]
+        group += sum(int(np.prod(layer.shape)) * 3 for layer in by_channel)
+        parts = sum(bool(self.weights[kernels[0].leaf]) for kernels in self.shared)
+        terms = parts + len(set(self.dense) - self._folded) + len(by_channel)  # theirs come with both signs
+        return self._sum_of_bytes(left, right, group, terms)
 
     def features(self, params: Any, x: jax.Array, write: bool) -> dict[tuple[int, int, int], Feature]:
         """Derivatives of all examples, by leaf, a number and a sign; contributions add up with their sign."""

@@ -47,8 +47,8 @@ def gaussian_process(train: Any, cross: Any, test: Any, targets: Any, noise: flo
     mean, between, prior = fit.predict(cross), as_matrix(cross, "cross"), as_matrix(test, "test")
     if prior.shape != (len(between), len(between)):
         raise ValueError(f"test has shape {np.shape(test)}, cross {np.shape(cross)}: test is of cross's first inputs")
-    factor = np.linalg.cholesky(TrainingKernel.of(train).matrix + noise * np.eye(between.shape[1]))
-    half = scipy.linalg.solve_triangular(factor, between.T, lower=True)
+    assert fit.factor is not None
+    half = scipy.linalg.solve_triangular(fit.factor, between.T, trans=1)
     return GaussianProcess(mean, prior - half.T @ half)
 
 

@@ -35,7 +35,7 @@ class GCV:
 
 @dataclass(frozen=True)
 class RidgeFit:
-    """A kernel regression.
+    r"""A kernel regression.
 
     Attributes:
       coefficients: `(N, C)` in float64; `(N O, 1)` for a kernel of all pairs of outputs.
@@ -44,6 +44,8 @@ class RidgeFit:
       outputs: O of a kernel of all pairs of outputs, else None.
       gcv: how the ridge was chosen, if it was.
       num_matvecs: products with the kernel, by conjugate gradients; 0 if solved by Cholesky.
+      factor: the upper triangular Cholesky factor R of $K + \lambda I = R^\top R$, zero below the diagonal, in float64;
+        None if solved by conjugate gradients.
     """
 
     coefficients: np.ndarray
@@ -52,6 +54,7 @@ class RidgeFit:
     outputs: int | None = None
     gcv: GCV | None = None
     num_matvecs: int = 0
+    factor: np.ndarray | None = None
 
     def predict(self, cross: Any) -> np.ndarray:
         """Predictions for other inputs.
@@ -112,14 +115,14 @@ def ridge_regression(kernel: Any, targets: Any, ridge: float | None = None, *, p
     _require_conditioned(known, chosen)
     shifted = known.matrix + chosen * np.eye(len(y))
     try:
-        factor = scipy.linalg.cho_factor(shifted)
+        factor = scipy.linalg.cholesky(shifted)
     except scipy.linalg.LinAlgError as error:
         raise ValueError(
             f"K + ridge is not positive definite with ridge {chosen:.3g}: the kernel is not positive semidefinite"
         ) from error
-    coefficients = scipy.linalg.cho_solve(factor, y)
+    coefficients = scipy.linalg.cho_solve((factor, False), y)
     residual = float(np.linalg.norm(shifted @ coefficients - y) / max(np.linalg.norm(y), np.finfo(float).tiny))
-    return RidgeFit(coefficients, chosen, residual, known.outputs, gcv)
+    return RidgeFit(coefficients, chosen, residual, known.outputs, gcv, factor=factor)
 
 
 def generalized_cross_validation(kernel: Any, targets: Any, ridges: Any = None, *, precision: Any = None) -> GCV:

@@ -185,6 +185,23 @@ def test_a_gaussian_process_is_that_of_scikit_learn():
     np.testing.assert_allclose(found.covariance, covariance, atol=1e-10)
 
 
+def test_a_gaussian_process_factors_its_kernel_once(monkeypatch):
+    """The fit's factor is handed on; solving the equations anew gives the same to float64 rounding."""
+    calls = []
+    for module in (scipy.linalg, np.linalg):
+        original = module.cholesky
+        monkeypatch.setattr(module, "cholesky", lambda *a, f=original, **k: calls.append(0) or f(*a, **k))
+    train, cross, test = _rbf(X, X), _rbf(NEW, X), _rbf(NEW, NEW)
+    found = gaussian_process(train, cross, test, Y, noise=0.1)
+    assert len(calls) == 1
+    shifted = train + 0.1 * np.eye(len(train))
+    # Condition number at most N / 0.1, in units of 1e-16.
+    np.testing.assert_allclose(found.covariance, test - cross @ np.linalg.solve(shifted, cross.T), rtol=0, atol=1e-12)
+    factor = ridge_regression(train, Y, 0.1).factor
+    assert (np.tril(factor, -1) == 0).all()
+    np.testing.assert_allclose(factor.T @ factor, shifted, rtol=0, atol=1e-14)
+
+
 @pytest.mark.usefixtures("x64")
 def test_gradient_flow_is_the_training_of_the_linearized_network():
     """Against the exponential of the parameters' own linear system: no kernel in it."""
