@@ -12,8 +12,10 @@ from benchmarks import (
     input_pipeline,
     large_steps,
     largest_batch,
+    neighbors,
     networks,
     quickstart,
+    search,
     sharpness,
     step_memory,
     streaming,
@@ -354,6 +356,18 @@ def _sharpness_norms(results: Path) -> str:
 def _large_steps(results: Path) -> str:
     """What one step along the gradient does."""
     return _or_nothing(large_steps.steps_table, list(large_steps.STORE.read(results).values()))
+
+
+@named("search")
+def _search(results: Path) -> str:
+    """Rank correlations between what is known before training and accuracy after."""
+    return _or_nothing(search.tau_table, list(search.STORE.read(results).values()))
+
+
+@named("neighbors")
+def _neighbors(results: Path) -> str:
+    """The systems beside this one: claims, what is run, what came out."""
+    return neighbors.neighbors_table(results)
 
 
 def _or_nothing(of: Callable[[list[Record]], str], records: list[Record]) -> str:

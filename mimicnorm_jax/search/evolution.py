@@ -31,7 +31,7 @@ class Evolution:
     mutations: int = 25
     mutation_rate: float = 0.1
     crossovers: int = 25
-    tries: int = 1000
+    tries: int = 100
 
 
 def evolve(

@@ -33,7 +33,14 @@ class ChoiceLayer(nn.Module):
         _, features, strides, number, sums = self.layer
         self.choices = [
             InvertedResidual(
-                self.factory, features, expansion, strides, number, sums, window=window, blocks=self.space.num_layers + 1
+                self.factory,
+                features,
+                expansion,
+                strides,
+                number,
+                sums,
+                window=window,
+                blocks=self.space.num_layers + 1,
             )
             for window, expansion in self.space.choices
         ]
@@ -149,4 +156,4 @@ def of_path(variables: Any, path: Sequence[int]) -> Any:
             only = f"choices_{path[int(number)]}"
             value = {only: value[only]} if only in value else {}
         chosen[name] = of_path(value, path)
-    return {name: value for name, value in chosen.items() if value != {}}
+    return {name: value for name, value in chosen.items() if not (isinstance(value, dict) and not value)}
