@@ -1,4 +1,4 @@
-"""The systems beside MimicNorm in one table: what each claims, what is run here, and what came out, from the records."""
+"""The systems beside MimicNorm in one table: claims, what is run here, and what came out, from the records."""
 
 import json
 from pathlib import Path

@@ -283,8 +283,8 @@ agrees with itself, over its first two seeds: no indicator can be expected to do
 
 Small: {small.images} digits to train and the other 1,541 to test, so that accuracies differ; {small.space.num_layers}
 layers of {len(small.space.choices)} choices, {small.steps} steps of {small.batch} images (heavy ball, rate
-{small.rate:g}), scales alone {small.scale_steps} steps (rate {small.scale_rate:g}); label smoothing 0.1. Full: CIFAR-100, the
-published space, 50 epochs, scales alone 10 by the published optimizer.
+{small.rate:g}), scales alone {small.scale_steps} steps (rate {small.scale_rate:g}); label smoothing 0.1. Full:
+CIFAR-100, the published space, 50 epochs, scales alone 10 by the published optimizer.
 
 {tau_table(records)}
 
