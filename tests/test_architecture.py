@@ -20,7 +20,7 @@ FLOORS: tuple[set[str], ...] = (
     {"linen", "nnx"},
     {"methods"},
     {"models", "data", "planning", "plots"},
-    {"diagnostics", "interop"},
+    {"diagnostics", "interop", "search"},
     {"theory"},
     {"training"},
     {"monitoring", "configs"},

@@ -8,7 +8,9 @@ from benchmarks import (
     folded_inference,
     input_pipeline,
     large_steps,
+    neighbors,
     networks,
+    search,
     sharpness,
     streaming,
     trainability,
@@ -93,3 +95,15 @@ def _sharpness_norms(results: Path) -> str:
 def _large_steps(results: Path) -> str:
     """What one step along the gradient does."""
     return or_nothing(large_steps.steps_table, list(large_steps.STORE.read(results).values()))
+
+
+@named("search")
+def _search(results: Path) -> str:
+    """Rank correlations between what is known before training and accuracy after."""
+    return or_nothing(search.tau_table, list(search.STORE.read(results).values()))
+
+
+@named("neighbors")
+def _neighbors(results: Path) -> str:
+    """The systems beside this one: claims, what is run, what came out."""
+    return neighbors.neighbors_table(results)

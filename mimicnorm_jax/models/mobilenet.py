@@ -16,7 +16,7 @@ BLOCKS = sum(repeats for _, _, repeats, _ in STAGES)
 
 
 class InvertedResidual(nn.Module):
-    """Pointwise expansion, depthwise 3x3, linear pointwise; and a sum, in the blocks that keep the shape.
+    """Pointwise expansion, depthwise, linear pointwise; and a sum, in the blocks that keep the shape.
 
     Attributes:
       factory: says what the method has.
@@ -25,6 +25,8 @@ class InvertedResidual(nn.Module):
       strides: of the depthwise convolution.
       number: the running index, from 1, among the blocks with a sum; None for a block without one.
       sums: see `Branch`.
+      window: side of the depthwise convolution's window.
+      blocks: how many blocks the net has.
     """
 
     factory: LayerFactory
@@ -33,20 +35,29 @@ class InvertedResidual(nn.Module):
     strides: int
     number: int | None
     sums: int
+    window: int = 3
+    blocks: int = BLOCKS
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         factory, wide = self.factory, x.shape[-1] * self.expansion
-        branch, bias = Branch(self.number, BLOCKS, 3, self.sums), factory.rule
+        branch, bias = Branch(self.number, self.blocks, 3, self.sums), factory.rule
         y = ConvNorm(factory, wide, 1, bias=bias, branch=branch, name="conv1")(x, train)
         y = factory.relu6(y, cheap=True)
-        y = ConvNorm(factory, wide, 3, strides=self.strides, groups=wide, bias=bias, branch=branch, name="conv2")(
-            y, train
-        )
+        depthwise = {"strides": self.strides, "groups": wide, "bias": bias, "branch": branch}
+        y = ConvNorm(factory, wide, self.window, **depthwise, name="conv2")(y, train)
         role = "conv" if self.number is None else "residual_out"
         conv3 = ConvNorm(factory, self.features, 1, bias=bias, branch=branch, role=role, compensates=True, name="conv3")
         y = conv3(factory.relu6(y), train)
         return factory.save(y if self.number is None else x + y)
+
+
+def classify(factory: LayerFactory, x: jax.Array, features: int, num_classes: int, train: bool) -> jax.Array:
+    """The end of the network, inside its compact method: a last convolution, the mean, a convolutional classifier."""
+    x = ConvNorm(factory, features, 1, name="last_conv")(x, train)
+    x = factory.relu6(x, output_saved_anyway=False).mean((1, 2), keepdims=True)
+    x = ConvNorm(factory, num_classes, 1, classifier=True, name="classifier")(x, train)
+    return factory.logits(x.reshape(x.shape[0], -1), train)
 
 
 class MobileNetV2(LastBatchNormHead, nn.Module):
@@ -72,10 +83,7 @@ class MobileNetV2(LastBatchNormHead, nn.Module):
         x = factory.relu6(stem(x, train))
         for stage, blocks in enumerate(self._blocks(x.shape[-1]), 1):
             x = factory.part(partial(MobileNetV2._stage, stage=stage, blocks=blocks, train=train))(self, x)
-        x = ConvNorm(factory, scale_width(1280, self.width), 1, name="last_conv")(x, train)
-        x = factory.relu6(x, output_saved_anyway=False).mean((1, 2), keepdims=True)
-        x = ConvNorm(factory, self.num_classes, 1, classifier=True, name="classifier")(x, train)
-        return factory.logits(x.reshape(x.shape[0], -1), train)
+        return classify(factory, x, scale_width(1280, self.width), self.num_classes, train)
 
     def _blocks(self, channels: int) -> list[list[tuple[int | None, int]]]:
         """By stage and block, from what the stem gives: `number` and `sums` of `InvertedResidual`.

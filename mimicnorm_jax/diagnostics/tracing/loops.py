@@ -8,7 +8,7 @@ from jax.extend import core
 from mimicnorm_jax.diagnostics.tracing.jaxprs import called, closed, operations, where
 
 MOST_OPERATIONS = 4096
-"""Operations of all turns of a loop that is unrolled: more take minutes to compile."""
+"""Operations of all turns of a loop that is unrolled."""
 
 
 def unrolled_operations(program: core.ClosedJaxpr) -> int:

@@ -1,0 +1,159 @@
+"""All networks of a space in one: each layer holds the block of every choice, and a path says which are read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from mimicnorm_jax import models
+from mimicnorm_jax.methods import Method
+from mimicnorm_jax.models import ConvNorm, LayerFactory
+from mimicnorm_jax.models.head import LastBatchNormHead
+from mimicnorm_jax.models.mobilenet import InvertedResidual, classify
+from mimicnorm_jax.search.space import Layer, Path, SearchSpace
+
+
+class ChoiceLayer(nn.Module):
+    """A block for every choice, of which one is computed.
+
+    Attributes:
+      factory: says what the method has.
+      space: of the choices.
+      layer: which of its layers.
+    """
+
+    factory: LayerFactory
+    space: SearchSpace
+    layer: Layer
+
+    def setup(self) -> None:
+        _, features, strides, number, sums = self.layer
+        self.choices = [
+            InvertedResidual(
+                self.factory,
+                features,
+                expansion,
+                strides,
+                number,
+                sums,
+                window=window,
+                blocks=self.space.num_layers + 1,
+            )
+            for window, expansion in self.space.choices
+        ]
+
+    def __call__(self, x: jax.Array, choice: int | jax.Array, train: bool) -> jax.Array:
+        """Maps `(B, H, W, C)` by one block; an array `()` of int32 leaves all in the program, an int only its own."""
+        if not isinstance(choice, jax.Array):
+            return self.choices[choice](x, train)
+        if self.is_initializing():
+            for block in self.choices:
+                block(x, train)
+
+        def branch(number: int) -> Any:
+            return lambda module, x: module.choices[number](x, train)
+
+        return nn.switch(choice, [branch(number) for number in range(len(self.choices))], self, x)
+
+
+class Supernet(LastBatchNormHead, nn.Module):
+    """A network of a search space: all of them, or with a `path` one.
+
+    The parameters of one are among those of all, under the same names (`of_path`), and start the same.
+
+    Attributes:
+      factory: makes the layers.
+      space: of the choices.
+      num_classes: number of logits.
+      path: the choice of every layer; None for one that is given with every call.
+    """
+
+    factory: LayerFactory
+    space: SearchSpace
+    num_classes: int
+    path: Path | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False, path: jax.Array | None = None) -> jax.Array:
+        """Maps images to logits.
+
+        Args:
+          x: `(B, H, W, C)`.
+          train: as everywhere.
+          path: `(L,)`, integers: the choice of every layer, in a network without a path of its own. It is data, so
+            another path needs no other program. A number out of range is clipped, as `lax.switch` does.
+
+        Returns:
+          `(B, num_classes)`.
+
+        Raises:
+          ValueError: if the network has no path and none is given, or has one and another is given; if the path is
+            not of the space, where its numbers are known.
+        """
+        choices = self._choices(path)
+        factory, space = self.factory, self.space
+        x = factory.relu6(ConvNorm(factory, space.stem, 3, bias=factory.rule, name="stem")(x, train))
+        number = 1 if space.first == space.stem else None
+        x = InvertedResidual(factory, space.first, 1, 1, number, 0, blocks=space.num_layers + 1, name="first")(x, train)
+        for place, layer in enumerate(space.layers):
+            x = ChoiceLayer(factory, space, layer, name=f"layer{place}")(x, choices[place], train)
+        return classify(factory, x, space.last, self.num_classes, train)
+
+    def _choices(self, path: jax.Array | None) -> Path | jax.Array:
+        if (path is None) == (self.path is None):
+            raise ValueError(
+                "the network has a path of its own: give no other"
+                if self.path
+                else "a supernet takes the path of every call: give path=, or make the network of one with clone(path=)"
+            )
+        if self.path is not None:
+            return self.space.check(self.path)
+        if jnp.shape(path) != (self.space.num_layers,):
+            raise ValueError(f"path has the shape {jnp.shape(path)}, and the space {self.space.num_layers} layers")
+        if not isinstance(path, jax.core.Tracer):
+            self.space.check(np.asarray(path).tolist())
+        return jnp.asarray(path, jnp.int32)
+
+
+def supernet(space: SearchSpace, *, method: str | Method = "batchnorm", num_classes: int) -> Supernet:
+    """All networks of a space in one, under a method that makes sense for MobileNetV2.
+
+    Args:
+      space: of the choices.
+      method: one of `models.methods_of("mobilenetv2")`, or a record of your own.
+      num_classes: number of logits.
+
+    Returns:
+      A module; `clone(path=...)` makes one of its networks of it.
+
+    Raises:
+      ValueError: for a method that makes no sense, or too few classes.
+
+    Example:
+      >>> from mimicnorm_jax.search import SMALL
+      >>> one = supernet(SMALL, method="mimicnorm", num_classes=10).clone(path=(0, 5, 3, 3, 1, 2))
+    """
+    like: Any = models.create("mobilenetv2", method=method, num_classes=num_classes)
+    return Supernet(like.factory, space, num_classes)
+
+
+def of_path(variables: Any, path: Sequence[int]) -> Any:
+    """The variables of one network among those of all, for `supernet.clone(path=path)`.
+
+    Args:
+      variables: what the supernet's `init` gives, or a collection of it; no array is copied.
+      path: the choice of every layer.
+    """
+    if not isinstance(variables, dict):
+        return variables
+    chosen = {}
+    for name, value in variables.items():
+        number = name.removeprefix("layer")
+        if number != name and number.isdecimal():
+            only = f"choices_{path[int(number)]}"
+            value = {only: value[only]} if only in value else {}
+        chosen[name] = of_path(value, path)
+    return {name: value for name, value in chosen.items() if not (isinstance(value, dict) and not value)}

@@ -1,0 +1,26 @@
+"""The table of neighbors says what records say, and that there are none."""
+
+from benchmarks import binary, search
+from benchmarks.neighbors import NOT_RUN, neighbors_table
+
+
+def test_what_has_no_records_was_not_run_and_what_has_says_so(tmp_path):
+    rows = neighbors_table(tmp_path).splitlines()[2:]
+    assert len(rows) == 9
+    assert all(NOT_RUN in row for row in rows)
+    run = dict(zip(binary.Run._fields, ("small", "bnn_mimic", 2, 0), strict=True))
+    binary.STORE.add(tmp_path, run | {"ended": "", "curve": [{"test_accuracy": 0.625}]})
+    rows = [row for row in neighbors_table(tmp_path).splitlines()[2:] if NOT_RUN not in row]
+    assert len(rows) == 1
+    assert "small, bnn_mimic 62.50 %" in rows[0]
+
+
+def test_tau_is_that_of_the_definition():
+    records = []
+    for network, accuracy in enumerate([0.1, 0.4, 0.3, 0.2]):
+        key = dict(zip(search.NAMES, ("small", "trained", "batchnorm", network, 0), strict=True))
+        records.append(key | {"accuracy": accuracy, "flops": network})
+    found = search.predictors(records, "small", "batchnorm")["operations"]
+    # of the six pairs three agree, and three do not
+    assert found.tau == 0
+    assert found.interval[0] < 0 < found.interval[1]
