@@ -82,7 +82,11 @@ def _phases(x: jax.Array, window: tuple[int, int], strides: tuple[int, int], pad
     ]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
     x = x.reshape(batch, blocks[0], down, blocks[1] * right, channels)
-    by_row = [part.reshape(batch, *blocks, right * channels) for part in lax.split(x, (1,) * down, 2)]
+    # One reshape would do, but not of images whose sharding is in their type.
+    by_row = [
+        lax.squeeze(part, (2,)).reshape(batch, *blocks, right, channels).reshape(batch, *blocks, right * channels)
+        for part in lax.split(x, (1,) * down, 2)
+    ]
     by_place = [lax.split(part, (channels,) * right, 3) for part in by_row]
     return [
         lax.slice(

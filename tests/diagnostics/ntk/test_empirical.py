@@ -203,7 +203,7 @@ def test_a_kernel_that_is_not_finite_leaves_no_file(dense, tmp_path):
     x1 = x1.at[5].set(jnp.nan)  # beyond the examples that are tried first
     enough = EmpiricalNTK(_dense, implementation="structured_derivatives").plan(params, x1[:2], x1[2:4]).bytes
     kernel = EmpiricalNTK(_dense, memory=enough)
-    with pytest.raises(ValueError, match=r"examples 4 to 5 .* is not finite|examples 0 to 1 with 4 to 5 is not finite"):
+    with pytest.raises(ValueError, match=r"examples .* 5 .*is not finite|with [45] to 5 is not finite"):
         kernel(params, x1, out=tmp_path / "kernel.npy")
     with pytest.raises(ValueError, match=r"examples 0 to 5 .* not finite"):
         empirical_ntk(_dense, params, x1)
