@@ -17,7 +17,7 @@ State = tuple[Any, optax.OptState]
 Step = Callable[[State, jax.Array, jax.Array, jax.Array], tuple[State, jax.Array]]
 
 
-def is_scale(path: Sequence[str]) -> bool:
+def is_scale(path: Sequence[Any]) -> bool:
     """Whether a parameter is what a search trains: scale and shift of the norm that ends a choice, or its scalar.
 
     Args:
@@ -107,7 +107,8 @@ def scores(params: Any, space: SearchSpace) -> np.ndarray:
       ValueError: names a choice without a scale.
     """
     found = np.full((space.num_layers, len(space.choices)), np.nan)
-    for path, leaf in flatten_dict(params).items():
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(params)  # pyright: ignore[reportAssignmentType]
+    for path, leaf in leaves.items():
         if is_scale(path) and path[-1] == "scale":
             place = int(path[0].removeprefix("layer")), int(path[1].removeprefix("choices_"))
             found[place] = float(jnp.abs(leaf).mean())

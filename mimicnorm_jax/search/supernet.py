@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.core import Tracer
 
 from mimicnorm_jax import models
 from mimicnorm_jax.methods import Method
@@ -60,7 +61,7 @@ class ChoiceLayer(nn.Module):
 
 
 class Supernet(LastBatchNormHead, nn.Module):
-    """A network of a search space: all of them, or with a `path` one.
+    """A network of a search space: all of them, or one with its `architecture`.
 
     The parameters of one are among those of all, under the same names (`of_path`), and start the same.
 
@@ -68,13 +69,13 @@ class Supernet(LastBatchNormHead, nn.Module):
       factory: makes the layers.
       space: of the choices.
       num_classes: number of logits.
-      path: the choice of every layer; None for one that is given with every call.
+      architecture: the choice of every layer; None for a path that is given with every call.
     """
 
     factory: LayerFactory
     space: SearchSpace
     num_classes: int
-    path: Path | None = None
+    architecture: Path | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, path: jax.Array | None = None) -> jax.Array:
@@ -83,15 +84,15 @@ class Supernet(LastBatchNormHead, nn.Module):
         Args:
           x: `(B, H, W, C)`.
           train: as everywhere.
-          path: `(L,)`, integers: the choice of every layer, in a network without a path of its own. It is data, so
+          path: `(L,)`, integers: the choice of every layer, in a network without an architecture. It is data, so
             another path needs no other program. A number out of range is clipped, as `lax.switch` does.
 
         Returns:
           `(B, num_classes)`.
 
         Raises:
-          ValueError: if the network has no path and none is given, or has one and another is given; if the path is
-            not of the space, where its numbers are known.
+          ValueError: if the network has no architecture and no path is given, or has one and a path is given; if
+            that is not of the space, where its numbers are known.
         """
         choices = self._choices(path)
         factory, space = self.factory, self.space
@@ -103,17 +104,18 @@ class Supernet(LastBatchNormHead, nn.Module):
         return classify(factory, x, space.last, self.num_classes, train)
 
     def _choices(self, path: jax.Array | None) -> Path | jax.Array:
-        if (path is None) == (self.path is None):
+        if self.architecture is not None:
+            if path is not None:
+                raise ValueError(f"path={path}: this network is of the architecture {self.architecture} alone")
+            return self.space.check(self.architecture)
+        if path is None:
             raise ValueError(
-                "the network has a path of its own: give no other"
-                if self.path
-                else "a supernet takes the path of every call: give path=, or make the network of one with clone(path=)"
+                "a supernet takes the path of every call: give path=, or make the network of one with "
+                "clone(architecture=path)"
             )
-        if self.path is not None:
-            return self.space.check(self.path)
         if jnp.shape(path) != (self.space.num_layers,):
             raise ValueError(f"path has the shape {jnp.shape(path)}, and the space {self.space.num_layers} layers")
-        if not isinstance(path, jax.core.Tracer):
+        if not isinstance(path, Tracer):
             self.space.check(np.asarray(path).tolist())
         return jnp.asarray(path, jnp.int32)
 
@@ -127,21 +129,21 @@ def supernet(space: SearchSpace, *, method: str | Method = "batchnorm", num_clas
       num_classes: number of logits.
 
     Returns:
-      A module; `clone(path=...)` makes one of its networks of it.
+      A module; `clone(architecture=...)` makes one of its networks of it.
 
     Raises:
       ValueError: for a method that makes no sense, or too few classes.
 
     Example:
       >>> from mimicnorm_jax.search import SMALL
-      >>> one = supernet(SMALL, method="mimicnorm", num_classes=10).clone(path=(0, 5, 3, 3, 1, 2))
+      >>> one = supernet(SMALL, method="mimicnorm", num_classes=10).clone(architecture=(0, 5, 3, 3, 1, 2))
     """
     like: Any = models.create("mobilenetv2", method=method, num_classes=num_classes)
     return Supernet(like.factory, space, num_classes)
 
 
 def of_path(variables: Any, path: Sequence[int]) -> Any:
-    """The variables of one network among those of all, for `supernet.clone(path=path)`.
+    """The variables of one network among those of all, for `supernet.clone(architecture=path)`.
 
     Args:
       variables: what the supernet's `init` gives, or a collection of it; no array is copied.

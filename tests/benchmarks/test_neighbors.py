@@ -1,5 +1,8 @@
 """The table of neighbors says what records say, and that there are none."""
 
+import numpy as np
+import pytest
+
 from benchmarks import binary, search
 from benchmarks.neighbors import NOT_RUN, neighbors_table
 
@@ -15,7 +18,16 @@ def test_what_has_no_records_was_not_run_and_what_has_says_so(tmp_path):
     assert "small, bnn_mimic 62.50 %" in rows[0]
 
 
-def test_tau_is_that_of_the_definition():
+def test_tau_is_scipys_with_ties_and_in_every_draw():
+    kendalltau = pytest.importorskip("scipy.stats").kendalltau
+    generator = np.random.default_rng(0)
+    first, second = generator.integers(6, size=30), generator.integers(9, size=30)
+    chosen = generator.integers(30, size=(20, 30))
+    expected = [kendalltau(first[draw], second[draw]).statistic for draw in chosen]
+    np.testing.assert_allclose(search.kendall(first, second, chosen), expected, atol=1e-6)
+
+
+def test_operations_are_judged_by_the_accuracies_of_their_networks():
     records = []
     for network, accuracy in enumerate([0.1, 0.4, 0.3, 0.2]):
         key = dict(zip(search.NAMES, ("small", "trained", "batchnorm", network, 0), strict=True))
