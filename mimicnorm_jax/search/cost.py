@@ -31,7 +31,7 @@ def flops(space: SearchSpace, image: tuple[int, int, int], num_classes: int) -> 
       >>> from mimicnorm_jax.search import SMALL
       >>> found = flops(SMALL, (8, 8, 1), 10)
       >>> int(found.table[0].min()), int(found.table[0].max())
-      (84312, 216576)
+      (96960, 333312)
     """
     height, width, channels = image
     size = (height, width)
