@@ -2,9 +2,9 @@
 
 from mimicnorm_jax.search.cost import Flops, flops
 from mimicnorm_jax.search.evolution import Evolution, evolve
+from mimicnorm_jax.search.network import Supernet, of_path, supernet
 from mimicnorm_jax.search.scales import is_scale, make_step, published_optimizer, scales_only, scores, total
 from mimicnorm_jax.search.space import PUBLISHED, SMALL, Layer, Path, SearchSpace
-from mimicnorm_jax.search.supernet import Supernet, of_path, supernet
 
 __all__ = [
     "PUBLISHED",

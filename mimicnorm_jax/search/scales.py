@@ -9,8 +9,8 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, path_aware_map
 
+from mimicnorm_jax.search.network import Supernet
 from mimicnorm_jax.search.space import SearchSpace
-from mimicnorm_jax.search.supernet import Supernet
 
 State = tuple[Any, optax.OptState]
 """The supernet's variables, and the optimizer's state."""
