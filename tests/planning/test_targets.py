@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
 from mimicnorm_jax.errors import PlanError
@@ -48,7 +49,19 @@ def test_float32_is_bound_by_its_own_rate():
     assert h100.peak["bfloat16"] == 2 * h100.peak["float32"]
 
 
+@pytest.fixture
+def uncached():
+    """A program for a device that is not there cannot be read from JAX's cache of an earlier run."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
+
+
 @needs_cuda
+@pytest.mark.usefixtures("uncached")
 def test_a_description_that_xla_wrote_makes_the_same_plan(tmp_path):
     arguments = shape(256, 256)
     (device,) = target("h200").jax_devices()
