@@ -127,7 +127,7 @@ def _(window: tuple[int, int], strides: tuple[int, int], padding: int, primals: 
     packed = checkpoint_name(lax.optimization_barrier(bits.pack(lax.optimization_barrier(place), width)), SAVED)
 
     # The checkpoint makes autodiff keep the packed places, and not a mask for each.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
+    @jax.checkpoint
     def tangent(packed: jax.Array, dx: jax.Array) -> jax.Array:
         place = bits.unpack(packed, width, dx.shape[-1])
         parts = _phases(dx, window, strides, padding)
