@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks._results import Record
+from benchmarks._results import Record, Store
 
 Table = Callable[[Path], str]
 TABLES: dict[str, Table] = {}
@@ -29,7 +29,7 @@ def named(name: str) -> Callable[[Table], Table]:
     return register
 
 
-def or_nothing(of: Callable[[list[Record]], str], records: list[Record]) -> str:
-    """A table of records, if it has a row."""
-    whole = of(records)
+def or_nothing(of: Callable[[list[Record]], str], store: Store, results: Path) -> str:
+    """A table of a study's records, if it has a row."""
+    whole = of(list(store.read(results).values()))
     return whole if whole.count("\n") > 1 else "Nothing yet."

@@ -82,25 +82,25 @@ def _folded_inference(results: Path) -> str:
 @named("sharpness_map")
 def _sharpness_map(results: Path) -> str:
     """Curvature, and the rates that it allows, by network, method and gamma."""
-    return or_nothing(sharpness.map_table, list(sharpness.STORE.read(results).values()))
+    return or_nothing(sharpness.map_table, sharpness.STORE, results)
 
 
 @named("sharpness_norms")
 def _sharpness_norms(results: Path) -> str:
     """The largest eigenvalue by where BatchNorm stands."""
-    return or_nothing(sharpness.norms_table, list(sharpness.STORE.read(results).values()))
+    return or_nothing(sharpness.norms_table, sharpness.STORE, results)
 
 
 @named("large_steps")
 def _large_steps(results: Path) -> str:
     """What one step along the gradient does."""
-    return or_nothing(large_steps.steps_table, list(large_steps.STORE.read(results).values()))
+    return or_nothing(large_steps.steps_table, large_steps.STORE, results)
 
 
 @named("search")
 def _search(results: Path) -> str:
     """Rank correlations between what is known before training and accuracy after."""
-    return or_nothing(search.tau_table, list(search.STORE.read(results).values()))
+    return or_nothing(search.tau_table, search.STORE, results)
 
 
 @named("neighbors")

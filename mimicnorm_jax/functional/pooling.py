@@ -50,15 +50,15 @@ def max_pool(x: jax.Array, window: Sequence[int], strides: Sequence[int], paddin
 
 def _places(x: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: int) -> list:
     """For each place of the window what stands there, `(B, H', W', C)`; minus infinity in the padding."""
+    rows, columns = _outputs(x, window, strides, padding)
     edge = (padding, padding, 0)
     x = lax.pad(x, jnp.array(-math.inf, x.dtype), [(0, 0, 0), edge, edge, (0, 0, 0)])
-    batch, height, width, channels = x.shape
-    down, right = (height - window[0]) // strides[0], (width - window[1]) // strides[1]
+    batch, *_, channels = x.shape
     return [
         lax.slice(
             x,
             (0, i, j, 0),
-            (batch, i + down * strides[0] + 1, j + right * strides[1] + 1, channels),
+            (batch, i + (rows - 1) * strides[0] + 1, j + (columns - 1) * strides[1] + 1, channels),
             (1, *strides, 1),
         )
         for i in range(window[0])

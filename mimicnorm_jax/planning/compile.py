@@ -106,7 +106,7 @@ def _versions() -> dict[str, str]:
 
 
 @contextmanager
-def _no_compilation_cache() -> Iterator[None]:
+def no_compilation_cache() -> Iterator[None]:
     """A program that JAX has cached comes without the compiler's report."""
     before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update("jax_enable_compilation_cache", False)
@@ -152,7 +152,7 @@ def _read(lowered: Any, found: Target, devices: int, versions: dict[str, str]) -
 def _compile(lowered: Any, found: Target, folder: str) -> Any:
     options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
     try:
-        with _no_compilation_cache():
+        with no_compilation_cache():
             return lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         text = " ".join(str(error).split())

@@ -10,11 +10,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 
 from mimicnorm_jax.errors import PlanError
 from mimicnorm_jax.planning import facts, plan, target
+from mimicnorm_jax.planning.compile import no_compilation_cache
 from tests.conftest import ROOT, in_processes
 from tests.planning.programs import needs_cuda, needs_tpu, shape
 
@@ -49,24 +49,13 @@ def test_float32_is_bound_by_its_own_rate():
     assert h100.peak["bfloat16"] == 2 * h100.peak["float32"]
 
 
-@pytest.fixture
-def uncached():
-    """A program for a device that is not there cannot be read from JAX's cache of an earlier run."""
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_enable_compilation_cache", before)
-    compilation_cache.reset_cache()
-
-
 @needs_cuda
-@pytest.mark.usefixtures("uncached")
 def test_a_description_that_xla_wrote_makes_the_same_plan(tmp_path):
     arguments = shape(256, 256)
     (device,) = target("h200").jax_devices()
     placed = jax.ShapeDtypeStruct(arguments.shape, arguments.dtype, sharding=SingleDeviceSharding(device))
-    jax.jit(jnp.sin).lower(placed).compile({"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": True})
+    with no_compilation_cache():  # of an earlier run, which cannot be read for a device that is not there
+        jax.jit(jnp.sin).lower(placed).compile({"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": True})
     (written,) = tmp_path.glob("*gpu_target_config.pbtxt")
     described = target("h100", written)
     h200 = target("h200")

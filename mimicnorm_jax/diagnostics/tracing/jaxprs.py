@@ -51,14 +51,19 @@ def replaced(equation: Any) -> core.ClosedJaxpr | None:
     return closed(equation.params[name])
 
 
+def programs(value: Any) -> list[core.ClosedJaxpr]:
+    """The programs that a parameter of an operation is, or holds."""
+    parts = value if isinstance(value, tuple | list) else (value,)
+    return [closed(part) for part in parts if isinstance(part, core.ClosedJaxpr | core.Jaxpr)]
+
+
 def operations(program: core.ClosedJaxpr) -> Iterator[Any]:
     """Every operation of a program and of the programs within."""
     for equation in program.jaxpr.eqns:
         yield equation
         for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, core.ClosedJaxpr | core.Jaxpr):
-                    yield from operations(closed(inner))
+            for inner in programs(value):
+                yield from operations(inner)
 
 
 def pruned(program: core.ClosedJaxpr, outputs: Sequence[int]) -> core.ClosedJaxpr:

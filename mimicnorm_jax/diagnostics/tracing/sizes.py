@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
-from mimicnorm_jax.diagnostics.tracing.jaxprs import closed, where
+from mimicnorm_jax.diagnostics.tracing.jaxprs import programs, where
 
 _SHAPES = {
     "broadcast_in_dim": {"shape", "sharding"},
@@ -43,13 +43,12 @@ def difference(first: core.ClosedJaxpr, second: core.ClosedJaxpr) -> str:
 
 
 def _programs(equation: Any) -> list[core.ClosedJaxpr]:
-    values = [v for value in equation.params.values() for v in (value if isinstance(value, tuple | list) else (value,))]
-    return [closed(value) for value in values if isinstance(value, core.ClosedJaxpr | core.Jaxpr)]
+    return [inner for value in equation.params.values() for inner in programs(value)]
 
 
-def _is_program(value: Any) -> bool:
-    parts = value if isinstance(value, tuple | list) else (value,)
-    return bool(parts) and all(isinstance(part, core.ClosedJaxpr | core.Jaxpr) for part in parts)
+def _only_programs(value: Any) -> bool:
+    found = programs(value)
+    return bool(found) and len(found) == (len(value) if isinstance(value, tuple | list) else 1)
 
 
 def _same_numbers(one: Any, other: Any) -> bool:
@@ -69,7 +68,9 @@ def _same_parameters(one: Any, other: Any) -> bool:
     sizes = _SHAPES.get(one.primitive.name, set())
     if one.primitive.name == "scan" and not one.params["num_carry"]:
         sizes = {"length"}  # each turn by itself
-    numbers = [name for name, v in one.params.items() if name not in sizes and not _is_program(v) and not callable(v)]
+    numbers = [
+        name for name, v in one.params.items() if name not in sizes and not _only_programs(v) and not callable(v)
+    ]
     return _equal([one.params[name] for name in numbers], [other.params[name] for name in numbers])
 
 
