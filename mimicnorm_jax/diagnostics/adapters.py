@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
+from mimicnorm_jax.linen import Dropout
 
 
 def from_linen(module: nn.Module, variables: Mapping[str, Any], **kwargs: Any) -> tuple[ApplyFn, Any]:
@@ -50,8 +51,9 @@ def from_linen(module: nn.Module, variables: Mapping[str, Any], **kwargs: Any) -
 
     def keep(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         # One key alone is Flax's default for every collection.
-        named = not isinstance(given, Mapping) or getattr(context.module, "rng_collection", "") in given
-        return args[0] if isinstance(context.module, nn.Dropout) and not named else call(*args, **kwargs)
+        named = not isinstance(given, Mapping) or getattr(context.module, "rng_collection", "dropout") in given
+        drops = isinstance(context.module, nn.Dropout | Dropout) and context.method_name == "__call__"
+        return args[0] if drops and not named else call(*args, **kwargs)
 
     def apply_fn(params: Any, x: jax.Array) -> jax.Array:
         with nn.intercept_methods(keep), _needs_named():

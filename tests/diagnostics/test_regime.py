@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 from mimicnorm_jax.diagnostics import RegimeMeter, condition_number, describe_condition, from_linen, unit_diagonal
+from mimicnorm_jax.linen import Dropout
 from mimicnorm_jax.theory import random_mlp
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -53,8 +54,18 @@ class Dropped(nn.Module):
         return nn.Dropout(0.5, deterministic=not train)(nn.Dense(3, param_dtype=jnp.float64)(x))
 
 
-def test_dropout_needs_its_random_numbers():
-    module, x = Dropped(), jnp.ones((4, 2))
+class OursDropped(nn.Module):
+    """As our networks drop: the layer is not there in evaluation, and recomputed in the backward pass."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Dense(3, param_dtype=jnp.float64)(x)
+        return nn.remat(Dropout)(0.5)(x) if train else x
+
+
+@pytest.mark.parametrize("module", [Dropped(), OursDropped()], ids=["flax", "ours"])
+def test_dropout_needs_its_random_numbers(module):
+    x = jnp.ones((4, 2))
     variables = module.init(jax.random.key(0), x, train=False)
     without, params = from_linen(module, variables, train=True)
     np.testing.assert_array_equal(without(params, x), module.apply(variables, x, train=False))
