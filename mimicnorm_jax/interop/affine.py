@@ -10,10 +10,10 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from mimicnorm_jax.errors import FoldError
+from mimicnorm_jax.linen.conv import TransformedKernel
 from mimicnorm_jax.linen.dynamic_tanh import DynamicTanh
 from mimicnorm_jax.linen.norm import LastBatchNorm
 from mimicnorm_jax.linen.scalars import ScalarBias
-from mimicnorm_jax.linen.transformed import TransformedKernel
 from mimicnorm_jax.methods import Activation
 
 Path = tuple[str, ...]

@@ -10,9 +10,9 @@ from flax import linen as nn
 
 from mimicnorm_jax.functional.layout import KernelLayout, over_fan_in
 from mimicnorm_jax.functional.transform import CENTER, CENTER_PUBLISHED, IDENTITY, KernelFunction, KernelTransform
+from mimicnorm_jax.linen.conv import TransformedKernel
 from mimicnorm_jax.linen.interception import intercept
 from mimicnorm_jax.linen.layouts import KERNEL_LAYERS, equation_of, layout_of
-from mimicnorm_jax.linen.transformed import TransformedKernel
 from mimicnorm_jax.linen.wrapper import Transformed
 from mimicnorm_jax.optim.projection import Select
 from mimicnorm_jax.utils.trees import path_names

@@ -7,11 +7,10 @@ import jax
 from flax import errors
 from flax import linen as nn
 
-from mimicnorm_jax.functional.product import with_transformed_kernel
-from mimicnorm_jax.functional.transform import KernelTransform
+from mimicnorm_jax.functional.transform import KernelTransform, with_transformed_kernel
+from mimicnorm_jax.linen.conv import TransformedKernel, refuse_product_module
 from mimicnorm_jax.linen.interception import intercept
 from mimicnorm_jax.linen.layouts import KERNEL_LAYERS, equation_of, layout_of
-from mimicnorm_jax.linen.transformed import TransformedKernel, refuse_product_module
 
 
 class Transformed(nn.Module):

@@ -12,7 +12,8 @@ from jax.nn import initializers
 from mimicnorm_jax.functional import activations
 from mimicnorm_jax.functional.binary import binarize
 from mimicnorm_jax.functional.rules import Rule
-from mimicnorm_jax.functional.transform import KernelTransform, compose
+from mimicnorm_jax.functional.transform import IDENTITY, KernelTransform, compose
+from mimicnorm_jax.init_schemes import KernelSpec
 from mimicnorm_jax.linen.conv import TransformedConv
 from mimicnorm_jax.linen.scalars import ScalarBias
 from mimicnorm_jax.methods import Branch, Role, Site
@@ -64,7 +65,9 @@ class ConvNorm(nn.Module):
         """Maps `(B, H, W, C)` to `(B, H', W', features)`; `scale`, a scalar `()`, multiplies kernel and bias."""
         factory, residual = self.factory, self.factory.method.residual
         shape = (self.window, self.window, x.shape[-1] // self.groups, self.features)
-        kernel = factory.kernel(shape, groups=self.groups, classifier=self.classifier, untouched=self.untouched)
+        transform = factory.method.kernel_transform.of(factory.rule, classifier=self.classifier)
+        # Centered also where the optimizer does it instead.
+        kernel = KernelSpec(shape, transform.takes(shape, self.groups), self.groups, self.untouched)
         counts = (factory.published.scalar_rule or factory.rule)(shape, self.groups)
         site = Site.of(kernel, counts, self.role, self.branch)
         has_norms = factory.method.norm is not None and not self.classifier
@@ -83,7 +86,7 @@ class ConvNorm(nn.Module):
             dtype=factory.dtype,
             param_dtype=factory.param_dtype,
             kernel_init=self._kernel_init(site),
-            kernel_transform=self._transform(residual.input_scale(site)),
+            kernel_transform=self._in_call(transform, residual.input_scale(site)),
             scale_init=None if scalar is None else initializers.constant(scalar),
             recompute_kernel=factory.recompute_kernel,
             name="conv",
@@ -95,8 +98,9 @@ class ConvNorm(nn.Module):
             y = checkpoint_name(y, activations.SAVED)
         return factory.norm(train)(y) if normalized else y
 
-    def _transform(self, input_scale: float) -> KernelTransform:
-        transform = self.factory.transform(classifier=self.classifier)
+    def _in_call(self, transform: KernelTransform, input_scale: float) -> KernelTransform:
+        if self.factory.method.centers and not self.factory.center_in_call:
+            transform = IDENTITY
         if self.binary:
             return compose(transform, KernelTransform(binarize))
         return transform if input_scale == 1.0 else compose(transform, KernelTransform(lambda w: w * input_scale))

@@ -1,6 +1,6 @@
 """Turns a method's record into layers: an architecture asks for a layer in a role, never for a method."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,8 +12,7 @@ from jax.nn import initializers
 
 from mimicnorm_jax.functional import activations
 from mimicnorm_jax.functional.rules import PUBLISHED_CIFAR_RULE, Rule
-from mimicnorm_jax.functional.transform import IDENTITY, KernelTransform
-from mimicnorm_jax.init_schemes import InitScheme, KernelSpec, PublishedInit
+from mimicnorm_jax.init_schemes import InitScheme, PublishedInit
 from mimicnorm_jax.linen.conv import TransformedDense
 from mimicnorm_jax.linen.remat import NO_REMAT, Part, rematerialize
 from mimicnorm_jax.linen.scalars import ScalarBias, ScaledReLU
@@ -30,7 +29,7 @@ def scale_width(channels: int, width: float) -> int:
 class LayerFactory:
     """Makes an architecture's layers for one method. Layer names do not depend on the method.
 
-    Its convolutions are `models.conv_norm.ConvNorm`, which ask it.
+    Its convolutions are `models.conv_norm.ConvNorm`, which read its attributes.
 
     Attributes:
       method, scheme, published: what to build, how it starts, and the architecture's constants.
@@ -77,24 +76,6 @@ class LayerFactory:
     def save(self, x: jax.Array) -> jax.Array:
         """Marks a map `(B, H, W, C)` that no ReLU follows, as one that `remat="cheap"` keeps."""
         return x if self.method.norm is not None else checkpoint_name(x, activations.SAVED)
-
-    def kernel(self, shape: Sequence[int], *, groups: int, classifier: bool, untouched: bool) -> KernelSpec:
-        """What the initialization may know of a convolution's kernel; centered also where the optimizer does it.
-
-        Args:
-          shape: of the kernel.
-          groups: of the channels.
-          classifier: whether it gives logits.
-          untouched: whether the network keeps it from every transform.
-        """
-        transform = self.method.kernel_transform.of(self.rule, classifier=classifier)
-        return KernelSpec(tuple(shape), transform.takes(shape, groups), groups, untouched)
-
-    def transform(self, *, classifier: bool) -> KernelTransform:
-        """What a convolution does to its kernel."""
-        if self.method.centers and not self.center_in_call:
-            return IDENTITY
-        return self.method.kernel_transform.of(self.rule, classifier=classifier)
 
     def norm(self, train: bool) -> Callable[[jax.Array], jax.Array]:
         """What normalizes behind a convolution; raises ValueError for a method without."""

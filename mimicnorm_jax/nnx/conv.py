@@ -2,12 +2,104 @@
 
 from typing import Any
 
+import jax
 from flax import nnx
-from jax.nn.initializers import Initializer
+from jax.nn import initializers
 
-from mimicnorm_jax.functional.transform import CENTER, CENTER_PUBLISHED, KernelTransform
+from mimicnorm_jax.functional.row_major import row_major
+from mimicnorm_jax.functional.transform import (
+    CENTER,
+    CENTER_PUBLISHED,
+    IDENTITY,
+    KernelTransform,
+    with_transformed_kernel,
+)
 from mimicnorm_jax.initializers import centered_he
-from mimicnorm_jax.nnx.transformed import TransformedKernel
+
+
+class _Arrays:
+    """A layer's options beside given arrays as its parameters: all that Flax's code of the layer reads.
+
+    Not a module, so that nothing is written into the layer. The bias is only cast: it is added outside of the
+    checkpoint, where XLA fuses its gradient with the mask of the ReLU behind.
+    """
+
+    use_bias = False
+    bias = None
+
+    def __init__(self, layer: Any, kernel: jax.Array, bias: jax.Array | None) -> None:
+        self._layer, self.kernel, self.cast_bias = layer, kernel, bias
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+    def promote_dtype(self, arrays: tuple[Any, ...], **options: Any) -> tuple[Any, ...]:
+        inputs, kernel, _ = arrays
+        inputs, kernel, self.cast_bias = self._layer.promote_dtype((inputs, kernel, self.cast_bias), **options)
+        return inputs, row_major(kernel) if self._layer.recompute_kernel else kernel, None
+
+
+class TransformedKernel(nnx.Module):
+    """Transforms kernel and bias where the layer reads them; the raw kernel is what is stored.
+
+    Attributes:
+      kernel_transform: what becomes of the kernel, the parameter `kernel`; a layer's `mask` comes after it.
+      scale: a learnable scalar, of `scale_init`, which multiplies the transformed kernel and the bias (appendix C) and
+        so costs no activation memory; None without one.
+      recompute_kernel: whether the backward pass computes the transformed, cast kernel again instead of keeping it,
+        in the memory layout that saves most (`row_major`). False is what Flax does.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        kernel_transform: KernelTransform = IDENTITY,
+        scale_init: initializers.Initializer | None = None,
+        recompute_kernel: bool = True,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ) -> None:
+        """Args of the Flax layer, and three more.
+
+        Args:
+          args: of the Flax layer.
+          kernel_transform, recompute_kernel: see the class.
+          scale_init: initializer of the scalar; None for none.
+          rngs: of the Flax layer; the scalar's key comes last, so that the other numbers are those of the plain layer.
+          options: of the Flax layer.
+        """
+        plain: Any = super().__init__  # of the Flax layer beside this class
+        plain(*args, rngs=rngs, **options)
+        layer: Any = self
+        self.scale: nnx.Param[jax.Array] | None
+        if scale_init is None:
+            self.scale = nnx.data(None)
+        else:
+            self.scale = nnx.Param(scale_init(rngs.params(), (), layer.param_dtype))
+        self.kernel_transform = kernel_transform
+        self.recompute_kernel = recompute_kernel
+
+    def __call__(self, inputs: jax.Array, out_sharding: Any = None, *, scale: jax.Array | None = None) -> jax.Array:
+        """The layer's output.
+
+        Args:
+          inputs: of the Flax layer.
+          out_sharding: of the Flax layer.
+          scale: a scalar `()` that multiplies kernel and bias as the parameter does.
+        """
+        layer: Any = self  # the options are those of the Flax layer beside this class
+        groups = getattr(layer, "feature_group_count", 1)
+        bias = None if layer.bias is None else layer.bias[...]
+        own = None if self.scale is None else self.scale[...]
+        plain: Any = super().__call__
+
+        def product(inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> tuple[Any, Any]:
+            arrays = _Arrays(self, kernel, bias)
+            return plain.__func__(arrays, inputs, out_sharding), arrays.cast_bias
+
+        scales = (one for one in (own, scale) if one is not None)
+        call = with_transformed_kernel(product, self.kernel_transform, groups, recompute=self.recompute_kernel)
+        return call(inputs, layer.kernel[...], bias, *scales)
 
 
 class TransformedConv(TransformedKernel, nnx.Conv):
@@ -62,7 +154,7 @@ class CenteredConv(TransformedConv):
         self,
         *args: Any,
         kernel_transform: KernelTransform = CENTER_PUBLISHED,
-        kernel_init: Initializer | None = None,
+        kernel_init: initializers.Initializer | None = None,
         **options: Any,
     ) -> None:
         kernel_init = kernel_init or centered_he(kernel_transform.takes, options.get("feature_group_count", 1))
@@ -84,7 +176,7 @@ class CenteredLinear(TransformedLinear):
         self,
         *args: Any,
         kernel_transform: KernelTransform = CENTER,
-        kernel_init: Initializer | None = None,
+        kernel_init: initializers.Initializer | None = None,
         **options: Any,
     ) -> None:
         kernel_init = kernel_init or centered_he(kernel_transform.takes)

@@ -49,9 +49,30 @@ class FactoredJacobian:
 
 
 Feature = Jacobian | FactoredJacobian
+Features = dict[tuple[int, int, int], Feature]
+"""By a parameter's leaf, a number and a sign; contributions to the kernel add up with their sign."""
 
 TURN = 40_000
 """MACs of a large product in the time of one turn of the loops over pairs and outputs, by their time on a CPU."""
+
+
+def contract_by_parameter(
+    left: Features, right: Features, titles: Sequence[str], output: Output, symmetric: bool
+) -> dict[str, jax.Array]:
+    """Every parameter's contribution, by its title.
+
+    Args:
+      left, right: features of two sets of examples, see `contract`.
+      titles: of the parameters, by leaf.
+      output: which pairs of outputs.
+      symmetric: whether `right` is `left`.
+    """
+    found: dict[str, jax.Array] = {}
+    for key in sorted(left):
+        title = titles[key[0]]
+        block = key[2] * contract(left[key], right[key], output, symmetric)
+        found[title] = found[title] + block if title in found else block
+    return found
 
 
 def contract(left: Feature, right: Feature, output: Output, symmetric: bool = False) -> jax.Array:

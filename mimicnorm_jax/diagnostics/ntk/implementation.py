@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mimicnorm_jax.diagnostics.ntk.features import Output, contract
+from mimicnorm_jax.diagnostics.ntk.features import Output
 from mimicnorm_jax.diagnostics.tracing.interpreter import TracedNetwork
 
 Counts = tuple[int, int | None]
@@ -110,8 +110,7 @@ class Implementation:
 
     def contract(self, params: Any, left: Any, right: Any, symmetric: bool) -> dict[str, jax.Array]:
         """Blocks `(a, o, b, p)`, `(a, b, o)` or `(a, b)` by parameter path."""
-        output, titles = self.request.output, self.request.network.titles
-        return {titles[leaf]: contract(left[leaf], right[leaf], output, symmetric) for leaf in sorted(left)}
+        raise NotImplementedError
 
     @property
     def _sides(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mimicnorm_jax.diagnostics.ntk.features import Jacobian
+from mimicnorm_jax.diagnostics.ntk.features import Features, Jacobian, contract_by_parameter
 from mimicnorm_jax.diagnostics.ntk.implementation import Implementation
 
 
@@ -32,12 +32,16 @@ class JacobianContraction(Implementation):
         group = self.request.rows * (copies * sum(self._sizes.values()) + self.request.activations)
         return self._sum_of_bytes(left, right, group, len(self._sizes))
 
-    def features(self, params: Any, x: jax.Array, write: bool) -> Any:
+    def features(self, params: Any, x: jax.Array, write: bool) -> Features:
         leaves = jax.tree.leaves(params)
         chosen = self.request.differentiated(leaves)
         jacobians = jax.vmap(lambda group: jax.jacrev(lambda p: self.request.evaluate(leaves, p, group))(chosen))(x)
         dtype = self.request.network.dtype
         weights = {i: jnp.sqrt(jnp.asarray(self.request.weights[i], dtype)) for i in chosen}
         return {
-            i: Jacobian(weights[i] * rows.reshape(*rows.shape[:3], -1).astype(dtype)) for i, rows in jacobians.items()
+            (i, 0, 1): Jacobian(weights[i] * rows.reshape(*rows.shape[:3], -1).astype(dtype))
+            for i, rows in jacobians.items()
         }
+
+    def contract(self, params: Any, left: Any, right: Any, symmetric: bool) -> dict[str, jax.Array]:
+        return contract_by_parameter(left, right, self.request.network.titles, self.request.output, symmetric)

@@ -23,7 +23,7 @@ from jax import lax
 
 from mimicnorm_jax.diagnostics.ntk import kernel_derivatives
 from mimicnorm_jax.diagnostics.ntk.channel_scales import ChannelScales, others
-from mimicnorm_jax.diagnostics.ntk.features import FactoredJacobian, Feature, Jacobian, contract, costs
+from mimicnorm_jax.diagnostics.ntk.features import FactoredJacobian, Features, Jacobian, contract_by_parameter, costs
 from mimicnorm_jax.diagnostics.ntk.implementation import Counts, Implementation, Request
 from mimicnorm_jax.diagnostics.ntk.matching import Kernel, match_kernels, shared
 from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
@@ -152,14 +152,14 @@ class StructuredDerivatives(Implementation):
         terms = parts + len(set(self.dense) - self._folded) + len(by_channel)  # theirs come with both signs
         return self._sum_of_bytes(left, right, group, terms)
 
-    def features(self, params: Any, x: jax.Array, write: bool) -> dict[tuple[int, int, int], Feature]:
-        """Derivatives of all examples, by leaf, a number and a sign; contributions add up with their sign."""
+    def features(self, params: Any, x: jax.Array, write: bool) -> Features:
+        """Derivatives of all examples."""
         leaves, dtype = jax.tree.leaves(params), self.network.dtype
         scales = kernel_derivatives.squared_scales(self.network, self.kernels, leaves)
         tangents = kernel_derivatives.scalar_tangents(self.network, self.kernels, self.weights, leaves)
         channels = ChannelScales(self.network, self.kernels, self.weights, leaves)
         patches, blocks, dense = jax.vmap(lambda group: self._sweep(leaves, group, scales, tangents, channels))(x)
-        features: dict[tuple[int, int, int], Feature] = {}
+        features: Features = {}
         for part, kernels in enumerate(self.shared):
             layers, kernel = [each.layer.index for each in kernels], kernels[0]
             factored, key = self.factored[layers[0]], (kernel.leaf, part, 1)
@@ -179,12 +179,7 @@ class StructuredDerivatives(Implementation):
         return features
 
     def contract(self, params: Any, left: Any, right: Any, symmetric: bool) -> dict[str, jax.Array]:
-        found: dict[str, jax.Array] = {}
-        for key in sorted(left):
-            title = self.network.titles[key[0]]
-            block = key[2] * contract(left[key], right[key], self.request.output, symmetric)
-            found[title] = found[title] + block if title in found else block
-        return found
+        return contract_by_parameter(left, right, self.network.titles, self.request.output, symmetric)
 
     def _written_in_sweep(self, factored: bool) -> bool:
         """Whether a layer's derivatives are written out within the sweep: where a sweep of a whole batch is large."""

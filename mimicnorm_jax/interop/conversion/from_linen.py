@@ -11,10 +11,10 @@ from flax.linen.module import InterceptorContext
 from mimicnorm_jax.functional.kernels import center
 from mimicnorm_jax.functional.transform import KernelTransform
 from mimicnorm_jax.interop.conversion.records import Choice, Layer, nothing_centered
+from mimicnorm_jax.linen.conv import kernel_shape, read_kernel, transformed_layer
 from mimicnorm_jax.linen.interception import intercept
 from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
 from mimicnorm_jax.linen.norm import IdentityNorm
-from mimicnorm_jax.linen.transformed import kernel_shape, read_kernel, transformed_layer
 from mimicnorm_jax.utils.trees import Path, path_names
 
 # What Flax's layers compute, as functions. A subclass that overrides `__call__` is known where it calls Flax's, and a

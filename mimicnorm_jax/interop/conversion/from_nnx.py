@@ -22,7 +22,7 @@ from mimicnorm_jax.interop.conversion.records import (
 )
 from mimicnorm_jax.linen.last_norm import LAST_BN
 from mimicnorm_jax.nnx import CenteredConv, CenteredLinear, IdentityNorm, LastBatchNorm
-from mimicnorm_jax.nnx.transformed import TransformedKernel
+from mimicnorm_jax.nnx.conv import TransformedKernel
 from mimicnorm_jax.utils.trees import Path
 
 Model = TypeVar("Model", bound=nnx.Module)

@@ -20,9 +20,9 @@ from mimicnorm_jax.interop.conversion.records import (
     Report,
     exact_gain,
 )
+from mimicnorm_jax.linen.conv import TransformedKernel, kernel_shape
 from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
 from mimicnorm_jax.linen.norm import IdentityNorm, LastBatchNorm
-from mimicnorm_jax.linen.transformed import TransformedKernel, kernel_shape
 from mimicnorm_jax.linen.wrapper import Transformed
 from mimicnorm_jax.utils.trees import Path
 
