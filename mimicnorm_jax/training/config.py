@@ -125,7 +125,7 @@ class TrainConfig:
     nesterov: bool = _any(False, "Nesterov's momentum")
     weight_decay: float = _at_least(5e-4, 0, "added to the gradient (coupled), on every parameter")
     decay_scalars: bool = _any(
-        True, "whether weight_decay acts on parameters of one number too, as residual scalars are"
+        True, "whether weight_decay acts on parameters of one number too, such as residual scalars"
     )
     scalar_rate: float = _at_least(1.0, 0, "factor on the learning rate of parameters of one number; 0: they stay")
     clip_norm: float = _at_least(0.0, 0, "bound on the gradient's global norm; 0: none")

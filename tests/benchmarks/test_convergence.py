@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks.paper import calibration, comparison, convergence, pages, reproduce
+from benchmarks.paper import calibration, comparison, convergence, pages, queue, reproduce
 from benchmarks.paper.experiments import EXPERIMENTS
 from benchmarks.paper.paired import Paired, paired
 from tests.conftest import ROOT, in_processes
@@ -71,7 +71,7 @@ def test_pairs_are_of_one_seed_and_one_alone_or_a_lost_run_gives_no_interval():
 
 def test_whole_comparisons_of_the_methods_of_interest_come_first():
     order, records = [], []
-    while found := reproduce.next_run(ARMS, None, records, lambda *_: False, math.inf):
+    while found := queue.next_run(ARMS, None, records, lambda *_: False, math.inf):
         arm, seed = found
         records.append(_record(arm, seed, 0.5))
         order.append((arm.net, arm.method, arm.fields["learning_rate"], seed))

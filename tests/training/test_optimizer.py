@@ -109,7 +109,7 @@ def test_adamw_and_lion_decouple_their_decay_and_adam_does_not(x64):
 @pytest.mark.parametrize("constraint", ["none", "lawn"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "lion"])
 def test_scalars_move_as_at_their_own_rate_and_decay_and_the_rest_as_ever(optimizer, constraint, x64):
-    """A run with both fields: its scalar as in one at a third of the rate without decay, its vector as in a plain one."""
+    """With both fields a scalar moves as in a run at a third of the rate without decay, a vector as in a plain run."""
     decay = 0.0 if constraint == "lawn" else 0.1
     about = {"optimizer": optimizer, "constraint": constraint, "free_epochs": float(constraint == "lawn")}
     rng = np.random.default_rng(0)
