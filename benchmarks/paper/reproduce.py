@@ -31,10 +31,11 @@ from typing import Any
 
 from benchmarks import _results
 from benchmarks._results import ROOT, Record
-from benchmarks.paper import calibration, comparison, pages
+from benchmarks.paper import calibration, comparison, last_norm, pages
 from benchmarks.paper import dry_run as dry_run_lib
 from benchmarks.paper.experiments import EXPERIMENTS, Arm, Experiment, small_form
 from benchmarks.paper.queue import claim, next_run
+from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training.writers import read_metrics
 from mimicnorm_jax.utils.console import log_line
 
@@ -204,6 +205,9 @@ def _run(arguments: argparse.Namespace, study: comparison.Study, arm: Arm, seed:
     record = record_of(folder, arm, seed, ["python", *command], ended)
     if experiment.converged and not ended:
         record["calibration"] = calibration.of_run(folder)
+        method = METHODS[arm.fields["method"]]
+        if method.last_batch_norm and not method.batch_norm:
+            record["last_norm"] = last_norm.of_run(folder)
     study.store.add(arguments.results, record)
     shutil.rmtree(folder)
     pages.write(study, arguments.results)
