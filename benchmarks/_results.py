@@ -1,19 +1,26 @@
 """Records of measurements: where they are kept, what tells them apart, what they were measured on, tables of them."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mimicnorm_jax.utils import environment
 from mimicnorm_jax.utils.console import log_line
 from mimicnorm_jax.utils.files import write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -56,11 +63,15 @@ class Store:
     def add(self, folder: Path, *records: Record) -> None:
         """Puts records into the file, in the place of those with their keys.
 
-        Reads the file again, since another process may have added to it in the meantime.
+        Reads the file again, since another process may have added to it in the meantime; one adds at a time.
         """
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            self._add(folder, *records)
+
+    def _add(self, folder: Path, *records: Record) -> None:
         merged = list((self.read(folder) | {self.key(record): record for record in records}).values())
         ordered = sorted(merged, key=self.order) if self.order else merged
-        folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / f"{self.name}.jsonl", "".join(json.dumps(record) + "\n" for record in ordered))
 
     def tidy(self, folder: Path) -> None:
@@ -69,12 +80,35 @@ class Store:
             self.add(folder)
 
     def write_page(self, folder: Path, page: Callable[[list[Record]], str]) -> None:
-        """Writes NAME.md beside the records, and puts these in order."""
+        """Writes NAME.md beside the records, and puts these in order, to which others may have appended.
+
+        Nothing is added to the folder until it is done; so figures that `page` draws are of the page's records.
+        """
         path = folder / f"{self.name}.md"
-        self.tidy(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, page(list(self.read(folder).values())))
+        with _alone(folder):
+            if (folder / f"{self.name}.jsonl").exists():
+                self._add(folder)
+            write_text(path, page(list(self.read(folder).values())))
         log_line(f"wrote {path}")
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process changes a folder's results, and keeps others waiting.
+
+    Where the file system knows no locks, nobody waits.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def make_parser(module: str, description: str | None, *, render: bool = True) -> argparse.ArgumentParser:

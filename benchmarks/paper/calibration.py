@@ -6,14 +6,16 @@ In a process of its own, so that the networks of runs to come find the device em
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from benchmarks import _process
 from benchmarks._results import Record
-from mimicnorm_jax.data import datasets, normalize
+from mimicnorm_jax.data import Dataset, datasets, normalize
 from mimicnorm_jax.training import RunSpec, workdir
 from mimicnorm_jax.training.model import eval_logits
 from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
@@ -25,8 +27,8 @@ AGREEMENT = 1e-3
 """How far the accuracy may be from that of the run's own evaluation: another program flips near ties."""
 
 
-def logits_of(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Logits `(N, classes)` of the newest checkpoint of a run, and labels `(N,)`, of all test images.
+def restored(folder: Path) -> tuple[RunSpec, Record, Dataset]:
+    """The run in a folder, the variables of its newest checkpoint, and its data set.
 
     Raises:
       WorkdirError: if there is no checkpoint or it cannot be restored.
@@ -37,15 +39,26 @@ def logits_of(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         found = checkpoints.restore_newest(spec.state_template())
     if found is None:
         raise workdir.WorkdirError(f"{folder} holds no checkpoint")
-    data = datasets.load(config.dataset, config.data_dir)
+    return spec, found[0].eval_variables, datasets.load(config.dataset, config.data_dir)
+
+
+def logits_of(spec: RunSpec, model: Any, variables: Record, data: Dataset) -> np.ndarray:
+    """Logits `(N, classes)` of all test images.
+
+    Args:
+      spec: of the run.
+      model: its network, or that without its head.
+      variables: of the network.
+      data: of the run.
+    """
+    config, images = spec.config, data.test.images
 
     @jax.jit
     def logits(variables: Record, images: jax.Array) -> jax.Array:
-        return eval_logits(spec.model, variables, normalize(images, data.mean, data.std, config.dtype))
+        return eval_logits(model, variables, normalize(images, data.mean, data.std, config.dtype))
 
-    images, labels = data.test.images, data.test.labels
-    batches = [images[start : start + config.batch_size] for start in range(0, len(labels), config.batch_size)]
-    return np.concatenate([logits(found[0].eval_variables, batch) for batch in batches]), np.asarray(labels)
+    batches = [images[start : start + config.batch_size] for start in range(0, len(images), config.batch_size)]
+    return np.concatenate([logits(variables, batch) for batch in batches])
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray) -> Record:
@@ -84,16 +97,39 @@ def of_run(folder: Path) -> Record:
     Raises:
       SystemExit: if it cannot be evaluated, or not as the run evaluated itself.
     """
-    found = _process.measure("paper.calibration", str(folder.absolute()))
+    return evaluated(folder, "paper.calibration", lambda found: found["accuracy"])
+
+
+def evaluated(folder: Path, module: str, accuracy: Callable[[Record], float]) -> Record:
+    """What `python -m benchmarks.MODULE --measure FOLDER` finds of a finished run.
+
+    Args:
+      folder: of the run.
+      module: below `benchmarks`.
+      accuracy: what it found where the run evaluated itself.
+
+    Raises:
+      SystemExit: if it cannot be evaluated, or not as the run evaluated itself.
+    """
+    found = _process.measure(module, str(folder.absolute()))
     if isinstance(found, int):
-        sys.exit(f"error: the calibration of {folder} ended with exit code {found}")
+        sys.exit(f"error: {module} of {folder} ended with exit code {found}")
     final = json.loads((folder / "summary.json").read_text())["final_accuracy"]
-    if abs(found["accuracy"] - final) > AGREEMENT:
-        sys.exit(f"error: the network of {folder} has accuracy {found['accuracy']}, and {final} by its own evaluation")
+    if abs(accuracy(found) - final) > AGREEMENT:
+        sys.exit(f"error: the network of {folder} has accuracy {accuracy(found)}, and {final} by its own evaluation")
     return found
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser("python -m benchmarks.paper.calibration", description=__doc__)
+def main(name: str, description: str | None, measure: Callable[[RunSpec, Record, Dataset], Record]) -> None:
+    """The command of a module that evaluates the run in a folder."""
+    parser = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--measure", type=Path, metavar="DIR", required=True, help="folder of a finished run")
-    print(json.dumps(reliability(*logits_of(parser.parse_args().measure))))
+    print(json.dumps(measure(*restored(parser.parse_args().measure))))
+
+
+def _measure(spec: RunSpec, variables: Record, data: Dataset) -> Record:
+    return reliability(logits_of(spec, spec.model, variables, data), data.test.labels)
+
+
+if __name__ == "__main__":
+    main("paper.calibration", __doc__, _measure)

@@ -21,11 +21,10 @@ CHANCE = 1.0
 def belongs(record: Record, arm: Arm, seed: int | None = None) -> bool:
     """Whether a run is of this arm (and seed)."""
     config = record["config"]
-    init = arm.fields.get("init_scheme", "published")
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in arm.fields.items()}
     return (
-        all(config.get(name) == value for name, value in fields.items())
-        and config.get("init_scheme") == init
+        record["arm"] == arm.method
+        and all(config.get(name) == value for name, value in fields.items())
         and seed in (None, record["seed"])
     )
 
@@ -71,7 +70,7 @@ def shown(value: Accuracy | None) -> str:
 
 
 def _key(record: Record) -> _results.Key:
-    return (*(record["config"][name] for name in ("model", "method", "init_scheme", "learning_rate")), record["seed"])
+    return record["config"]["model"], record["arm"], record["config"]["learning_rate"], record["seed"]
 
 
 @dataclass(frozen=True)

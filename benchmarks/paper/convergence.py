@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks import _results
 from benchmarks._results import Record, mean_and_deviation, table
-from benchmarks.paper import comparison
+from benchmarks.paper import comparison, why
 from benchmarks.paper.calibration import BINS, expected_calibration_error
 from benchmarks.paper.comparison import Study, best, final
 from benchmarks.paper.experiments import Arm, Comparison
@@ -30,11 +30,16 @@ _SETTING = (
 )
 
 
+def _compared(study: Study, records: Sequence[Record]) -> Runs:
+    """The runs of all arms but those of `why`."""
+    return [(arm, of_arm) for arm, of_arm in study.runs(records) if not arm.against]
+
+
 def home_groups(study: Study, records: Sequence[Record]) -> dict[str, Runs]:
     """By network, all that was compared at its first learning rate."""
     homes: dict[str, Comparison] = {}
     found: dict[str, list[tuple[Arm, list[Record]]]] = {}
-    for arm, of_arm in study.runs(records):
+    for arm, of_arm in _compared(study, records):
         if homes.setdefault(arm.net, arm.comparison) == arm.comparison:
             found.setdefault(arm.net, []).append((arm, of_arm))
     return dict(found)
@@ -125,6 +130,7 @@ def page(study: Study, folder: Path, records: Sequence[Record]) -> str:
         text += _pictures(study, folder, records, f"{study.name}-{net}")
     text += ["", "## Learning rates", "", rates(study, records)]
     text += _pictures(study, folder, records, f"{study.name}_rates")
+    text += ["", "## Why", "", why.ABOUT, "", why.table(study, records)]
     text += [
         "",
         f"Records: {study.name}.jsonl, each with its config, seed, command and machine. Command: `{study.command}`; it "
@@ -172,7 +178,7 @@ def _by_rate(study: Study, records: Sequence[Record]) -> dict[str, dict[float, R
     """Of every method that is planned at several rates, the run of seed 0 by rate."""
     found: dict[str, dict[float, Record | None]] = {}
     first = study.experiment.arms[0].net
-    for arm, runs in study.runs(records):
+    for arm, runs in _compared(study, records):
         if arm.net == first:
             run = next((record for record in runs if record["seed"] == 0), None)
             found.setdefault(arm.method, {})[arm.fields["learning_rate"]] = run

@@ -34,6 +34,8 @@ class Arm:
       published: the best one that the paper reports; None where it shows a curve or nothing.
       seeds: that it is run with where no others are asked for.
       stage: all that is of a lower one is run first.
+      against: method of the arm from which this one differs in one field, to find out why that one does as it does;
+        empty for arms that are compared with each other.
     """
 
     net: str
@@ -42,6 +44,7 @@ class Arm:
     published: Accuracy | None = None
     seeds: tuple[int, ...] = (0,)
     stage: int = 0
+    against: str = ""
 
     @property
     def comparison(self) -> Comparison:
@@ -131,6 +134,22 @@ def _converged(net: str, methods: Sequence[str], *, rate: float = 0.05, **about:
     return tuple(replace(_arm(net, method, **fields), **about) for method in methods)
 
 
+WHY: tuple[Mapping[str, Any], ...] = (
+    {"warmup_epochs": 5.0},
+    {"init_scheme": "exact"},
+    {"init_scheme": "text"},
+    {"decay_scalars": False},
+    {"scalar_rate": 0.1},
+)
+"""What might be the reason where MimicNorm is behind, each tried by one run; `last_norm` has what evaluation tells."""
+
+
+def _why() -> tuple[Arm, ...]:
+    (home,) = _converged("resnet8", ("mimicnorm",), stage=5, against="mimicnorm")
+    named = ((f"{home.method}, {name}={value}", {name: value}) for change in WHY for name, value in change.items())
+    return tuple(replace(home, method=method, fields={**home.fields, **change}) for method, change in named)
+
+
 def _convergence() -> tuple[Arm, ...]:
     pair, three = ("batchnorm", "mimicnorm"), (0, 1, 2)
     others = ("weightmean", "lastbn", "skipinit", "fixup", "nf", "ws_gn")
@@ -140,6 +159,7 @@ def _convergence() -> tuple[Arm, ...]:
         *(arm for rate in (0.02, 0.1, 0.2) for arm in _converged("resnet8", pair, rate=rate, stage=2)),
         *_converged("squeezenet", pair, epochs=20, seeds=(0, 1), stage=3),
         *_converged("resnet8", ("groupnorm", "dyt"), seeds=three, stage=4),
+        *_why(),
     )
 
 

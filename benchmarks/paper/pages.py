@@ -1,7 +1,6 @@
 """Which page an experiment has, and writing it."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -28,8 +27,11 @@ def page(study: Study, folder: Path, records: Sequence[Record]) -> str:
 
 def write(study: Study, folder: Path) -> None:
     """Writes NAME.md and, where matplotlib is installed, its figures, from NAME.jsonl in the same folder."""
-    if plots.available():
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, draw in _module(study).figures(study, list(study.store.read(folder).values())).items():
-            draw(folder / name)
-    study.store.write_page(folder, partial(page, study, folder))
+
+    def drawn(records: list[Record]) -> str:
+        if plots.available():
+            for name, draw in _module(study).figures(study, records).items():
+                draw(folder / name)
+        return page(study, folder, records)
+
+    study.store.write_page(folder, drawn)

@@ -7,6 +7,11 @@ Every finished run is a record of results/NAME.jsonl and never repeated; a stopp
   python -m benchmarks.paper.reproduce figure6 --small --data_dir=DIR      # for a machine without GPU
   python -m benchmarks.paper.reproduce table1 --render                     # table and figures only
   python -m benchmarks.paper.reproduce table1 --dry_run                    # without GPU: would it run, how fast at best
+
+Several processes share one study: each takes runs that no other living one has. Where a step gains little from a second
+core, as of resnet8 on a CPU, one on each core does twice as much:
+
+  for core in 0 1; do taskset -c $core python -m benchmarks.paper.reproduce convergence --data_dir=DIR & done; wait
 """
 
 import argparse
@@ -19,16 +24,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks import _results
 from benchmarks._results import ROOT, Record
-from benchmarks.paper import calibration, comparison, pages
+from benchmarks.paper import calibration, comparison, last_norm, pages
 from benchmarks.paper import dry_run as dry_run_lib
-from benchmarks.paper.experiments import EXPERIMENTS, Arm, Comparison, Experiment, small_form
+from benchmarks.paper.experiments import EXPERIMENTS, Arm, Experiment, small_form
+from benchmarks.paper.queue import claim, next_run
+from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training.writers import read_metrics
 from mimicnorm_jax.utils.console import log_line
 
@@ -98,58 +105,6 @@ def chosen(experiment: Experiment, nets: Sequence[str], methods: Sequence[str]) 
     )
 
 
-def next_run(
-    arms: Sequence[Arm],
-    seeds: Sequence[int] | None,
-    records: Sequence[Record],
-    begun: Callable[[Arm, int], bool],
-    remaining: float,
-) -> tuple[Arm, int] | None:
-    """What to run next, so that whole comparisons (the arms of a network with one seed) get done in time.
-
-    Args:
-      arms: of the experiment.
-      seeds: of each arm; None: its own.
-      records: of finished runs.
-      begun: whether a run was stopped on its way.
-      remaining: seconds.
-
-    Returns:
-      An arm and a seed: of a comparison that was begun, if there is one; else of the first that fits in the
-      remaining time or may do so, by the time that this network's runs took; else of the first. None if all is done.
-    """
-
-    def done(arm: Arm, seed: int) -> bool:
-        return any(comparison.belongs(record, arm, seed) for record in records)
-
-    def rank(seed: int, members: list[Arm]) -> tuple[bool, bool]:
-        open_runs = [arm for arm in members if not done(arm, seed)]
-        started = len(open_runs) < len(members) or any(begun(arm, seed) for arm in members)
-        took = [comparison.seconds(r) for r in records for arm in members if r["config"]["model"] == arm.net]
-        too_long = bool(took) and len(open_runs) * sum(took) / len(took) > remaining
-        return not started, too_long
-
-    open_groups = [
-        (seed, members) for seed, members in _comparisons(arms, seeds) if not all(done(arm, seed) for arm in members)
-    ]
-    if not open_groups:
-        return None
-    seed, members = min(open_groups, key=lambda group: rank(*group))
-    return min((arm for arm in members if not done(arm, seed)), key=lambda arm: not begun(arm, seed)), seed
-
-
-def _comparisons(arms: Sequence[Arm], seeds: Sequence[int] | None) -> list[tuple[int, list[Arm]]]:
-    """Seed and arms of every comparison: by stage, then by seed, then as the arms come."""
-    by_stage: dict[int, dict[tuple[int, Comparison], list[Arm]]] = {}
-    for stage in sorted({arm.stage for arm in arms}):
-        of_stage = [arm for arm in arms if arm.stage == stage]
-        for seed in dict.fromkeys(seeds if seeds is not None else sorted({s for arm in of_stage for s in arm.seeds})):
-            for arm in of_stage:
-                if seeds is not None or seed in arm.seeds:
-                    by_stage.setdefault(stage, {}).setdefault((seed, arm.comparison), []).append(arm)
-    return [(seed, members) for groups in by_stage.values() for (seed, _), members in groups.items()]
-
-
 def train(command: Sequence[str], remaining: float) -> int:
     """Runs train.py until it ends, or asks it after the remaining seconds to save and stop; its exit code."""
     process = subprocess.Popen(command, cwd=ROOT)
@@ -193,44 +148,70 @@ def dry_run(arguments: argparse.Namespace, study: comparison.Study) -> str:
     )
 
 
+def folder_of(runs: Path, study: comparison.Study, arm: Arm, seed: int) -> Path:
+    """In which a run is under way."""
+    rate = f"-lr{arm.fields['learning_rate']:g}" if "learning_rate" in arm.fields else ""
+    return runs / study.name / f"{arm.net}-{arm.method.replace(', ', '-')}{rate}-seed{seed}"
+
+
 def run(arguments: argparse.Namespace, study: comparison.Study) -> bool:
-    """Runs what is missing until all is done or the budget spent; whether all is done."""
+    """Runs what is missing and no other process has, until nothing is left or the budget spent; whether all is done."""
     deadline = time.monotonic() + arguments.budget
-    name, experiment = study.name, study.experiment
-    arms = chosen(experiment, arguments.nets, arguments.methods)
+    arms = chosen(study.experiment, arguments.nets, arguments.methods)
+    elsewhere: set[Path] = set()
 
     def folder(arm: Arm, seed: int) -> Path:
-        rate = f"-lr{arm.fields['learning_rate']:g}" if "learning_rate" in arm.fields else ""
-        return arguments.workdir / name / f"{arm.net}-{arm.method.replace(', ', '-')}{rate}-seed{seed}"
+        return folder_of(arguments.workdir, study, arm, seed)
 
-    def begun(arm: Arm, seed: int) -> bool:
-        return folder(arm, seed).exists()
+    def find() -> tuple[Arm, int] | None:
+        records = list(study.store.read(arguments.results).values())
+        return next_run(
+            arms,
+            arguments.seeds,
+            records,
+            lambda arm, seed: folder(arm, seed).exists(),
+            deadline - time.monotonic(),
+            lambda arm, seed: folder(arm, seed) in elsewhere,
+        )
 
-    while True:
-        remaining = deadline - time.monotonic()
-        found = next_run(arms, arguments.seeds, list(study.store.read(arguments.results).values()), begun, remaining)
-        if found is None:
-            return True
-        if remaining <= 0:
+    while found := find():
+        if time.monotonic() >= deadline:
             return False
-        arm, seed = found
-        workdir = folder(arm, seed)
-        fields = fields_of(experiment, arm, seed, arguments.steps_per_call)
-        command = ["train.py", "--config=configs/cifar100.py", *(f"--config.{k}={v}" for k, v in fields.items())]
-        log_line(f"{name}: {workdir.name}")
-        where = [f"--config.data_dir={arguments.data_dir}", f"--workdir={workdir.absolute()}"]
-        code = train([sys.executable, *command, *where], remaining)
-        if code in (130, 143, -signal.SIGTERM):
-            return False
-        if code not in (0, 3):
-            sys.exit(f"error: train.py ended with exit code {code}; its folder is {workdir}")
-        ended = json.loads((workdir / "failure.json").read_text())["error"].split(". ")[0] if code else ""
-        record = record_of(workdir, arm, seed, ["python", *command], ended)
-        if experiment.converged and not ended:
-            record["calibration"] = calibration.of_run(workdir)
-        study.store.add(arguments.results, record)
-        shutil.rmtree(workdir)
-        pages.write(study, arguments.results)
+        claimed = claim(folder(*found))
+        if claimed is None:
+            elsewhere.add(folder(*found))
+            continue
+        with claimed:
+            # Another process may have finished it between the look at the records and the claim.
+            if find() == found and not _run(arguments, study, *found, deadline):
+                return False
+        elsewhere.clear()
+    return not elsewhere
+
+
+def _run(arguments: argparse.Namespace, study: comparison.Study, arm: Arm, seed: int, deadline: float) -> bool:
+    """Runs one run and records it; whether it came to its end."""
+    name, experiment, folder = study.name, study.experiment, folder_of(arguments.workdir, study, arm, seed)
+    fields = fields_of(experiment, arm, seed, arguments.steps_per_call)
+    command = ["train.py", "--config=configs/cifar100.py", *(f"--config.{k}={v}" for k, v in fields.items())]
+    log_line(f"{name}: {folder.name}")
+    where = [f"--config.data_dir={arguments.data_dir}", f"--workdir={folder.absolute()}"]
+    code = train([sys.executable, *command, *where], deadline - time.monotonic())
+    if code in (130, 143, -signal.SIGTERM):
+        return False
+    if code not in (0, 3):
+        sys.exit(f"error: train.py ended with exit code {code}; its folder is {folder}")
+    ended = json.loads((folder / "failure.json").read_text())["error"].split(". ")[0] if code else ""
+    record = record_of(folder, arm, seed, ["python", *command], ended)
+    if experiment.converged and not ended:
+        record["calibration"] = calibration.of_run(folder)
+        method = METHODS[arm.fields["method"]]
+        if method.last_batch_norm and not method.batch_norm:
+            record["last_norm"] = last_norm.of_run(folder)
+    study.store.add(arguments.results, record)
+    shutil.rmtree(folder)
+    pages.write(study, arguments.results)
+    return True
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -270,7 +251,7 @@ def main() -> None:
     pages.write(asked, arguments.results)
     log_line((arguments.results / f"{asked.name}.md").read_text())
     if not finished:
-        sys.exit("stopped before all was done: the same command resumes")
+        sys.exit("stopped before all was done, or the rest is under way in other processes: the same command resumes")
 
 
 if __name__ == "__main__":

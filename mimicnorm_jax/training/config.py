@@ -124,6 +124,10 @@ class TrainConfig:
     momentum: float = _fraction(0.9, "of SGD")
     nesterov: bool = _any(False, "Nesterov's momentum")
     weight_decay: float = _at_least(5e-4, 0, "added to the gradient (coupled), on every parameter")
+    decay_scalars: bool = _any(
+        True, "whether weight_decay acts on parameters of one number too, such as residual scalars"
+    )
+    scalar_rate: float = _at_least(1.0, 0, "factor on the learning rate of parameters of one number; 0: they stay")
     clip_norm: float = _at_least(0.0, 0, "bound on the gradient's global norm; 0: none")
     adaptive_clip: float = _at_least(
         0.0, 0, "bound on a gradient's norm relative to its unit's weights, but for the classifier; 0: none"

@@ -52,6 +52,8 @@ def make_optimizer(
         parts.append(lawn(optax.chain(*_free(config, schedule)), round(config.free_epochs * steps_per_epoch)))
     else:
         parts += _free(config, schedule)
+    if config.scalar_rate != 1:
+        parts.append(optax.masked(optax.scale(config.scalar_rate), scalars))
     if config.centering == "after_step":
         parts.append(keep_kernels_centered(CONV_KERNELS))
     return optax.chain(*parts)
@@ -59,11 +61,12 @@ def make_optimizer(
 
 def _free(config: TrainConfig, schedule: optax.Schedule) -> list[optax.GradientTransformation]:
     """The optimizer by itself; weight decay is coupled but for adamw and lion."""
+    decayed = None if config.decay_scalars else _not_scalars
     if config.optimizer == "adamw":
-        return [optax.adamw(schedule, weight_decay=config.weight_decay)]
+        return [optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed)]
     if config.optimizer == "lion":
-        return [optax.lion(schedule, weight_decay=config.weight_decay)]
-    coupled = optax.add_decayed_weights(config.weight_decay)
+        return [optax.lion(schedule, weight_decay=config.weight_decay, mask=decayed)]
+    coupled = optax.add_decayed_weights(config.weight_decay, decayed)
     if config.optimizer == "adam":
         return [coupled, optax.adam(schedule)]
     return [coupled, optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov)]
@@ -76,6 +79,15 @@ def _direction(config: TrainConfig) -> optax.GradientTransformation:
     if config.optimizer == "sgd":
         return optax.trace(config.momentum, config.nesterov)
     return optax.scale_by_adam()
+
+
+def scalars(params: optax.Params) -> Any:
+    """True for parameters of one number, in the params' tree: those of `scalar_rate` and `decay_scalars`."""
+    return jax.tree.map(lambda leaf: leaf.ndim == 0, params)
+
+
+def _not_scalars(params: optax.Params) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim != 0, params)
 
 
 def _not_classifier(params: optax.Params) -> Any:

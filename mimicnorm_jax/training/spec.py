@@ -17,7 +17,7 @@ from mimicnorm_jax.optim import center_params
 from mimicnorm_jax.training.config import FIELDS, TrainConfig
 from mimicnorm_jax.training.dataset import check_dataset, dataset_of
 from mimicnorm_jax.training.model import AXIS, head_of, init_variables, is_exact_in_parts, require_trainable
-from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule
+from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule, scalars
 from mimicnorm_jax.training.state import TrainState, create_state
 from mimicnorm_jax.training.step import StepConfig
 
@@ -132,6 +132,7 @@ def build_spec(config: TrainConfig, num_devices: int | None = None, model: Any =
         )
     spec = RunSpec(config, dataset, model)
     _check_microbatches(spec, config.batch_size // devices)
+    _check_scalars(spec)
     return spec
 
 
@@ -207,9 +208,24 @@ def _check_microbatches(spec: RunSpec, share: int) -> None:
         )
 
 
+def _check_scalars(spec: RunSpec) -> None:
+    config = spec.config
+    if (config.scalar_rate == 1 and config.decay_scalars) or any(jax.tree.leaves(scalars(_shapes(spec)["params"]))):
+        return
+    field = "decay_scalars" if config.scalar_rate == 1 else "scalar_rate"
+    raise ConfigError(
+        f"config.{field} is {getattr(config, field)}, but config.model={config.model!r} has no parameter of one number "
+        f"under config.method={config.method!r}: leave it at {FIELDS[field].default}, or choose another method"
+    )
+
+
+def _shapes(spec: RunSpec) -> Any:
+    """Shapes and dtypes of the network's variables."""
+    return jax.eval_shape(lambda key: init_variables(spec.model, key, spec.dataset.image_shape), jax.random.key(0))
+
+
 def is_exact(spec: RunSpec) -> bool:
     """Whether the run's microbatches give the gradient of the whole batch."""
     if head_of(spec.model) is not None:
         return True
-    variables = jax.eval_shape(lambda key: init_variables(spec.model, key, spec.dataset.image_shape), jax.random.key(0))
-    return is_exact_in_parts(spec.model, variables.get("batch_stats", {}))
+    return is_exact_in_parts(spec.model, _shapes(spec).get("batch_stats", {}))

@@ -13,9 +13,12 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks.paper import calibration, comparison, convergence, pages, reproduce
+from benchmarks.paper import calibration, comparison, convergence, last_norm, pages, queue, reproduce, why
 from benchmarks.paper.experiments import EXPERIMENTS
 from benchmarks.paper.paired import Paired, paired
+from mimicnorm_jax import models
+from mimicnorm_jax.functional.logits import BatchStatistics, running_averages
+from mimicnorm_jax.init_schemes import SCHEMES, KernelSpec
 from tests.conftest import ROOT, in_processes
 
 ARMS = EXPERIMENTS["convergence"].arms
@@ -29,7 +32,14 @@ def _record(arm, seed, accuracy, ended=""):
     ]
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in arm.fields.items()}
     config = {"init_scheme": "published", **fields}
-    record = {"seed": seed, "ended": ended, "curve": [] if ended else rows, "config": config, "machine": {}}
+    record = {
+        "arm": arm.method,
+        "seed": seed,
+        "ended": ended,
+        "curve": [] if ended else rows,
+        "config": config,
+        "machine": {},
+    }
     return record if ended else record | {"calibration": BINS}
 
 
@@ -71,7 +81,7 @@ def test_pairs_are_of_one_seed_and_one_alone_or_a_lost_run_gives_no_interval():
 
 def test_whole_comparisons_of_the_methods_of_interest_come_first():
     order, records = [], []
-    while found := reproduce.next_run(ARMS, None, records, lambda *_: False, math.inf):
+    while found := queue.next_run(ARMS, None, records, lambda *_: False, math.inf):
         arm, seed = found
         records.append(_record(arm, seed, 0.5))
         order.append((arm.net, arm.method, arm.fields["learning_rate"], seed))
@@ -82,7 +92,8 @@ def test_whole_comparisons_of_the_methods_of_interest_come_first():
         (method, rate, 0) for method in four[:2] for rate in (0.02, 0.1, 0.2)
     }
     assert order[36:40] == [("squeezenet", method, 0.05, seed) for seed in (0, 1) for method in four[:2]]
-    assert order[40:] == [("resnet8", method, 0.05, seed) for seed in (0, 1, 2) for method in ("groupnorm", "dyt")]
+    assert order[40:46] == [("resnet8", method, 0.05, seed) for seed in (0, 1, 2) for method in ("groupnorm", "dyt")]
+    assert order[46:] == [("resnet8", arm.method, 0.05, 0) for arm in ARMS if arm.against]
     assert len(set(order)) == len(order)
 
 
@@ -123,7 +134,7 @@ def test_a_page_says_what_may_be_concluded_from_what_there_is(tmp_path):
     page = _written(tmp_path, _record(a, 0, 0.58))
     assert "with MimicNorm 2.00 points below BatchNorm (seed 0 only: no interval): final test accuracies 58" in page
     assert "without any of it" not in page
-    assert "2 of 46 runs are finished" in page
+    assert "2 of 51 runs are finished" in page
     assert "| mimicnorm | 0 | 59.00 | 2 | 58.00 | -2.00 (seed 0 only: no interval) | 1.500 | 10.00 |" in page
     more = [_record(b, 1, 0.62), _record(a, 1, 0.60), _record(none, 0, 0.3), _record(none, 1, 0.3)]
     page = _written(tmp_path, *more, _record(he, 0, 0.2))
@@ -140,6 +151,70 @@ def test_an_experiment_with_schedules_of_its_own_is_of_its_own_epochs():
     assert drops == {30: (16, 22, 27), 20: (11, 15, 18)}
 
 
+def test_arms_that_ask_why_change_one_field_and_have_records_of_their_own():
+    changes = [why.changed(arm, home) for arm, home in why.pairs(ARMS)]
+    assert changes == [
+        {"warmup_epochs": (1.0, 5.0)},
+        {"init_scheme": ("published", "exact")},
+        {"init_scheme": ("published", "text")},
+        {"decay_scalars": (True, False)},
+        {"scalar_rate": (1.0, 0.1)},
+    ]
+    study = reproduce.make_study("convergence", False, None, "float32")
+    records = [_record(arm, 0, 0.5) for arm in ARMS]
+    assert len({study.store.key(record) for record in records}) == len(ARMS)
+    assert all(len(found) == 1 for _, found in study.runs(records))
+
+
+def test_the_exact_scheme_changes_scalars_alone_where_the_published_variance_is_hes():
+    """As the page says of resnet8."""
+    published = models.registry.ARCHITECTURES["resnet8"].published
+    kernels = [KernelSpec(shape, centered=True) for shape in ((3, 3, 16, 16), (3, 3, 16, 32), (1, 1, 32, 64))]
+    ours, exact, text = (SCHEMES[name] for name in ("published", "exact", "text"))
+    for kernel in kernels:
+        assert exact.conv(published, kernel) == ours.conv(published, kernel) != text.conv(published, kernel)
+    gain = kernels[0].gain
+    assert [s.scalar(kernels[:1] * 2, 3) for s in (ours, exact, text)] == pytest.approx(
+        [1.2**2 / 3, gain**2 / 3, 1 / math.sqrt(3)]
+    )
+
+
+def test_the_table_of_reasons_is_of_pairs_and_says_what_was_not_run():
+    study = reproduce.make_study("convergence", False, None, "float32")
+    assert why.table(study, []).count("not run") == 6 + 4
+    (warmup, home), *_ = why.pairs(ARMS)
+    evaluated = {rule: {"accuracy": 0.5, "loss": 2.0} for rule in last_norm.RULES}
+    evaluated["unbiased"] = {"accuracy": 0.5, "loss": 1.99}
+    evaluated["test images"] = {"accuracy": 0.515, "loss": 2.0}
+    records = [_record(home, seed, 0.5) | {"last_norm": evaluated} for seed in (0, 1)]
+    table = why.table(study, [*records, _record(warmup, 0, 0.53)])
+    assert "| nothing |  |  | 0, 1 | 50.00 ± 0.00 |" in table
+    assert "| `warmup_epochs` | 1.0 | 5.0 | 0 | 53.00 | +3.00 | +0.0000 |" in table
+    assert "times B / (B - 1) | 0, 1 | 50.00 ± 0.00 | +0.00 ± 0.00 | -0.0100 ± 0.0000 |" in table
+    assert "test images themselves | 0, 1 | 51.50 ± 0.00 | +1.50 ± 0.00 | +0.0000 ± 0.0000 |" in table
+    # The table of methods is of the arms that are compared with each other.
+    assert {arm.method for arm, _ in convergence.home_groups(study, records)["resnet8"]} == {
+        arm.method for arm in ARMS if arm.net == "resnet8" and not arm.against
+    }
+
+
+def test_statistics_of_the_last_norm_are_what_they_are_called():
+    rng = np.random.default_rng(0)
+    logits, test = rng.normal(2.0, 3.0, (5, 8, 3)), rng.normal(size=(20, 3))
+    batches = last_norm.Moments(logits.mean(1), logits.var(1))
+    start = last_norm.Moments(logits[0].mean(0), logits[0].var(0))
+    found = last_norm.statistics(start, batches, 8, test)
+    np.testing.assert_allclose(found["unbiased"].var, logits[0].var(0, ddof=1), rtol=1e-12)
+    whole = logits.reshape(-1, 3)
+    np.testing.assert_allclose(found["training images"], (whole.mean(0), whole.var(0)), rtol=1e-12)
+    np.testing.assert_allclose(found["test images"], (test.mean(0), test.var(0)), rtol=1e-12)
+    running = tuple(start)
+    for mean, var in zip(*batches, strict=True):
+        batch = BatchStatistics(mean, var, 8)
+        running = running_averages(*running, batch, last_norm.MOMENTUM, "biased")
+    np.testing.assert_allclose(found["momentum"], running, rtol=1e-12)
+
+
 def test_rates_compare_one_seed_and_hold_the_run_of_the_main_table():
     study = reproduce.make_study("convergence", False, None, "float32")
     arms = [arm for arm in ARMS if arm.method == "mimicnorm" and arm.net == "resnet8"]
@@ -153,7 +228,7 @@ from dataclasses import replace
 from benchmarks.paper import reproduce
 full = reproduce.EXPERIMENTS["convergence"]
 tiny = {"dataset": "digits", "width_multiplier": 0.125, "epochs": 12, "decay_epochs": (9,)}
-arms = tuple(replace(a, fields={**a.fields, **tiny}, seeds=(0,)) for a in full.arms[:1])
+arms = tuple(replace(a, fields={**a.fields, **tiny}, seeds=(0,)) for a in full.arms[1:2])
 reproduce.EXPERIMENTS = {"convergence": replace(full, arms=arms)}
 reproduce.main()
 """
@@ -201,3 +276,4 @@ def test_kills_at_any_time_change_nothing_and_cost_at_most_an_epoch(tmp_path):
     assert len(whole["curve"]) == 12
     assert killed["curve"] == whole["curve"]
     assert killed["calibration"] == whole["calibration"]
+    assert killed["last_norm"] == whole["last_norm"]

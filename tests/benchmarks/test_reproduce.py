@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks.paper import comparison, pages, reproduce
+from benchmarks.paper import comparison, pages, queue, reproduce
 from benchmarks.paper.experiments import EXPERIMENTS, Accuracy, Arm, small_form
 from tests.conftest import in_processes
 
@@ -22,15 +22,14 @@ def _record(net, method, seed, accuracies=(0.5,), seconds=100.0, **fields):
     names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
     curve = [dict.fromkeys(names, v) | {"seconds": seconds, "epoch": i + 1} for i, v in enumerate(accuracies)]
     config = {"model": net, "method": method, "init_scheme": "published", "learning_rate": 0.1} | fields
-    return {"seed": seed, "ended": "", "curve": curve, "config": config, "machine": {}}
+    arm = method if config["init_scheme"] == "published" else f"{method}, {config['init_scheme']}"
+    return {"arm": arm, "seed": seed, "ended": "", "curve": curve, "config": config, "machine": {}}
 
 
 def _order(records, seeds=(0, 1), begun=frozenset(), remaining=math.inf):
     """What would be run, one after another."""
     order = []
-    while found := reproduce.next_run(
-        ARMS, seeds, records, lambda arm, seed: (arm, seed) in map(tuple, begun), remaining
-    ):
+    while found := queue.next_run(ARMS, seeds, records, lambda arm, seed: (arm, seed) in map(tuple, begun), remaining):
         arm, seed = found
         order.append(f"{arm.net} {arm.method} {seed}")
         records = [*records, _record(arm.net, arm.method, seed)]
@@ -145,7 +144,7 @@ def test_a_stopped_run_goes_on_and_a_finished_one_is_not_repeated(tmp_path, monk
     (record,) = asked.store.read(tmp_path / "results").values()
     assert [row["epoch"] for row in record["curve"]] == list(range(1, 9))
     assert record["best_accuracy"] == max(row["test_accuracy"] for row in record["curve"])
-    assert not any((tmp_path / "runs").glob("*/*"))
+    assert not any((tmp_path / "runs").glob("*/*-seed*"))
     monkeypatch.setattr(reproduce, "train", lambda *_: pytest.fail("repeated a finished run"))
     assert reproduce.run(arguments, asked)
 

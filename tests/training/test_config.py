@@ -20,6 +20,7 @@ BAD = {
     "decay_factor": 1.5,
     "momentum": 1.0,
     "weight_decay": float("inf"),
+    "scalar_rate": -1.0,
     "label_smoothing": -0.1,
     "ema_decay": 1.0,
     "rotation": 181.0,

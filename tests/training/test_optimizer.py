@@ -9,9 +9,11 @@ import optax
 import pytest
 
 from mimicnorm_jax import models
+from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.optim import center_params, keep_kernels_centered
 from mimicnorm_jax.training import config
 from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule
+from mimicnorm_jax.training.spec import build_spec
 from tests.conftest import also
 from tests.diagnostics.networks import filled
 
@@ -102,6 +104,38 @@ def test_adamw_and_lion_decouple_their_decay_and_adam_does_not(x64):
     np.testing.assert_allclose(found["adam"], [-0.1, 0.1], rtol=1e-5)
     for optimizer in ("adamw", "lion"):
         np.testing.assert_allclose(found[optimizer], [-0.002, 0.001], rtol=1e-9)
+
+
+@pytest.mark.parametrize("constraint", ["none", "lawn"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "lion"])
+def test_scalars_move_as_at_their_own_rate_and_decay_and_the_rest_as_ever(optimizer, constraint, x64):
+    """With both fields a scalar moves as in a run at a third of the rate without decay, a vector as in a plain run."""
+    decay = 0.0 if constraint == "lawn" else 0.1
+    about = {"optimizer": optimizer, "constraint": constraint, "free_epochs": float(constraint == "lawn")}
+    rng = np.random.default_rng(0)
+    gradients = [{"scale": jnp.asarray(rng.normal()), "bias": jnp.asarray(rng.normal(size=3))} for _ in range(4)]
+
+    def after(rate, **fields):
+        tx = make_optimizer(config.validate(config.base(**about, **fields)), lambda step: rate, steps_per_epoch=2)
+        params = {"scale": jnp.asarray(2.0), "bias": jnp.arange(1.0, 4.0)}
+        state = tx.init(params)
+        for gradient in gradients:
+            updates, state = tx.update(gradient, state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    found = after(0.3, weight_decay=decay, scalar_rate=1 / 3, decay_scalars=False)
+    np.testing.assert_allclose(found["scale"], after(0.1, weight_decay=0.0)["scale"], rtol=1e-12)
+    np.testing.assert_allclose(found["bias"], after(0.3, weight_decay=decay)["bias"], rtol=1e-12)
+    assert after(0.3, weight_decay=decay, scalar_rate=0.0)["scale"] == 2.0
+
+
+@pytest.mark.parametrize("field", [{"scalar_rate": 0.1}, {"decay_scalars": False}])
+def test_a_network_without_scalars_has_none_that_could_be_treated_apart(field):
+    fields = {"dataset": "digits", "model": "short", "width_multiplier": 0.25, **field}
+    assert build_spec(config.validate(config.base(**fields)), num_devices=1)
+    with pytest.raises(ConfigError, match=rf"config\.{next(iter(field))} is .*\.method='batchnorm'"):
+        build_spec(config.validate(config.base(**fields, method="batchnorm")), num_devices=1)
 
 
 @functools.cache

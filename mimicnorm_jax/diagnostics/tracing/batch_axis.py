@@ -16,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core
 
-from mimicnorm_jax.diagnostics.tracing.jaxprs import called, closed, replaced, where
+from mimicnorm_jax.diagnostics.tracing.jaxprs import called, closed, replaced, scan_counts, where
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class BatchAxisInterpreter:
         return found if isinstance(found, list) else [found] * count
 
     def _scan(self, step: Step) -> list[State]:
-        consts, carries = step.params["num_consts"], step.params["num_carry"]
+        consts, carries = scan_counts(step.equation)
         program = closed(step.params["jaxpr"])
         fixed, carry, xs = step.states[:consts], step.states[consts : consts + carries], step.states[consts + carries :]
         if any(isinstance(x, Along) and x.axis == 0 for x in xs):

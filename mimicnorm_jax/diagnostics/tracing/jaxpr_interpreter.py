@@ -120,7 +120,7 @@ class JaxprInterpreter:
 
     def _turns(self, equation: Any, inputs: Sequence[Value]) -> Sequence[Value]:
         """A scan, turn by turn."""
-        consts, carries = equation.params["num_consts"], equation.params["num_carry"]
+        consts, carries = jaxprs.scan_counts(equation)
         program, length = jaxprs.closed(equation.params["jaxpr"]), equation.params["length"]
         reached = loops.reached_carry(equation, [value.depends_on_input for value in inputs])
         fixed, xs = inputs[:consts], inputs[consts + carries :]

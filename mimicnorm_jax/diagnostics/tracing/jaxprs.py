@@ -127,3 +127,11 @@ def evaluate(equation: Any, operands: Sequence[Any]) -> Any:
     """An operation's result, or results, on other operands."""
     with equation.ctx.manager:
         return equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
+
+
+def scan_counts(equation: Any) -> tuple[int, int]:
+    """Of a scan's operands: how many are constants, and, behind them, how many are handed on from turn to turn."""
+    if "num_carry" in equation.params:
+        return equation.params["num_consts"], equation.params["num_carry"]
+    consts, carry, _ = equation.params["ft_in"].unpack()  # from jax 0.12 on: trees
+    return len(consts), len(carry)

@@ -5,7 +5,7 @@ from typing import Any
 
 from jax.extend import core
 
-from mimicnorm_jax.diagnostics.tracing.jaxprs import called, closed, operations, where
+from mimicnorm_jax.diagnostics.tracing.jaxprs import called, closed, operations, scan_counts, where
 
 MOST_OPERATIONS = 4096
 """Operations of all turns of a loop that is unrolled."""
@@ -52,7 +52,7 @@ def too_long(equation: Any) -> str:
 
 def reached_carry(equation: Any, depends_on_input: Sequence[bool]) -> list[bool]:
     """Which of the values that a scan hands on from turn to turn the inputs reach at any turn."""
-    consts, carries = equation.params["num_consts"], equation.params["num_carry"]
+    consts, carries = scan_counts(equation)
     program, flags = closed(equation.params["jaxpr"]), list(depends_on_input)
     while True:
         results = _reached(program, flags)[:carries]

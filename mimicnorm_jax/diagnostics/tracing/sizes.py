@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jax.extend import core
 
-from mimicnorm_jax.diagnostics.tracing.jaxprs import programs, where
+from mimicnorm_jax.diagnostics.tracing.jaxprs import programs, scan_counts, where
 
 _SHAPES = {
     "broadcast_in_dim": {"shape", "sharding"},
@@ -66,7 +66,7 @@ def _same_parameters(one: Any, other: Any) -> bool:
     if one.params.keys() != other.params.keys() or len(_programs(one)) != len(_programs(other)):
         return False
     sizes = _SHAPES.get(one.primitive.name, set())
-    if one.primitive.name == "scan" and not one.params["num_carry"]:
+    if one.primitive.name == "scan" and not scan_counts(one)[1]:
         sizes = {"length"}  # each turn by itself
     numbers = [
         name for name, v in one.params.items() if name not in sizes and not _only_programs(v) and not callable(v)

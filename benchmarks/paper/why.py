@@ -1,0 +1,92 @@
+"""Why a method does as it does: runs that differ from its own in one field, and evaluation by other statistics."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks import _results
+from benchmarks._results import Record, mean_and_deviation
+from benchmarks.paper.comparison import Study, final
+from benchmarks.paper.experiments import Arm
+from benchmarks.paper.last_norm import AS_TRAINED, RULES
+from benchmarks.paper.paired import Paired, paired
+from mimicnorm_jax.training.config import FIELDS
+
+ABOUT = (
+    "What might be the reason where MimicNorm is behind: each row is MimicNorm's run of the table above with one thing "
+    "changed, against that run with the same seed; above 0 the change is a gain. One pair of runs cannot tell a "
+    "difference from what seeds do, which the deviation in the first row shows. On this network `exact` changes the "
+    "scalars alone, to g^k / l of Theorem 3's gain g, where the published ones are 1.2^k / l; `text` has scalars "
+    "1 / sqrt(l), with the gain in the kernels. The last BatchNorm's running statistics are read by evaluation alone: "
+    "those rows are other evaluations of the same trained networks. A factor common to all classes, as that of the "
+    "unbiased variance is but for epsilon, changes no network's answer, only how confident it is."
+)
+
+
+def changed(arm: Arm, home: Arm) -> dict[str, tuple[Any, Any]]:
+    """The fields in which an arm differs from another: their values there and here."""
+    names = dict.fromkeys([*home.fields, *arm.fields])
+    both = {name: tuple(one.fields.get(name, FIELDS[name].default) for one in (home, arm)) for name in names}
+    return {name: (there, here) for name, (there, here) in both.items() if there != here}
+
+
+def pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+    """Every arm that is run to be held against one other, and that one."""
+    return [
+        (arm, next(a for a in arms if not a.against and (a.comparison, a.method) == (arm.comparison, arm.against)))
+        for arm in arms
+        if arm.against
+    ]
+
+
+def table(study: Study, records: Sequence[Record]) -> str:
+    """A row a change, with the difference that it makes.
+
+    Args:
+      study: whose arms they are.
+      records: of finished runs.
+    """
+    runs = study.runs(records)
+    found = {(arm.comparison, arm.method): of_arm for arm, of_arm in runs}
+    header = ["changed", "from", "to", "seeds", "final, %", "difference, points", "difference of test loss"]
+    rows: list[tuple[Any, ...]] = []
+    for home in dict.fromkeys((home.comparison, home.method) for _, home in pairs(study.experiment.arms)):
+        rows.append(("nothing", "", "", *_whole(found[home]), "", ""))
+        for arm, its in pairs(study.experiment.arms):
+            if (its.comparison, its.method) == home:
+                of_arm = found[arm.comparison, arm.method]
+                ((name, (there, here)),) = changed(arm, its).items()
+                apart = [paired(of_arm, found[home], value) for value in (final, _test_loss)]
+                rows.append((f"`{name}`", there, here, *_whole(of_arm), *_shown(apart)))
+        rows += _evaluations(found[home])
+    return _results.table(header, rows)
+
+
+def _whole(records: Sequence[Record]) -> tuple[str, str]:
+    seeds = ", ".join(str(seed) for seed in sorted(record["seed"] for record in records))
+    return seeds or "not run", mean_and_deviation([final(record) for record in records])
+
+
+def _test_loss(record: Record) -> float:
+    return float("nan") if record["ended"] else record["curve"][-1]["test_loss"]
+
+
+def _shown(apart: Sequence[Paired | None]) -> Iterator[str]:
+    for value, digits in zip(apart, ("+.2f", "+.4f"), strict=True):
+        yield "" if value is None else mean_and_deviation(list(value.by_seed.values()), digits, digits[1:])
+
+
+def _evaluations(records: Sequence[Record]) -> Iterator[tuple[Any, ...]]:
+    evaluated = {record["seed"]: record["last_norm"] for record in records if "last_norm" in record}
+    for rule in RULES:
+        if rule == AS_TRAINED:
+            continue
+        values = {name: [of[rule][name] for of in evaluated.values()] for name in ("accuracy", "loss")}
+        before = {name: [of[AS_TRAINED][name] for of in evaluated.values()] for name in ("accuracy", "loss")}
+        by = {name: [a - b for a, b in zip(values[name], before[name], strict=True)] for name in values}
+        yield (
+            *("last BatchNorm in evaluation", RULES[AS_TRAINED], RULES[rule]),
+            ", ".join(map(str, sorted(evaluated))) or "not run",
+            mean_and_deviation([100 * value for value in values["accuracy"]]),
+            mean_and_deviation([100 * value for value in by["accuracy"]], "+.2f"),
+            mean_and_deviation(by["loss"], "+.4f", ".4f"),
+        )
