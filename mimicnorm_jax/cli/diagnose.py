@@ -150,7 +150,8 @@ def run_ntk(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         out = arguments.out / "ntk.npy"
-    kernel = np.asarray(kernel_of(found.params, x, out=out))
+    process = None if arguments.process is None else tuple(arguments.process)
+    kernel = np.asarray(kernel_of(found.params, x, out=out, process=process))
     square = kernel if kernel.ndim == 2 else np.einsum("nmoo->nm" if kernel.ndim == 4 else "nmo->nm", kernel)
     values = np.linalg.eigvalsh(square)
     shown = {
@@ -162,7 +163,8 @@ def run_ntk(arguments: argparse.Namespace) -> int:
         "diagonal, mean and spread": f"{np.diagonal(square).mean():.4g} +- {np.diagonal(square).std():.2g}",
     }
     log_line(table(shown))
-    _save(arguments.out, "ntk", {"subject": found.name, **shown, "eigenvalues": values.tolist()})
+    if (process or (jax.process_index(),))[0] == 0:
+        _save(arguments.out, "ntk", {"subject": found.name, **shown, "eigenvalues": values.tolist()})
     return 0
 
 
@@ -253,6 +255,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="compare one random pair of examples with a direct product of gradients (default: yes)",
     )
     ntk.add_argument("--memory", type=float, default=4.0, help="GiB for a pair of blocks (default: 4)")
+    ntk.add_argument(
+        "--process",
+        type=int,
+        nargs=2,
+        metavar=("I", "K"),
+        help="this is I of K processes, from 0, that compute the kernel in --out together (default: alone)",
+    )
     return parser
 
 

@@ -15,12 +15,8 @@ from ml_collections import ConfigDict
 from mimicnorm_jax.errors import WorkdirError
 from mimicnorm_jax.training import config as config_lib
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.utils import files
 from mimicnorm_jax.utils.files import write_json
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 CONFIG = "config.json"
 LOCK = "lock"
@@ -74,16 +70,13 @@ def lock(workdir: Path) -> Iterator[None]:
         raise WorkdirError(f"cannot write to the workdir {workdir}: {error}. Choose another with --workdir") from error
     with file:
         try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.lock(file, wait=False)
         except BlockingIOError as error:
             file.seek(0)
             owner = file.read().strip() or "another process"
             raise WorkdirError(
                 f"{workdir} is in use by {owner}: wait until that run ends or stop it, or choose another --workdir"
             ) from error
-        except OSError:  # a file system without locks
-            pass
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -1,9 +1,14 @@
-"""Files that are never half-written."""
+"""Files that are never half-written, and locks on them."""
 
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -24,3 +29,23 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file in one step: readers see the old file or the whole new one."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def lock(file: IO[Any], *, wait: bool) -> None:
+    """Locks a file until it is closed or the process dies, however it does; not where the file system knows no locks.
+
+    Args:
+      file: open for writing.
+      wait: for another process that holds it.
+
+    Raises:
+      BlockingIOError: if another process holds it, unless `wait`.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks
+        pass

@@ -138,6 +138,10 @@ def test_ntk_and_jacobian_commands_on_a_checkpoint(probed, tmp_path, capsys):
     values = np.linalg.eigvalsh(kernel)
     printed = capsys.readouterr().out
     assert "structured_derivatives" in printed
+    (tmp_path / "ntk.json").unlink()
+    shared = ["ntk", f"--workdir={folder}", "--images=4", "--output=1", f"--out={tmp_path}", "--process", "1", "2"]
+    assert main(shared) == 0  # of the same kernel, whose report is the first process's
+    assert not (tmp_path / "ntk.json").exists()
     assert f"{values[-1] / values[0]:.4g}" in printed
     assert main(["jacobian", f"--workdir={folder}", "--images=2", f"--out={tmp_path}"]) == 0
     layers = json.loads((tmp_path / "jacobian.json").read_text())["layers"]

@@ -1,4 +1,4 @@
-"""The tangent kernel in blocks: on all devices, in memory or on disk, with a progress bar."""
+"""The tangent kernel in blocks: on all devices and processes, in memory or on disk, with a progress bar."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -15,14 +15,16 @@ from tqdm import tqdm
 from mimicnorm_jax.diagnostics.ntk.features import Output
 from mimicnorm_jax.diagnostics.ntk.guard import Guard
 from mimicnorm_jax.diagnostics.ntk.implementation import Implementation
-from mimicnorm_jax.diagnostics.ntk.targets import ArrayTarget, FileTarget, digest_of
+from mimicnorm_jax.diagnostics.ntk.job import digest_of
+from mimicnorm_jax.diagnostics.ntk.targets import ArrayTarget, FileTarget, Place, Target
 from mimicnorm_jax.utils.trees import all_finite
 
 
 class BlockedKernel:
     """The kernel of two sets of examples from blocks of so many on each side; compiles once.
 
-    Rows of blocks are dealt out to the local devices; a symmetric kernel's lower half is mirrored.
+    Rows of blocks are dealt out to the processes, and of these to the local devices; a symmetric kernel's lower half is
+    mirrored.
 
     Args:
       implementation: computes a block.
@@ -34,11 +36,23 @@ class BlockedKernel:
         self.implementation, self.block, self.guard = implementation, block, guard
         self._request = implementation.request
 
-    def __call__(self, params: Any, x1: jax.Array, x2: jax.Array | None = None, out: Path | None = None) -> Any:
-        """The kernel in its documented order of axes, one or a dict by parameter; in `out`, if it is given."""
+    def __call__(
+        self,
+        params: Any,
+        x1: jax.Array,
+        x2: jax.Array | None = None,
+        out: Path | None = None,
+        process: tuple[int, int] = (0, 1),
+    ) -> Any:
+        """The kernel in its documented order of axes, one or a dict by parameter; in `out`, if it is given.
+
+        There, several processes compute it: this is `process[0]` of `process[1]`.
+        """
         right = x1 if x2 is None else x2
         if out is not None or self.block[0] < len(x1) or self.block[1] < len(right):
-            return self._streamed(params, x1, x2, out)
+            grid = _Grid.of(np.asarray(x1), None if x2 is None else np.asarray(x2), self.block)
+            kernels = self._streamed(params, grid, process, self._target(params, grid, out, process[1] == 1))
+            return kernels if self._request.per_parameter else kernels[""]
         kernel = documented(self.whole(params, x1, x2), self._request.output)
         everything = slice(0, len(x1)), slice(0, len(right))
         for value in jax.tree.leaves(kernel):
@@ -73,26 +87,22 @@ class BlockedKernel:
     def _grouped(self, x: jax.Array) -> jax.Array:
         return x.reshape(-1, self._request.examples, *x.shape[1:])
 
-    def _streamed(self, params: Any, x1: Any, x2: Any, out: Path | None) -> Any:
-        grid = _Grid.of(np.asarray(x1), None if x2 is None else np.asarray(x2), self.block)
-        examples = len(grid.x1), len(grid.x2)
+    def _target(self, params: Any, grid: "_Grid", out: Path | None, alone: bool) -> Target:
+        examples, places = (len(grid.x1), len(grid.x2)), grid.places
         if out is None:
-            target = ArrayTarget(examples)
-            for place, blocks in self._checked(params, grid, set()):
-                for name, value in blocks.items():
-                    target.put(name, place, value)
-                    if grid.symmetric:
-                        target.put(name, (place[1], place[0]), _mirrored(value))
-            kernels = target.finish()
-            return kernels if self._request.per_parameter else kernels[""]
-        file = FileTarget(examples, out, self._job(params, grid))
-        try:
-            for place, blocks in self._checked(params, grid, file.finished):
-                file.put(place, blocks[""], _mirrored(blocks[""]) if grid.symmetric else None)
-        except ValueError:
-            file.discard()
-            raise
-        return file.finish()
+            return ArrayTarget(examples, places, grid.symmetric)
+        return FileTarget(examples, places, grid.symmetric, out=out, job=self._job(params, grid), alone=alone)
+
+    def _streamed(self, params: Any, grid: "_Grid", process: tuple[int, int], target: Target) -> Any:
+        """The kernels by name. More than one pass where a block turns out to be damaged."""
+        while (kernels := target.finish()) is None:
+            try:
+                for place, values in self._checked(params, grid, process, target):
+                    target.put(place, values)
+            except ValueError:
+                target.discard()
+                raise
+        return kernels
 
     def _job(self, params: Any, grid: "_Grid") -> str:
         """What tells this kernel from any other: the programs that compute its blocks, and what they are given."""
@@ -106,18 +116,18 @@ class BlockedKernel:
         return digest_of(programs, (params, grid.x1, grid.x2), grid.symmetric, grid.block)
 
     def _checked(
-        self, params: Any, grid: "_Grid", finished: set[tuple[int, int]]
-    ) -> Iterator[tuple[tuple[slice, slice], dict[str, np.ndarray]]]:
-        """Blocks that are not finished yet, cropped and checked, by name."""
+        self, params: Any, grid: "_Grid", process: tuple[int, int], target: Target
+    ) -> Iterator[tuple[Place, dict[str, np.ndarray]]]:
+        """Blocks that are not there yet, cropped and checked, by name."""
         with tqdm(
-            total=grid.num_blocks,
-            initial=len(finished),
+            total=len(grid.places),
+            initial=target.count(),
             desc="tangent kernel",
             unit="block",
             disable=not sys.stderr.isatty(),
             leave=False,
         ) as bar:
-            for row, column, values in self._blocks(params, grid, finished):
+            for row, column, values in self._blocks(params, grid, process, target):
                 named = values if self._request.per_parameter else {"": values}
                 public = {name: documented(value, self._request.output) for name, value in named.items()}
                 shown = {name: grid.cropped(value, row, column) for name, value in public.items()}
@@ -127,27 +137,33 @@ class BlockedKernel:
                 for value in shown.values():
                     _check_finite(value, (row, column))
                 yield (row, column), shown
-                bar.update()
+                if not bar.disable:  # other processes' count too
+                    bar.update(target.count() - bar.n)
 
-    def _blocks(self, params: Any, grid: "_Grid", finished: set[tuple[int, int]]) -> Iterator[tuple[slice, slice, Any]]:
+    def _blocks(
+        self, params: Any, grid: "_Grid", process: tuple[int, int], target: Target
+    ) -> Iterator[tuple[slice, slice, Any]]:
         """Blocks as they become ready: every device is one block ahead of the host, and holds one column's features."""
         rows, columns, block = grid.rows, grid.columns, grid.block
 
         def wanted(i: int, j: int) -> bool:
-            return not (grid.symmetric and j < i) and (rows[i].start, columns[j].start) not in finished
+            return not (grid.symmetric and j < i) and not target.has((rows[i], columns[j]))
 
-        open_rows = [i for i in range(len(rows)) if any(wanted(i, j) for j in range(len(columns)))]
+        def is_open(i: int) -> bool:
+            return any(wanted(i, j) for j in range(len(columns)))
+
+        open_rows = [i for i in range(len(rows)) if is_open(i)]
         devices = jax.local_devices()[: len(open_rows)]
         copies = [jax.device_put(params, device) for device in devices]
 
         def put(x: np.ndarray, piece: slice, size: int, d: int) -> Any:
             return self._features(copies[d], jax.device_put(jnp.asarray(_padded(x[piece], size)), devices[d]))
 
-        for first in range(0, len(open_rows), max(len(devices), 1)):
-            mine = list(enumerate(open_rows[first : first + len(devices)]))
+        for turn, order in _turns(open_rows, process, len(devices)):
+            mine = list(enumerate(i for i in turn if is_open(i)))
             left = {i: put(grid.x1, rows[i], block[0], d) for d, i in mine}
             waiting: list[tuple[slice, slice, Any]] = []
-            for j, column in enumerate(columns):
+            for j in range(len(columns))[::order]:
                 ahead = []
                 # The features of the column before make room for this one's.
                 jax.block_until_ready([value for *_, value in waiting])
@@ -155,8 +171,8 @@ class BlockedKernel:
                     if not wanted(i, j):
                         continue
                     same = grid.symmetric and i == j
-                    right = left[i] if same else put(grid.x2, column, block[1], d)
-                    ahead.append((rows[i], column, self._contracted(copies[d], left[i], right, same)))
+                    right = left[i] if same else put(grid.x2, columns[j], block[1], d)
+                    ahead.append((rows[i], columns[j], self._contracted(copies[d], left[i], right, same)))
                     del right
                 yield from waiting
                 waiting = ahead
@@ -185,9 +201,14 @@ class _Grid:
         return _pieces(len(self.x2), self.block[1])
 
     @property
-    def num_blocks(self) -> int:
-        rows = len(self.rows)
-        return rows * (rows + 1) // 2 if self.symmetric else rows * len(self.columns)
+    def places(self) -> list[Place]:
+        """Of all blocks that are computed."""
+        return [
+            (row, column)
+            for i, row in enumerate(self.rows)
+            for j, column in enumerate(self.columns)
+            if not (self.symmetric and j < i)
+        ]
 
     @staticmethod
     def cropped(value: Any, row: slice, column: slice) -> np.ndarray:
@@ -210,11 +231,6 @@ def documented(blocks: Any, output: Output) -> Any:
     return jax.tree.map(lambda b: b.transpose(0, 2, 1, 3), blocks) if output == "full" else blocks
 
 
-def _mirrored(value: np.ndarray) -> np.ndarray:
-    """A block in its documented order of axes, with its sides swapped."""
-    return value.transpose(1, 0, *range(value.ndim - 1, 1, -1))
-
-
 def _check_finite(value: Any, block: tuple[slice, slice]) -> None:
     if not all_finite(value):
         row, column = block
@@ -222,6 +238,18 @@ def _check_finite(value: Any, block: tuple[slice, slice]) -> None:
             f"the kernel of examples {row.start} to {row.stop - 1} with {column.start} to {column.stop - 1} is not "
             f"finite: look for NaN or overflow in these inputs and in the outputs"
         )
+
+
+def _turns(rows: list[int], process: tuple[int, int], devices: int) -> Iterator[tuple[list[int], int]]:
+    """Rows that are computed together, and the order of their columns: a process's own ones, then others' from the end.
+
+    So whoever is done first meets those who are at work, and does all that a killed one left.
+    """
+    index, count = process
+    for shift in range(count):
+        order = 1 if shift == 0 else -1
+        share = [i for i in rows if i % count == (index + shift) % count][::order]
+        yield from ((share[first : first + devices], order) for first in range(0, len(share), max(devices, 1)))
 
 
 def _pieces(count: int, size: int) -> list[slice]:

@@ -39,6 +39,8 @@ def _taken_apart(
     network: TracedNetwork, kernels: Sequence[Kernel], leaves: Sequence[Any], chosen: Mapping[int, Any]
 ) -> dict[int, tuple[jax.Array, jax.Array]]:
     """By layer, x `(G, F, C)` and a `(G, C)`, with `chosen` in place of some parameters."""
+    if not kernels:
+        return {}
     scaled = network.scaled_kernels([chosen.get(i, leaf) for i, leaf in enumerate(leaves)])
     found: dict[int, tuple[jax.Array, jax.Array]] = {}
     for kernel in kernels:
@@ -54,19 +56,20 @@ def channel_factors(
 ) -> dict[int, ChannelFactors]:
     """What the kernels among these that have a factor by channel contribute by, by layer."""
     kernels = [kernel for kernel in kernels if kernel.by_channel]
-    values = _taken_apart(network, kernels, leaves, {}) if kernels else {}
+    own = {kernel.layer.index: kernel.leaf for kernel in kernels if kernel.own}
+    chosen = {leaf: leaves[leaf] for leaf in own.values()}
+    values, pull = jax.vjp(lambda chosen: _taken_apart(network, kernels, leaves, chosen), chosen)
     found = {i: ChannelFactors(factor, base) for i, (base, factor) in values.items()}
-    own = [kernel for kernel in kernels if kernel.own]
     if not own:
         return found
-    chosen = {kernel.leaf: leaves[kernel.leaf] for kernel in own}
-    values, pull = jax.vjp(lambda chosen: _taken_apart(network, own, leaves, chosen), chosen)
-    ones = {i: (jnp.zeros_like(base), jnp.ones_like(factor)) for i, (base, factor) in values.items()}
+    ones = {
+        i: (jnp.zeros_like(base), jnp.full_like(factor, 1 if i in own else 0)) for i, (base, factor) in values.items()
+    }
     # No channel's factor depends on another's entries: the sum's derivative holds each one's at its own place.
     gradient, push = jax.vjp(lambda cotangents: pull(cotangents)[0], ones)
     (moved,) = push(gradient)
-    for i, (base, factor) in values.items():
-        direction, square = moved[i]
+    for i in own:
+        (base, factor), (direction, square) = values[i], moved[i]
         norm = jnp.sqrt(jnp.maximum(square, 0))[:, None]
         minus = factor[:, None] * jnp.where(norm > 0, direction / jnp.where(norm > 0, norm, 1), 0)
         found[i] = ChannelFactors(factor, base, norm * base + minus, minus)

@@ -99,7 +99,13 @@ class EmpiricalNTK:
         return self._prepare(*self._arrays(params, x1, x2))
 
     def __call__(
-        self, params: Any, x1: jax.Array, x2: jax.Array | None = None, *, out: File | str | None = None
+        self,
+        params: Any,
+        x1: jax.Array,
+        x2: jax.Array | None = None,
+        *,
+        out: File | str | None = None,
+        process: tuple[int, int] | None = None,
     ) -> Any:
         """Computes the kernel.
 
@@ -107,9 +113,13 @@ class EmpiricalNTK:
           params: the network's parameters; leaves that are not floating-point arrays are held fixed.
           x1: inputs `(N, ...)`.
           x2: inputs `(M, ...)`, by default `x1`.
-          out: a .npy file that the kernel is written to as it is computed; for kernels larger than memory. If the
-            process is killed, the same call goes on with the blocks that are missing (a call for another network, with
-            other parameters or inputs begins anew), and gives the same bits.
+          out: a .npy file for the kernel, whose blocks are kept beside it until all are there; for kernels larger than
+            memory. If the process is killed, the same call goes on with the blocks that are missing (a call for another
+            network, with other parameters or inputs begins anew), and gives the same bits. A file that the same call
+            has finished is read.
+          process: which of how many processes this is, `(index, count)`, that make the same call on one file system and
+            compute `out` together; by default as `jax.distributed` counts. Each has the whole kernel in the end, by
+            doing what others leave. What is dealt out are rows of blocks: choose `memory` so that there are many.
 
         Returns:
           `(N, M, O, P)` for `full`, `(N, M, O)` for `diagonal`, `(N, M)` for any other, in the outputs' precision, at
@@ -121,9 +131,13 @@ class EmpiricalNTK:
         """
         if out is not None and self.per_parameter:
             raise ValueError("out takes one kernel: leave out per_parameter, or out")
+        if out is None and process is not None:
+            raise ValueError(f"process is {process}, but processes share their work in a file: give `out` too")
+        mine = (jax.process_index(), jax.process_count()) if process is None else process
+        validation.process(mine)
         params, x1, x2 = self._arrays(params, x1, x2)
         _, kernel = self._prepare(params, x1, x2)
-        return kernel(TracedNetwork.arrays(params), x1, x2, None if out is None else File(out))
+        return kernel(TracedNetwork.arrays(params), x1, x2, None if out is None else File(out), mine)
 
     def _arrays(self, params: Any, x1: Any, x2: Any) -> tuple[Any, jax.Array, jax.Array | None]:
         arguments(self.apply_fn, params, x1)

@@ -43,6 +43,13 @@ def inputs(x1: jax.Array, x2: jax.Array | None, batch_coupled: bool) -> None:
         )
 
 
+def process(process: tuple[int, int]) -> None:
+    """Raises ValueError unless it is one of so many."""
+    index, count = process
+    if not 0 <= index < count:
+        raise ValueError(f"process is {process}: it is (index, count), with an index from 0 to count - 1")
+
+
 def weights(names: Sequence[str], values: Sequence[float]) -> None:
     """Raises ValueError for a negative or non-finite weight, or if no parameter is left."""
     for name, value in zip(names, values, strict=True):
