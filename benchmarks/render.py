@@ -30,7 +30,7 @@ from benchmarks import (
     trainability,
 )
 from benchmarks._results import RESULTS, ROOT
-from benchmarks.ntk import compare, digits, families
+from benchmarks.ntk import compare, digits, families, floors
 from benchmarks.paper import pages as paper_pages
 from benchmarks.paper import reproduce
 from benchmarks.tables import TABLES
@@ -56,6 +56,7 @@ BENCHMARKS: tuple[Any, ...] = (
     compare,
     digits,
     families,
+    floors,
 )
 """Modules with a STORE and a `page` of its records."""
 README = ROOT / "README.md"

@@ -4,6 +4,7 @@ Letters: n, m groups of examples that influence one another (single ones, unless
 q, r examples of a group, o, p outputs, s, t positions, g groups of channels, f fan-in, c output channels, k parameters.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -41,10 +42,21 @@ class FactoredJacobian:
 
     def rows(self) -> Jacobian:
         """The derivatives by the kernel, written out."""
+        return self.written(self.pieces(1)[0])
+
+    def pieces(self, count: int) -> jax.Array:
+        """Cotangents of some channels each, `(count, n, g, s, q o c)`."""
         n, q, o, s, g, c = self.cotangents.shape
-        # One large product an example, of shapes (q o c, s) and (s, f), writes its rows where they stay.
-        cotangents = self.cotangents.transpose(0, 4, 3, 1, 2, 5).reshape(n, g, s, q * o * c)
-        rows = jnp.einsum("nsgf,ngsk->ngkf", self.patches, cotangents)
+        parts = self.cotangents.reshape(n, q, o, s, g, count, c // count)
+        return parts.transpose(5, 0, 4, 3, 1, 2, 6).reshape(count, n, g, s, q * o * (c // count))
+
+    def written(self, piece: jax.Array) -> Jacobian:
+        """The derivatives by a piece's channels, written out."""
+        n, q, o, s, g, _ = self.cotangents.shape
+        # One large product an example, of shapes (q o c, s) and (s, f), writes its rows where they stay. With one axis
+        # for the batch, even where G is 1: XLA's CPU products of two are slower by half.
+        patches = self.patches.swapaxes(1, 2).reshape(n * g, s, -1)
+        rows = jnp.einsum("bsf,bsk->bkf", patches, piece.reshape(n * g, s, -1))
         return Jacobian(rows.reshape(n, g, q, o, -1).transpose(0, 2, 3, 1, 4).reshape(n, q, o, -1))
 
 
@@ -52,6 +64,8 @@ Feature = Jacobian | FactoredJacobian
 Features = dict[tuple[int, int, int], Feature]
 """By a parameter's leaf, a number and a sign; contributions to the kernel add up with their sign."""
 
+PIECE, COLUMNS = 2**20 + 2**19, 64
+"""Derivatives written out at a time, so that they stay in a CPU's cache; and the least columns of such a product."""
 TURN = 40_000
 """MACs of a large product in the time of one turn of the loops over pairs and outputs, by their time on a CPU."""
 
@@ -104,43 +118,70 @@ def _rows(rows: jax.Array) -> jax.Array:
 
 def _dense(left: jax.Array, right: jax.Array, output: Output, symmetric: bool) -> jax.Array:
     left, right = _rows(left), _rows(right)
-    (a, o, k), (b, p, _) = left.shape, right.shape
-    if output == "full":
-        return gram(left.reshape(a * o, k), right.reshape(b * p, k), symmetric).reshape(a, o, b, p)
-    if output == "trace":
-        return gram(left.reshape(a, o * k), right.reshape(b, p * k), symmetric)
-    return jnp.einsum("aok,bok->abo", left, right)
+    if output == "diagonal":
+        return jnp.einsum("aok,bok->abo", left, right)
+    first, second = _flat(left, output), _flat(right, output)
+    # Cutting long rows costs more in copies than the lower half is worth.
+    product = gram(first, second, symmetric and first.shape[1] <= 4096)
+    return product.reshape(*left.shape[:2], *right.shape[:2]) if output == "full" else product
+
+
+def _flat(rows: jax.Array, output: Output) -> jax.Array:
+    """Rows `(a, o, k)` as the factor of a matrix product."""
+    return rows.reshape(-1, rows.shape[-1]) if output == "full" else rows.reshape(len(rows), -1)
 
 
 def _written(left: FactoredJacobian, right: FactoredJacobian, output: Output, symmetric: bool) -> jax.Array:
-    """Derivatives written out for some examples at a time, so that a symmetric kernel's lower half costs nothing."""
-    n, q, o = left.cotangents.shape[:3]
-    rows_each = q * (o if output == "full" else 1)
-    parts = next(parts for parts in (4, 3, 2, 1) if n % parts == 0 and (parts == 1 or n // parts * rows_each >= 64))
-    if not symmetric or output == "diagonal" or parts == 1:
-        return _dense(left.rows().rows, right.rows().rows, output, symmetric)
-    size = n // parts
-    rows = [
-        FactoredJacobian(left.patches[i : i + size], left.cotangents[i : i + size], left.bias, False).rows().rows
-        for i in range(0, n, size)
-    ]
-    upper = {(i, j): _dense(a, b, output, False) for i, a in enumerate(rows) for j, b in enumerate(rows) if i <= j}
-    whole = [[upper[i, j] if i <= j else transposed(upper[j, i], output) for j in range(parts)] for i in range(parts)]
-    axis = 2 if output == "full" else 1
-    return jnp.concatenate([jnp.concatenate(row, axis) for row in whole])
+    """Derivatives written out for some channels at a time, which stay in the cache until they are multiplied."""
+    sides = (left,) if symmetric else (left, right)
+    count = num_pieces(left.cotangents.shape, left.patches.shape[-1])
+    halved = symmetric and output != "diagonal"
+
+    def product(pieces: Sequence[jax.Array]) -> Any:
+        rows = [side.written(piece).rows for side, piece in zip(sides, pieces, strict=True)]
+        return upper(_flat(_rows(rows[0]), output)) if halved else _dense(rows[0], rows[-1], output, False)
+
+    cut = [side.pieces(count) for side in sides]
+    total = product([pieces[0] for pieces in cut])
+    if count > 1:
+        others = [pieces[1:] for pieces in cut]
+        total = lax.scan(lambda t, pieces: (jax.tree.map(jnp.add, t, product(pieces)), None), total, others)[0]
+    if not halved:
+        return total
+    (n, q, o), whole = left.cotangents.shape[:3], assembled(total)
+    return whole.reshape(n * q, o, n * q, o) if output == "full" else whole
 
 
-def gram(left: jax.Array, right: jax.Array, symmetric: bool, least: int = 64) -> jax.Array:
+def num_pieces(shape: Sequence[int], fan_in: int) -> int:
+    """How many pieces a layer's channels are cut into where its derivatives are written out.
+
+    Args:
+      shape: of the cotangents, `(n, q, o, s, g, c)`.
+      fan_in: F.
+    """
+    n, q, o, _, g, c = shape
+    possible = [k for k in range(1, c + 1) if c % k == 0 and (k == 1 or q * o * c // k >= COLUMNS)]
+    return next((k for k in possible if n * q * o * g * fan_in * c // k <= PIECE), possible[-1])
+
+
+def gram(left: jax.Array, right: jax.Array, symmetric: bool) -> jax.Array:
     """`left right^T`; of a symmetric one only the blocks on and above the diagonal are multiplied."""
-    rows, terms = left.shape
-    # Cutting long rows costs more in copies than the lower half is worth.
-    if not symmetric or rows < 2 * least or terms > 4096:
-        return left @ right.T
-    half = rows // 2
-    top, bottom = left[:half], left[half:]
-    corner = top @ bottom.T
-    first, second = gram(top, top, True, least), gram(bottom, bottom, True, least)
-    return jnp.block([[first, corner], [corner.T, second]])
+    return assembled(upper(left)) if symmetric else left @ right.T
+
+
+def upper(rows: jax.Array) -> list[list[jax.Array]]:
+    """The blocks of `rows rows^T` on and above the diagonal, by rows of blocks."""
+    parts = max(1, min(4, len(rows) // 64))
+    ends = [len(rows) * i // parts for i in range(parts + 1)]
+    pieces = [rows[start:end] for start, end in itertools.pairwise(ends)]
+    return [[piece @ other.T for other in pieces[i:]] for i, piece in enumerate(pieces)]
+
+
+def assembled(blocks: Sequence[Sequence[jax.Array]]) -> jax.Array:
+    """A symmetric matrix from what `upper` gives."""
+    count = len(blocks)
+    whole = [[blocks[i][j - i] if i <= j else blocks[j][i - j].T for j in range(count)] for i in range(count)]
+    return whole[0][0] if count == 1 else jnp.block(whole)
 
 
 def _outer(left: FactoredJacobian, right: FactoredJacobian, output: Output, symmetric: bool) -> jax.Array:

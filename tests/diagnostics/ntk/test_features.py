@@ -6,6 +6,7 @@ import pytest
 
 from mimicnorm_jax import models
 from mimicnorm_jax.diagnostics import EmpiricalNTK, from_linen
+from mimicnorm_jax.diagnostics.ntk import features
 from mimicnorm_jax.diagnostics.ntk.features import FactoredJacobian, Jacobian, contract, costs, gram
 from tests.diagnostics.networks import filled
 
@@ -53,6 +54,19 @@ def test_inner_products(sizes, output):
             if not factored:
                 rows = contract(left.rows(), other.rows(), output, symmetric)
                 np.testing.assert_allclose(rows, _expected(left, other, output), rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("output", ["full", "diagonal", "trace"])
+def test_channels_in_pieces(monkeypatch, output):
+    """Sums over pieces of the channels are those over all of them, in a group of its own or not."""
+    monkeypatch.setattr(features, "PIECE", 1)
+    monkeypatch.setattr(features, "COLUMNS", 1)
+    for sizes in (SIZES["convolution"], SIZES["grouped"], SIZES["coupled"]):
+        left, right = _pair(sizes, False, 0.0), _pair(sizes, False, 0.0, seed=1)
+        assert features.num_pieces(left.cotangents.shape, sizes[-2]) == sizes[-1]
+        for other, symmetric in ((right, False), (left, True)):
+            measured = contract(left, other, output, symmetric)
+            np.testing.assert_allclose(measured, _expected(left, other, output), rtol=1e-12, atol=1e-11)
 
 
 def test_symmetric_gram_of_many_rows():
