@@ -82,7 +82,8 @@ def test_pooling_and_transposition_have_classes_of_their_own(target):
     moved = found.bytes_moved
     # A CPU's kernel reads the scalar that it starts from.
     assert moved["pooling"] == pytest.approx(4 * (4 * 32 * 32 * 16 + 4 * 16 * 16 * 16), abs=4)
-    assert moved["copy and transpose"] == 2 * 4 * 512 * 256
+    # From jax 0.12 on a CPU's compiler makes two kernels of it: one turns the layout, one copies it back.
+    assert moved["copy and transpose"] in (2 * 4 * 512 * 256, 2 * 2 * 4 * 512 * 256)
 
 
 def test_what_stays_on_a_tpus_chip_moves_nothing_and_padding_does():

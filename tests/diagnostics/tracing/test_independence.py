@@ -202,7 +202,8 @@ def test_dropout_of_any_collection():
     with pytest.raises(ValueError, match="depend on the place in the batch"):  # each example has a mask of its own
         empirical_ntk(apply_fn, params, x)
     without, _ = from_linen(module, variables, rngs={"dropout": jax.random.key(2)})
-    np.testing.assert_array_equal(without(params, x[:2]), without(params, x)[:2])
+    # Two rows are another product than four to some compilers: float32, sums of 5 and 8 terms of size 1.
+    np.testing.assert_allclose(without(params, x[:2]), without(params, x)[:2], atol=1e-6)
     assert empirical_ntk(without, params, x).shape == (4, 4, 3, 3)
     every, _ = from_linen(module, variables, rngs=jax.random.key(2))  # Flax's default for all collections
     np.testing.assert_array_equal(every(params, x), module.apply(variables, x, rngs=jax.random.key(2)))
