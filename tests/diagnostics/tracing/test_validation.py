@@ -21,7 +21,7 @@ from mimicnorm_jax.diagnostics import (
     ntk_vector_product,
     perturbation_growth,
 )
-from mimicnorm_jax.diagnostics.ntk import structured_derivatives
+from mimicnorm_jax.diagnostics.ntk import features
 from tests.conftest import also
 from tests.diagnostics.networks import close, draw, reference
 from tests.diagnostics.ntk.random_programs import straight_through
@@ -188,8 +188,8 @@ def test_implementations_that_cannot_take_them_say_why():
 def test_a_wrong_kernel_does_not_pass_the_guard(output, options, monkeypatch):
     params, x = _params(), draw(2, 4, 5)
     EmpiricalNTK(_apply, output=output, implementation="structured_derivatives", check=True, **options)(params, x)
-    right = structured_derivatives.contract
-    monkeypatch.setattr(structured_derivatives, "contract", lambda *arguments: 1.01 * right(*arguments))
+    right = features.contract
+    monkeypatch.setattr(features, "contract", lambda *arguments: 1.01 * right(*arguments))
     with pytest.raises(ValueError, match=r"by structured_derivatives, but .* by a direct product of gradients"):
         EmpiricalNTK(_apply, output=output, implementation="structured_derivatives", check=True, **options)(params, x)
     EmpiricalNTK(_apply, output=output, implementation="structured_derivatives", **options)(
