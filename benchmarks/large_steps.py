@@ -7,6 +7,7 @@ terms of each kernel's gradient cancel, and the share of one class in the gradie
 results/large_steps.jsonl does not hold yet, all networks at initialization first, then writes large_steps.md and .png.
 
   python -m benchmarks.large_steps --data_dir=DIR
+  python -m benchmarks.large_steps --data_dir=DIR --width=1 --seeds 0 1 2    # for a GPU
   python -m benchmarks.large_steps --render
 """
 
@@ -33,7 +34,13 @@ RATES = tuple(float(rate) for rate in 10 ** np.arange(-4, 1.01, 0.25))
 STEPS = (0.0, 0.01, 0.1, 1.0)
 """Rates after which channels are looked at."""
 WIDTH, IMAGES = 0.125, 128
-STORE = Store("large_steps", lambda record: tuple(record[name] for name in ("net", "method", "stage", "seed")))
+
+
+def _key(record: Record) -> _results.Key:
+    return *(record[name] for name in ("net", "method", "stage", "seed")), record.get("width", WIDTH)
+
+
+STORE = Store("large_steps", _key)
 
 
 @functools.cache
@@ -41,11 +48,11 @@ def _batch(checked: Any) -> Any:
     return training_batch(checked, IMAGES, "real", "float32")
 
 
-def measure(net: str, method: str, stage: str, seed: int, data_dir: str) -> Record:
+def measure(net: str, method: str, stage: str, seed: int, width: float, data_dir: str) -> Record:
     """One record."""
     start = time.process_time()
     fields = config.base(dataset="cifar100", data_dir=data_dir, model=net, method=method, seed=seed)
-    fields.update(width_multiplier=WIDTH, epochs=1, warmup_epochs=0.5, learning_rate=0.02, batch_size=128)
+    fields.update(width_multiplier=width, epochs=1, warmup_epochs=0.5, learning_rate=0.02, batch_size=128)
     checked = config.validate(fields)
     if stage == STAGES[0]:
         found, accuracy = initialized(checked, "float32", training=True), None
@@ -79,14 +86,14 @@ def _finite(values: np.ndarray) -> list[float | None]:
     return [float(value) if np.isfinite(value) else None for value in values]
 
 
-def missing(done: set[Any], seeds: list[int]) -> Iterator[tuple[str, str, str, int]]:
+def missing(done: set[Any], seeds: list[int], width: float) -> Iterator[tuple[str, str, str, int, float]]:
     """What is to be measured, the cheap stage first."""
     for stage in STAGES:
         for seed in seeds:
             for net in NETS:
                 for method in METHODS:
-                    if (net, method, stage, seed) not in done:
-                        yield net, method, stage, seed
+                    if (net, method, stage, seed, width) not in done:
+                        yield net, method, stage, seed, width
 
 
 def best_rate(record: Record) -> float:
@@ -111,10 +118,16 @@ def cancellation(record: Record) -> float:
     return float(np.median([ratio for ratio in record["cancellation"] if ratio is not None]))
 
 
+def _net(record: Record) -> str:
+    width = record.get("width", WIDTH)
+    return record["net"] if width == WIDTH else f"{record['net']}, width {width:g}"
+
+
 def groups(records: list[Record]) -> dict[tuple[str, str, str], list[Record]]:
-    """Records by network, stage and method, in that order."""
-    found = _results.grouped(records, lambda r: (r["net"], r["stage"], r["method"]))
-    order = [(net, stage, method) for net in NETS for stage in STAGES for method in METHODS]
+    """Records by network (with its width where that is not `WIDTH`), stage and method, in that order."""
+    found = _results.grouped(records, lambda r: (_net(r), r["stage"], r["method"]))
+    labels = sorted({_net(record) for record in records}, key=lambda label: NETS.index(label.partition(",")[0]))
+    order = [(net, stage, method) for net in labels for stage in STAGES for method in METHODS]
     return {case: found[case] for case in order if case in found}
 
 
@@ -162,8 +175,8 @@ def page(records: list[Record]) -> str:
     )
     return f"""# What large steps do
 
-CIFAR-100, width {WIDTH:g}, float32, published initialization, training mode on {IMAGES} training images; mean and
-standard deviation over seeds. One step of plain gradient descent at {len(RATES)} rates from {RATES[0]:g} to
+CIFAR-100, width {WIDTH:g} unless said, float32, published initialization, training mode on {IMAGES} training images;
+mean and standard deviation over seeds. One step of plain gradient descent at {len(RATES)} rates from {RATES[0]:g} to
 {RATES[-1]:g}: the rate of the least loss, that loss over the loss before, and the least rate at which it grows a
 thousandfold. Cancellation: sum of absolute values of a kernel's gradient's terms over that of their sums, median over
 layers. Share of one class: of the largest column in the sum of absolute values of the gradient by the logits, image by
@@ -203,9 +216,11 @@ def draw(records: list[Record], folder: Path) -> None:
 
 
 def main() -> None:
-    arguments = _results.study_parser("large_steps", __doc__, (0,)).parse_args()
-    names = ("net", "method", "stage", "seed")
-    cases = missing(set(STORE.read(arguments.results)), arguments.seeds)
+    parser = _results.study_parser("large_steps", __doc__, (0,))
+    parser.add_argument("--width", type=float, default=WIDTH, help="factor on the networks' channels")
+    arguments = parser.parse_args()
+    names = ("net", "method", "stage", "seed", "width")
+    cases = missing(set(STORE.read(arguments.results)), arguments.seeds, arguments.width)
     todo = ((case, functools.partial(measure, *case, arguments.data_dir)) for case in cases)
     records = _results.go_on(STORE, arguments, names, todo, lambda record: f"best rate {best_rate(record):.3g}")
     draw(records, arguments.results)

@@ -2,10 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,19 @@ from benchmarks import _results
 from benchmarks._results import Record, Store
 from benchmarks.paper.experiments import Accuracy, Arm, Experiment
 from mimicnorm_jax import plots
+from mimicnorm_jax.training.config import FIELDS
 
 CHANCE = 1.0
 """Per cent, at 100 classes: what a run counts that ended before its first epoch did."""
+
+
+APART = ("init_scheme", "decay_scalars", "scalar_rate")
+"""Fields, besides those of every arm and the recipe's, that set an arm apart: at their default where it names none."""
+
+
+def _set(fields: Mapping[str, Any], name: str) -> Any:
+    """A field of a run or arm; runs of before the field was there are as its default."""
+    return fields.get(name, FIELDS[name].default)
 
 
 def belongs(record: Record, arm: Arm, seed: int | None = None) -> bool:
@@ -23,8 +34,8 @@ def belongs(record: Record, arm: Arm, seed: int | None = None) -> bool:
     config = record["config"]
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in arm.fields.items()}
     return (
-        record["arm"] == arm.method
-        and all(config.get(name) == value for name, value in fields.items())
+        all(_set(config, name) == value for name, value in fields.items())
+        and all(_set(config, name) == _set(fields, name) for name in APART)
         and seed in (None, record["seed"])
     )
 
@@ -70,7 +81,9 @@ def shown(value: Accuracy | None) -> str:
 
 
 def _key(record: Record) -> _results.Key:
-    return record["config"]["model"], record["arm"], record["config"]["learning_rate"], record["seed"]
+    config = record["config"]
+    own = (config[name] for name in ("model", "method", "learning_rate"))
+    return (*own, *(_set(config, name) for name in ("warmup_epochs", *APART)), record["seed"])
 
 
 @dataclass(frozen=True)

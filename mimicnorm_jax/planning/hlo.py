@@ -17,6 +17,11 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|true_computation=%([\w.
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:"?(\d+)')
 
 
+FUSIONS = ("fusion", "fusion-start")
+"""Operations that run a computation as one kernel. The second, of jax 0.12's compiler, goes on beside other kernels:
+its result is a tuple of the operands, the kernel's result and a context."""
+
+
 @dataclass(frozen=True)
 class Array:
     """Element type and dimensions of one array.
@@ -162,7 +167,7 @@ class Module:
 
     def inside(self, instruction: Instruction) -> list[Instruction]:
         """What a fusion fuses, fusions within it opened as well; the instruction itself otherwise."""
-        if instruction.opcode not in ("fusion", "async-start"):
+        if instruction.opcode not in (*FUSIONS, "async-start"):
             return [instruction]
         return [
             inner

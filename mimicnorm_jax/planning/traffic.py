@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mimicnorm_jax.planning import flops as flops_lib
-from mimicnorm_jax.planning.hlo import Computation, Instruction, Module
+from mimicnorm_jax.planning.hlo import FUSIONS, Computation, Instruction, Module
 
 CLASSES = (
     "convolution and matmul",
@@ -115,7 +115,7 @@ def _kernel(module: Module, computation: Computation, instruction: Instruction) 
 
 
 def _flops(module: Module, computation: Computation, instruction: Instruction) -> int:
-    if instruction.opcode != "fusion":
+    if instruction.opcode not in FUSIONS:
         return flops_lib.flops(computation, instruction)
     parts = [module.computations[name] for name in instruction.called]
     return sum(_flops(module, part, inner) for part in parts for inner in part.instructions)
@@ -141,7 +141,7 @@ def kind(module: Module, instruction: Instruction) -> str:
 
 
 def _moved(module: Module, computation: Computation, instruction: Instruction) -> int:
-    if instruction.opcode == "fusion":
+    if instruction.opcode in FUSIONS:
         return _moved_by_fusion(module, computation, instruction)
     if instruction.opcode in _FETCHES:
         ends = instruction.arrays[:2]  # its result is a tuple of both ends, of a slice the source whole
@@ -164,7 +164,8 @@ def _moved_by_fusion(module: Module, computation: Computation, instruction: Inst
         whole = computation.by_name[name].nbytes
         taken = whole if parameter is None else _taken(inner, parameter, whole, updates)
         read[name] = max(read.get(name, 0), taken)
-    return sum(read.values()) + instruction.nbytes - sum(update.nbytes - part for update, part in updates)
+    written = instruction.nbytes if instruction.opcode == "fusion" else inner.root.nbytes
+    return sum(read.values()) + written - sum(update.nbytes - part for update, part in updates)
 
 
 def _updates(inner: Computation) -> list[tuple[Instruction, int]]:

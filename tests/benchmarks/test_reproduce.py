@@ -22,8 +22,7 @@ def _record(net, method, seed, accuracies=(0.5,), seconds=100.0, **fields):
     names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
     curve = [dict.fromkeys(names, v) | {"seconds": seconds, "epoch": i + 1} for i, v in enumerate(accuracies)]
     config = {"model": net, "method": method, "init_scheme": "published", "learning_rate": 0.1} | fields
-    arm = method if config["init_scheme"] == "published" else f"{method}, {config['init_scheme']}"
-    return {"arm": arm, "seed": seed, "ended": "", "curve": curve, "config": config, "machine": {}}
+    return {"seed": seed, "ended": "", "curve": curve, "config": config, "machine": {}}
 
 
 def _order(records, seeds=(0, 1), begun=frozenset(), remaining=math.inf):
