@@ -11,9 +11,8 @@ import pytest
 from mimicnorm_jax import models
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.optim import center_params, keep_kernels_centered
-from mimicnorm_jax.training import config
+from mimicnorm_jax.training import build_spec, config
 from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule
-from mimicnorm_jax.training.spec import build_spec
 from tests.conftest import also
 from tests.diagnostics.networks import filled
 
