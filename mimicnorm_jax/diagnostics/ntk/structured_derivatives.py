@@ -144,8 +144,8 @@ class StructuredDerivatives(Implementation):
         ):
             s, (_, g, f, c) = sum(layer.product.sizes[0] for layer in layers), layers[0].product.sizes
             group += 2 * s * g * f + rows * s * g * c
-            if not self.factored.get(layers[0].index, False):
-                group += copies * rows * g * f * c
+            if not self.factored.get(layers[0].index, False):  # written, and cut for the upper blocks of a product
+                group += max(copies, 2) * rows * g * f * c
         by_channel = [kernel.layer for kernel in self.kernels if kernel.by_channel]
         group += sum(int(np.prod(layer.shape)) * 3 for layer in by_channel)
         parts = sum(bool(self.weights[kernels[0].leaf]) for kernels in self.shared)
