@@ -15,12 +15,7 @@ from typing import Any
 
 from mimicnorm_jax.utils import environment
 from mimicnorm_jax.utils.console import log_line
-from mimicnorm_jax.utils.files import write_text
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from mimicnorm_jax.utils.files import lock, write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -99,13 +94,12 @@ def _alone(folder: Path) -> Iterator[None]:
 
     Where the file system knows no locks, nobody waits.
     """
-    if fcntl is None:
+    if os.name == "nt":  # where a folder cannot be opened
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)

@@ -31,11 +31,11 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def lock(file: IO[Any], *, wait: bool) -> None:
+def lock(file: IO[Any] | int, *, wait: bool) -> None:
     """Locks a file until it is closed or the process dies, however it does; not where the file system knows no locks.
 
     Args:
-      file: open for writing.
+      file: open for writing, or an open file's or folder's descriptor.
       wait: for another process that holds it.
 
     Raises:
