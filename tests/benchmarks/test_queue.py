@@ -1,5 +1,6 @@
 """Processes that share a study: no run twice, no record lost, and what a dead one held goes on."""
 
+import itertools
 import json
 import os
 import signal
@@ -49,11 +50,11 @@ def test_two_that_share_a_study_do_every_run_once(tmp_path, monkeypatch):
     monkeypatch.setattr(pages.plots, "available", lambda: False)
     for name in ("EXPERIMENTS", "train"):
         monkeypatch.setattr(reproduce, name, getattr(reproduce, name))
-    both, trained = threading.Barrier(2), []
+    both, trained, starts = threading.Barrier(2), [], itertools.count()
 
     def train(command, remaining):
         del remaining
-        if len(trained) < 2:
+        if next(starts) < 2:
             both.wait(60)
         trained.append(finish(command))
         return 0
