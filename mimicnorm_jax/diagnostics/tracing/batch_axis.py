@@ -2,8 +2,8 @@
 
 Every value is either free of the inputs, or has one axis along which each example has a place of its own, the same
 function of that example at every place; or that is lost, at an operation that the error can name. Programs within
-(jit, remat, custom derivatives, loops and branches) are entered. Of a custom derivative the value is followed, not
-the rule.
+(jit, remat, custom derivatives, loops and branches) are entered. Of a custom derivative the value is followed, and the
+derivative by its rule.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.extend import core
 
-from mimicnorm_jax.diagnostics.tracing.jaxprs import called, closed, replaced, scan_counts, where
+from mimicnorm_jax.diagnostics.tracing.jaxprs import called, closed, derivative, moving, replaced, scan_counts, where
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,11 @@ class BatchAxisInterpreter:
       rules: by an operation's name, for operands of which at least one follows the inputs.
       free: the rule for operations without any.
       size: number of examples.
+      derivatives: whether derivatives are followed where an operation has its own.
     """
 
-    def __init__(self, rules: dict[str, Rule], free: Rule, size: int) -> None:
-        self.rules, self.free, self.size = rules, free, size
+    def __init__(self, rules: dict[str, Rule], free: Rule, size: int, derivatives: bool = True) -> None:
+        self.rules, self.free, self.size, self.derivatives = rules, free, size, derivatives
         self.control: dict[str, Rule] = {
             "scan": self._scan,
             "while": self._while,
@@ -132,9 +133,12 @@ class BatchAxisInterpreter:
 
     def _step(self, step: Step) -> list[State]:
         count = len(step.equation.outvars)
-        program = called(step.equation) or replaced(step.equation)
-        if program is not None:
+        if (program := called(step.equation)) is not None:
             return [_placed(state, step) for state in self.run(program, step.states)]
+        if (program := replaced(step.equation)) is not None:
+            values = [_placed(state, step) for state in self._values(program, step.states)]
+            followed = self.derivatives and any(isinstance(state, Along) for state in (*step.states, *values))
+            return self._derived(step, values) if followed else values
         try:
             if step.name in self.control:
                 found = self.control[step.name](step)
@@ -151,6 +155,27 @@ class BatchAxisInterpreter:
         except UnfollowedError as error:
             found = Lost(False, f"{where(step.equation)}: {error}")
         return found if isinstance(found, list) else [found] * count
+
+    def _values(self, program: core.ClosedJaxpr, states: Sequence[State]) -> list[State]:
+        """Of a program that is not differentiated."""
+        return BatchAxisInterpreter(self.rules, self.free, self.size, derivatives=False).run(program, states)
+
+    def _derived(self, step: Step, values: list[State]) -> list[State]:
+        """What is known of values and of their derivatives, which an operation has its own rule for."""
+        operands, results = moving(step.equation.invars), moving(step.equation.outvars)
+        backward = "custom_vjp" in step.name
+        carried = [values[i] for i in results] if backward else [step.states[i] for i in operands]
+        try:
+            found = self._values(derivative(step.equation), [*step.states, *carried])
+        except Exception as error:  # the rule is the user's code
+            reason = f"{where(step.equation)}: its derivative cannot be traced ({type(error).__name__}: {error})"
+            return [Lost(False, reason)] * len(values)
+        if backward:  # a cotangent of what is free of the inputs is a sum over the batch
+            pairs = [(step.states[i], state) for i, state in zip(operands, found, strict=True)]
+            joined = [_differentiated(step, *pair) for pair in pairs if isinstance(pair[0], Along)]
+            return next(([state] * len(values) for state in joined if isinstance(state, Lost)), values)
+        tangents = dict(zip(results, found, strict=True))
+        return [_differentiated(step, v, tangents[i]) if i in tangents else v for i, v in enumerate(values)]
 
     def _scan(self, step: Step) -> list[State]:
         consts, carries = scan_counts(step.equation)
@@ -226,6 +251,14 @@ def _placed(state: State, step: Step) -> State:
     if isinstance(state, Lost) and state not in step.states and " at " not in state.reason:
         return Lost(state.coupled, f"{state.reason} (in {where(step.equation)})")
     return state
+
+
+def _differentiated(step: Step, value: State, derivative: State) -> State:
+    """A value's state, if its derivative follows the examples like the value."""
+    joined = join(value, derivative)
+    if isinstance(joined, Lost) and not isinstance(value, Lost):
+        return Lost(joined.coupled, f"{joined.reason}, in the derivative of {where(step.equation)}")
+    return joined
 
 
 def _moved(state: State, by: int) -> State:

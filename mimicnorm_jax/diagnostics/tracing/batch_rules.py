@@ -108,7 +108,7 @@ def _keeps_others(name: str) -> Rule:
 
 
 def _window(step: Step) -> State:
-    state = _axis(step)
+    state = same_axis(step)
     a, params = state.axis, step.params
     sides = (params["window_dimensions"], params["window_strides"], params["base_dilation"], params["window_dilation"])
     if any(side[a] != 1 for side in sides) or any(params["padding"][a]):

@@ -11,9 +11,9 @@ import numpy as np
 from mimicnorm_jax.diagnostics.tracing import sizes
 from mimicnorm_jax.diagnostics.tracing.batch_axis import Along, BatchAxisInterpreter, Free, Lost, State
 from mimicnorm_jax.diagnostics.tracing.batch_rules import RULES, free
-from mimicnorm_jax.diagnostics.tracing.jaxprs import coarsest, operations
+from mimicnorm_jax.diagnostics.tracing.jaxprs import CUSTOM, coarsest, operations, without_jvp
 from mimicnorm_jax.diagnostics.tracing.outputs import evaluable, nonfinite_rows
-from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, is_differentiated
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, Split, is_differentiated
 
 _WAY_OUT = (
     "Either make each example's outputs a function of that example alone (BatchNorm: apply it with running averages, "
@@ -101,7 +101,7 @@ def require(apply_fn: ApplyFn, params: Any, x: Any, memory: int = 2**31) -> Verd
     if key not in _verdicts:
         evaluable(apply_fn, *shapes)
         program = jax.make_jaxpr(apply_fn)(*shapes)
-        reason = prove(program, len(leaves) - 1, size)
+        reason = prove(program, len(leaves) - 1, size) or _derivative_of_size(apply_fn, params, x, program)
         numbers = sum(v.aval.size * v.aval.dtype.itemsize for e in operations(program) for v in e.outvars)
         compared = min(size, max(2, memory * size // max(numbers, 1)))
         eps = coarsest(program)
@@ -172,6 +172,19 @@ def _traced(apply_fn: ApplyFn, params: Any, x: jax.Array) -> tuple[Any, Any]:
     """The network's jaxprs for the batch and for one example."""
     shapes = jax.tree.map(_shape, (params, x[:1]))
     return jax.make_jaxpr(apply_fn)(*jax.tree.map(_shape, (params, x))), jax.make_jaxpr(apply_fn)(*shapes)
+
+
+def _derivative_of_size(apply_fn: ApplyFn, params: Any, x: jax.Array, program: Any) -> str:
+    """Where a derivative that is not of its value may tell the size of the batch; empty if it cannot."""
+    if not any(operation.primitive.name in CUSTOM for operation in operations(program)) or without_jvp(program):
+        return ""  # what has backward derivatives only is tried in numbers anyway
+
+    def tangents(params: Any, x: jax.Array) -> jax.Array:
+        split = Split.of(params)
+        return jax.jvp(lambda arrays: apply_fn(split.join(arrays), x), (split.arrays,), (split.arrays,))[1]
+
+    found = sizes.difference(*_traced(tangents, params, x))
+    return found and f"derivatives for a batch and for one example differ at {found}"
 
 
 def _others_changed(apply_fn: ApplyFn, params: Any, x: jax.Array, eps: float) -> None:

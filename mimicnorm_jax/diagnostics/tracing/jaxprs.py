@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.extend import core
 
@@ -51,6 +52,39 @@ def replaced(equation: Any) -> core.ClosedJaxpr | None:
     return closed(equation.params[name])
 
 
+def moving(atoms: Sequence[Any]) -> list[int]:
+    """Which of an operation's operands or results have derivatives."""
+    return [i for i, atom in enumerate(atoms) if jnp.issubdtype(atom.aval.dtype, jnp.inexact)]
+
+
+def derivative(equation: Any) -> core.ClosedJaxpr:
+    """What an operation of `CUSTOM` does to derivatives.
+
+    Returns:
+      A program of its operands and of the tangents of those of them that move, to the tangents of its results; of
+      cotangents of its results, to those of its operands, where it has a backward derivative only.
+    """
+    shapes = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in equation.invars]
+    operands, results = moving(equation.invars), moving(equation.outvars)
+
+    def push_or_pull(values: list[Any], carried: list[Any]) -> list[Any]:
+        def of(moved: list[Any]) -> list[Any]:
+            every = list(values)
+            for i, value in zip(operands, moved, strict=True):
+                every[i] = value
+            outputs = evaluate(equation, every)
+            return [outputs[i] for i in results]
+
+        moved = [values[i] for i in operands]
+        if "custom_vjp" in equation.primitive.name:
+            return jax.vjp(of, moved)[1](carried)[0]
+        return jax.jvp(of, (moved,), (carried,))[1]
+
+    backward = "custom_vjp" in equation.primitive.name
+    atoms = [equation.outvars[i] for i in results] if backward else [equation.invars[i] for i in operands]
+    return jax.make_jaxpr(push_or_pull)(shapes, [jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in atoms])
+
+
 def programs(value: Any) -> list[core.ClosedJaxpr]:
     """The programs that a parameter of an operation is, or holds."""
     parts = value if isinstance(value, tuple | list) else (value,)
@@ -96,8 +130,9 @@ def where(equation: Any) -> str:
     text = f"{equation.primitive.name} {name}".strip()
     traceback = equation.source_info.traceback
     for frame in () if traceback is None else traceback.frames:
-        parts = PurePath(frame.file_name).parts
-        if "jax" not in parts and "flax" not in parts:
+        path = PurePath(frame.file_name)
+        parts = path.parts
+        if "jax" not in parts and "flax" not in parts and path.parent != PurePath(__file__).parent:
             line = getattr(frame, "start_line", None) or getattr(frame, "line_num", 0)
             return f"{text} at {parts[-1]}:{line} ({frame.function_name.rsplit('.', 1)[-1]})"
     return text

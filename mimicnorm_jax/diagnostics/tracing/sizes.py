@@ -16,8 +16,9 @@ _SHAPES = {
     "iota": {"shape", "sharding"},
     "split": {"sizes"},
     "random_bits": {"shape"},
+    "custom_jvp_call": {"jvp_jaxpr_fun"},
 }
-"""Parameters of operations that say how large arrays are, and no number that is computed with."""
+"""Parameters of operations that say how large arrays are, or hold a rule, and no number that is computed with."""
 
 
 def difference(first: core.ClosedJaxpr, second: core.ClosedJaxpr) -> str:

@@ -142,6 +142,61 @@ def test_a_size_is_not_taken_for_rounding():
         empirical_ntk(apply_fn, params, x)
 
 
+def _with_derivative(rule, backward=False):
+    """The identity, with a derivative of its own."""
+    if backward:
+        op = jax.custom_vjp(lambda h: h)
+        op.defvjp(lambda h: (h, None), lambda _, g: (rule(g),))
+    else:
+        op = jax.custom_jvp(lambda h: h)
+        op.defjvp(lambda primals, tangents: (primals[0], rule(tangents[0])))
+    return lambda h: op(h)
+
+
+DERIVATIVES = {
+    "other examples": (
+        lambda t: t - t.mean(0, keepdims=True),
+        "reduce_sum.*brings different examples.*in the derivative of custom_",
+    ),
+    "place": (lambda t: t * jnp.arange(1.0, 1 + len(t))[:, None], "mul.*place in the batch, in the derivative of cust"),
+}
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_a_derivative_of_its_own_keeps_examples_apart_or_is_refused(name, backward):
+    """The outputs of these are independent, their derivatives are not."""
+    rule, message = DERIVATIVES[name]
+    with pytest.raises(ValueError, match=message):
+        EmpiricalNTK(_around(_with_derivative(rule, backward))).plan(_params(), draw(2, 5, 5))
+    scaled = _around(_with_derivative(lambda t: 2 * t - t.mean(-1, keepdims=True), backward))
+    assert independence.require(scaled, _params(), draw(2, 5, 5)).proven
+
+
+def test_a_derivative_that_knows_the_size_of_the_batch_is_not_proved():
+    by_size = _around(_with_derivative(lambda t: t / len(t)))
+    verdict = independence.require(by_size, _params(), draw(2, 5, 5))
+    assert "derivatives for a batch and for one example differ at div at test_independence" in verdict.reason
+    with pytest.raises(ValueError, match="by a direct product of gradients"):
+        empirical_ntk(by_size, _params(), draw(2, 5, 5))
+
+
+def test_windows_over_several_values_follow_all_of_them():
+    def op(places, h):
+        def first(a, b):
+            return jax.lax.max(a[0], b[0]), a[1] + b[1]
+
+        return jax.lax.reduce_window((h, places(h)), (-np.inf, 0.0), first, (1, 2), (1, 2), "VALID")[0]
+
+    def follow(places):
+        program = jax.make_jaxpr(lambda _, h: op(places, h))(0.0, jnp.ones((5, 6)))
+        return independence.prove(program, 1, 5)
+
+    assert follow(lambda h: 2 * h) == ""
+    with pytest.raises(ValueError, match=r"reduce_window.*place in the batch"):
+        follow(lambda h: jnp.broadcast_to(jnp.arange(5.0)[:, None], h.shape))
+
+
 def _unknown(function):
     """Behind a call that no rule follows."""
 
