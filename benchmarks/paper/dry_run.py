@@ -18,10 +18,8 @@ from mimicnorm_jax import monitoring, training
 from mimicnorm_jax.data import DATASETS, DatasetSpec, Split
 from mimicnorm_jax.errors import NonFiniteLossError
 from mimicnorm_jax.planning import Cache
-from mimicnorm_jax.planning.cache import default_folder
-from mimicnorm_jax.training import TrainConfig
-from mimicnorm_jax.training.plan import TrainingPlan, plan_training
-from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.training import TrainConfig, TrainingPlan, plan_training
+from mimicnorm_jax.utils import log_line
 
 TARGET = "h100"
 STEPS = 2
@@ -121,7 +119,7 @@ def dry_run(arms: Sequence[Arm], fields_of: Callable[[Arm], dict[str, Any]], che
     for arm in programs(arms):
         config = config_of(fields_of(arm))
         log_line(f"{arm.net}, {arm.method}: compiling for {TARGET}")
-        plan = plan_training(config, TARGET, cache=Cache(default_folder()))
+        plan = plan_training(config, TARGET, cache=Cache())
         found = Tried(arm, config, plan, take_steps(config, lambda folder, arm=arm: check(folder, arm)))
         rows.append(
             (

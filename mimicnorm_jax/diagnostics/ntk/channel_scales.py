@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mimicnorm_jax.diagnostics.ntk.matching import Kernel
-from mimicnorm_jax.diagnostics.tracing.interpreter import TracedNetwork
+from mimicnorm_jax.diagnostics.tracing.network import TracedNetwork
 
 
 @jax.tree_util.register_dataclass

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mimicnorm_jax.diagnostics.ntk.matching import Kernel, shared
-from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
+from mimicnorm_jax.diagnostics.tracing.network import LayerCall, TracedNetwork
 
 
 def _kernels_of(network: TracedNetwork, leaves: Sequence[Any], chosen: Mapping[int, Any], layers: Sequence[int]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from mimicnorm_jax.diagnostics.tracing.channels import scales_by_channel
 from mimicnorm_jax.diagnostics.tracing.forms import Entries
-from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
+from mimicnorm_jax.diagnostics.tracing.network import LayerCall, TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.parts import disjoint
 
 

@@ -26,7 +26,7 @@ from mimicnorm_jax.diagnostics.ntk.channel_scales import ChannelScales, others
 from mimicnorm_jax.diagnostics.ntk.features import FactoredJacobian, Features, Jacobian, contract_by_parameter, costs
 from mimicnorm_jax.diagnostics.ntk.implementation import Counts, Implementation, Request
 from mimicnorm_jax.diagnostics.ntk.matching import Kernel, match_kernels, shared
-from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
+from mimicnorm_jax.diagnostics.tracing.network import LayerCall, TracedNetwork
 
 _ByIndex = dict[int, jax.Array]
 
