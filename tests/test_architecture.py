@@ -155,7 +155,7 @@ def _shown() -> Iterator[tuple[Path, ast.Module]]:
         yield from ((path, ast.parse(path.read_text())) for path in sorted((ROOT / folder).rglob("*.py")))
     yield ROOT / "train.py", ast.parse((ROOT / "train.py").read_text())
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
-        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        for block in re.findall(r"^```py(?:thon)?\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
             yield page, ast.parse(block)
 
 

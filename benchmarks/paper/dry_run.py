@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks._results import ROOT, table
+from benchmarks._results import table
 from benchmarks.paper.experiments import Arm
+from configs import cifar100
 from mimicnorm_jax import monitoring, training
 from mimicnorm_jax.data import DATASETS, DatasetSpec, Split
 from mimicnorm_jax.errors import NonFiniteLossError
@@ -54,12 +54,7 @@ class Tried:
 
 def config_of(fields: dict[str, Any]) -> TrainConfig:
     """The config of `train.py --config=configs/cifar100.py` with these fields."""
-    spec = importlib.util.spec_from_file_location("cifar100", ROOT / "configs" / "cifar100.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = cifar100.get_config()
     config.update(fields)
     return training.validate(config)
 
