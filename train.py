@@ -2,6 +2,6 @@
 
 import sys
 
-from mimicnorm_jax.cli.train import main
+from mimicnorm_jax.cli import main
 
-sys.exit(main())
+sys.exit(main(["train", *sys.argv[1:]]))

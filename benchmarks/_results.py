@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mimicnorm_jax.utils import environment
-from mimicnorm_jax.utils.console import log_line
-from mimicnorm_jax.utils.files import lock, write_text
+from mimicnorm_jax.utils import environment, lock, log_line, write_text
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

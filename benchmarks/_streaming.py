@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Any
 from unittest import mock
 
@@ -14,9 +15,8 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from benchmarks._results import Record
-from mimicnorm_jax.data import BadImages, Cut, Encoded, ImageSource, StreamingPipeline, decode, get_spec, open_streams
-from mimicnorm_jax.data.batching import BatchLayout
-from mimicnorm_jax.data.decoding import cut_generator
+from mimicnorm_jax.data import BatchLayout, get_spec, open_streams
+from mimicnorm_jax.data.streaming import BadImages, Cut, Encoded, ImageSource, StreamingPipeline, decode
 
 SIZE, BATCH, MIN_AREA, SEED = 224, 64, 0.08, 0
 FILES, LONG_RUN, WARM_UP = 400, 10_000, 4
@@ -81,7 +81,7 @@ def _decode_only(arguments: tuple[str, float]) -> float:
     _BARRIER[0].wait()
     count, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        decode(files[count % len(files)], Cut(SIZE, MIN_AREA), cut_generator(SEED, 0, count))
+        decode(files[count % len(files)], Cut(SIZE, MIN_AREA), Random(count))
         count += 1
     return count / (time.perf_counter() - started)
 
@@ -103,7 +103,7 @@ def _work(root: str, seconds: float, start: int = 0) -> tuple[int, float]:
     rows, count, started = np.zeros((BATCH, SIZE, SIZE, 3), np.uint8), 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         data = files[(start + count) % len(files)].read_bytes()
-        rows[count % BATCH] = decode(data, Cut(SIZE, MIN_AREA), cut_generator(SEED, 0, start + count))
+        rows[count % BATCH] = decode(data, Cut(SIZE, MIN_AREA), Random(start + count))
         count += 1
     return count, count / (time.perf_counter() - started)
 
@@ -175,7 +175,7 @@ def measure_grain(root: str, workers: int, seconds: float) -> Record:
     source = open_streams(get_spec(f"folder:{root}", "", SIZE), "", BadImages(0), HALF).train
     cut = Cut(SIZE, MIN_AREA)
     data = grain.MapDataset.range(len(source)).shuffle(seed=SEED).repeat()
-    data = data.map(lambda i: decode(source[i].data, cut, cut_generator(SEED, 0, i)))
+    data = data.map(lambda i: decode(source[i].data, cut, Random(i)))
     # By default each worker would read 500 images ahead, and a short measurement would be of those.
     batches = data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=BATCH)).batch(BATCH)
     options = grain.MultiprocessingOptions(num_workers=workers)

@@ -25,8 +25,8 @@ from benchmarks._results import Record, Store, mean_and_deviation
 from benchmarks.paper import comparison, reproduce
 from benchmarks.paper.paired import paired
 from mimicnorm_jax import interop, models
-from mimicnorm_jax.training.writers import read_metrics
-from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.training import read_metrics
+from mimicnorm_jax.utils import log_line
 
 ARMS = ("batchnorm", "bnn_nobn", "bnn_mimic")
 SEEDS = (0, 1, 2)

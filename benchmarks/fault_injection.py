@@ -25,10 +25,8 @@ import numpy as np
 from benchmarks import _results
 from benchmarks._results import ROOT, Record, Store
 from mimicnorm_jax.errors import UserError
-from mimicnorm_jax.training import build_spec
-from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
-from mimicnorm_jax.training.workdir import read_config
-from mimicnorm_jax.training.writers import read_metrics
+from mimicnorm_jax.training import build_spec, read_config, read_metrics
+from mimicnorm_jax.training.resilience import Checkpoints
 
 PATIENCE = 120
 ENDS = ("killed", "killed in a save", "asked", "asked, then killed")

@@ -29,7 +29,6 @@ from tqdm import tqdm
 from benchmarks import _results, baselines
 from benchmarks._results import Record, Store
 from mimicnorm_jax import interop
-from mimicnorm_jax.interop.exporting import FORMATS
 
 NETS = ("resnet18", "squeezenet")
 SHAPE = (32, 32, 3)
@@ -88,7 +87,7 @@ def measure_exports(net: str) -> list[Record]:
     expected = np.asarray(jax.jit(model.apply)(variables, images))
     parameters = sum(np.size(leaf) for leaf in jax.tree.leaves(networks["mimicnorm folded"][1]))
     records = []
-    for form, packages in FORMATS.items():
+    for form, packages in interop.FORMATS.items():
         if not all(importlib.util.find_spec(package) for package in packages):
             continue
         with tempfile.TemporaryDirectory() as folder:

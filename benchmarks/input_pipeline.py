@@ -12,53 +12,57 @@ import statistics
 import time
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import jax
 import numpy as np
 
 from benchmarks import _results
 from benchmarks._results import Record, Store
-from mimicnorm_jax.data import Augmentation, datasets
-from mimicnorm_jax.data.pipeline import Selection
-from mimicnorm_jax.training import Trainer, build_spec, build_trainer, config, loop
-from mimicnorm_jax.training.metrics import Metrics
+from mimicnorm_jax.data import DATASETS, Augmentation, Dataset, DatasetSpec, Split, get_spec, load
+from mimicnorm_jax.training import Metrics, Trainer, base, build_spec, build_trainer, train_epoch, validate
 
 NETS = ("resnet8", "resnet18")
 STEPS_PER_CALL = (1, 4, 16)
 SEED = 0
+NAME = "beginning of cifar100"
+"""Of the data set that is registered here."""
 Arm = Callable[[Any], Any]
 
 
-def dataset(data_dir: str, count: int) -> datasets.Dataset:
-    """The first `count` training images of CIFAR-100, or random ones of its shape."""
-    if data_dir:
-        real = datasets.load("cifar100", data_dir)
-        train = datasets.Split(real.train.images[:count], real.train.labels[:count])
-        return dataclasses.replace(real, train=train)
-    rng = np.random.default_rng(SEED)
-    images = rng.integers(0, 256, (count, *datasets.get_spec("cifar100").image_shape), np.uint8)
-    split = datasets.Split(images, rng.integers(0, 100, count, np.int32))
-    return datasets.Dataset(datasets.get_spec("cifar100"), split, split, (0.5,) * 3, (0.25,) * 3)
+def dataset(data_dir: str, count: int) -> Dataset:
+    """The first `count` training images of CIFAR-100, or random ones of its shape, as the data set `NAME`."""
+    like = get_spec("cifar100")
+
+    def read(spec: DatasetSpec, data_dir: str) -> tuple[Split, Split]:
+        if data_dir:
+            real = load("cifar100", data_dir)
+            return Split(real.train.images[: spec.num_train], real.train.labels[: spec.num_train]), real.test
+        rng = np.random.default_rng(SEED)
+        images = rng.integers(0, 256, (spec.num_train, *spec.image_shape), np.uint8)
+        split = Split(images, rng.integers(0, spec.num_classes, spec.num_train, np.int32))
+        return split, split
+
+    num_test = like.num_test if data_dir else count
+    DATASETS[NAME] = DatasetSpec(NAME, like.image_shape, like.num_classes, count, num_test, read)
+    return load(NAME, data_dir)
 
 
-def make_trainer(net: str, arguments: argparse.Namespace, images: datasets.Dataset) -> Trainer:
-    """A run's trainer on these images, at a rate that lets no loss diverge."""
-    fields = config.base(dataset="cifar100", model=net, batch_size=arguments.batch_size)
+def make_trainer(net: str, arguments: argparse.Namespace) -> Trainer:
+    """A run's trainer on the images of `dataset`, at a rate that lets no loss diverge."""
+    fields = base(dataset=NAME, data_dir=arguments.data_dir, model=net, batch_size=arguments.batch_size)
     fields.width_multiplier = arguments.width
     fields.update(seed=SEED, learning_rate=1e-4, warmup_epochs=0.0, crop_padding=4, flip=True, rotation=15.0)
-    with mock.patch.object(datasets, "load", return_value=images):
-        return build_trainer(build_spec(config.validate(fields)))
+    return build_trainer(build_spec(validate(fields)))
 
 
-def arms(trainer: Trainer, train: datasets.Split) -> dict[str, Arm]:
+def arms(trainer: Trainer, train: Split) -> dict[str, Arm]:
     """What is timed, by name: each does an epoch's steps on a state and returns the next state."""
     size, devices = trainer.config.batch_size, trainer.num_devices
     batch = trainer.data_parallel.replicate((train.images[:size].reshape(size, -1), train.labels[:size]))
-    there = Selection(np.arange(size, dtype=np.int32).reshape(devices, 1, -1))
     plain = dataclasses.replace(trainer.step_config, augmentation=Augmentation())
     bare = trainer.data_parallel.make_train_steps(plain, trainer.pipeline.make_batch)
     feeds = [feed for feed, _ in trainer.pipeline.train_feeds(0, 0)]
+    there = feeds[0]._replace(index=np.arange(size, dtype=np.int32).reshape(devices, 1, -1))
 
     def step(state: Any) -> Any:
         for _ in range(trainer.steps_per_epoch):
@@ -75,12 +79,12 @@ def arms(trainer: Trainer, train: datasets.Split) -> dict[str, Arm]:
         layout = dataclasses.replace(resident.layout, steps_per_call=steps)
         grouped = dataclasses.replace(trainer, pipeline=dataclasses.replace(resident, layout=layout))
         epochs = itertools.count()  # of an epoch that the state has done no step would be left
-        return lambda state: loop.train_epoch(grouped, state, next(epochs), Metrics.empty())[0]
+        return lambda state: train_epoch(grouped, state, next(epochs), Metrics.empty())[0]
 
     return {"step": step, "augmented": augmented} | {f"loop, {k} a call": epoch(k) for k in STEPS_PER_CALL}
 
 
-def measure(trainer: Trainer, train: datasets.Split, rounds: int) -> dict[str, list[float]]:
+def measure(trainer: Trainer, train: Split, rounds: int) -> dict[str, list[float]]:
     """Seconds a step of each arm in each round; the arms take turns, after one round that compiles."""
     todo = arms(trainer, train)
     start_state = jax.device_get(trainer.spec.init_state())
@@ -171,7 +175,7 @@ def main() -> None:
         given = [f"--{name} {' '.join(value) if name == 'nets' else value}" for name, value in flags.items()]
         command = " ".join(["python -m benchmarks.input_pipeline", *given])
         for net in arguments.nets:
-            seconds = measure(make_trainer(net, arguments, images), images.train, arguments.rounds)
+            seconds = measure(make_trainer(net, arguments), images.train, arguments.rounds)
             record = {"net": net, **setting, "seconds_per_step": seconds, "machine": _results.machine()}
             print(table([record]), flush=True)
             STORE.add(arguments.results, record | {"command": command})

@@ -25,7 +25,7 @@ from benchmarks._results import Record, Store
 from mimicnorm_jax import plots
 from mimicnorm_jax.diagnostics import updates
 from mimicnorm_jax.monitoring import from_checkpoint, initialized, training_batch
-from mimicnorm_jax.training import config, run
+from mimicnorm_jax.training import base, run, validate
 
 NETS = ("resnet18", "vgg16")
 METHODS = ("batchnorm", "mimicnorm", "lastbn", "weightmean", "none")
@@ -51,9 +51,9 @@ def _batch(checked: Any) -> Any:
 def measure(net: str, method: str, stage: str, seed: int, width: float, data_dir: str) -> Record:
     """One record."""
     start = time.process_time()
-    fields = config.base(dataset="cifar100", data_dir=data_dir, model=net, method=method, seed=seed)
+    fields = base(dataset="cifar100", data_dir=data_dir, model=net, method=method, seed=seed)
     fields.update(width_multiplier=width, epochs=1, warmup_epochs=0.5, learning_rate=0.02, batch_size=128)
-    checked = config.validate(fields)
+    checked = validate(fields)
     if stage == STAGES[0]:
         found, accuracy = initialized(checked, "float32", training=True), None
     else:
@@ -61,7 +61,7 @@ def measure(net: str, method: str, stage: str, seed: int, width: float, data_dir
             accuracy = run(checked, Path(folder) / "run")["final_accuracy"]
             _, found = from_checkpoint(Path(folder) / "run", "latest", "float32", data_dir, training=True)
     # The same images for every network, read once.
-    x, labels = _batch(config.validate(config.base(dataset="cifar100", data_dir=data_dir, seed=seed)))
+    x, labels = _batch(validate(base(dataset="cifar100", data_dir=data_dir, seed=seed)))
     network = found.apply_fn, found.params, updates.Batch(x, labels)
     losses = updates.relative_losses(*network, RATES)
     moments = updates.channel_moments(*network, STEPS)

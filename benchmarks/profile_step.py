@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import _results, baselines
-from mimicnorm_jax.utils.console import log_line
-from mimicnorm_jax.utils.files import write_text
+from mimicnorm_jax.utils import log_line, write_text
 
 STEPS = 3
 

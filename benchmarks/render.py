@@ -34,8 +34,7 @@ from benchmarks.ntk import compare, digits, families, floors
 from benchmarks.paper import pages as paper_pages
 from benchmarks.paper import reproduce
 from benchmarks.tables import TABLES
-from mimicnorm_jax.utils.console import log_line
-from mimicnorm_jax.utils.files import write_text
+from mimicnorm_jax.utils import log_line, write_text
 
 BENCHMARKS: tuple[Any, ...] = (
     binary,

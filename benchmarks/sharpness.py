@@ -38,7 +38,7 @@ from benchmarks._sharpness import (
     measure_norms,
 )
 from mimicnorm_jax import plots
-from mimicnorm_jax.data import datasets
+from mimicnorm_jax.data import require_prepared
 from mimicnorm_jax.diagnostics import curvature
 from mimicnorm_jax.errors import DataError
 
@@ -59,7 +59,7 @@ def missing(done: set[Any], seeds: list[int], data_dir: str) -> Iterator[tuple[t
     """What is to be measured, by key, seed after seed."""
     has_photographs = True
     try:
-        datasets.require_prepared("cifar100", data_dir)
+        require_prepared("cifar100", data_dir)
     except DataError:
         has_photographs = False
     for seed in seeds:

@@ -22,7 +22,7 @@ from benchmarks import _process, _results, baselines
 from benchmarks._results import Record, Store
 from mimicnorm_jax import models, plots
 from mimicnorm_jax.planning import plan
-from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.utils import log_line
 
 NETS = ("resnet50_imagenet", "resnet18", "resnet50", "vgg16", "squeezenet", "shufflenetv2_x1", "mobilenetv2")
 VARIANTS = (*baselines.VARIANTS, "ours:mimicnorm+cheap", "ours:mimicnorm+stage")

@@ -21,8 +21,8 @@ from mimicnorm_jax import plots
 from mimicnorm_jax.diagnostics import RegimeMeter
 from mimicnorm_jax.models import methods_of
 from mimicnorm_jax.monitoring import images, initialized
-from mimicnorm_jax.training import config
-from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.training import base, validate
+from mimicnorm_jax.utils import log_line
 
 NETS = ("vgg16", "resnet18", "resnet50")
 METHODS = ("batchnorm", "mimicnorm", "none", "fixup")
@@ -36,8 +36,8 @@ QUANTITIES = {
 
 def measure(net: str, method: str, seed: int, count: int, data_dir: str) -> Record:
     """One record."""
-    fields = config.base(dataset="cifar100", data_dir=data_dir, model=net, method=method, seed=seed)
-    checked = config.validate(fields)
+    fields = base(dataset="cifar100", data_dir=data_dir, model=net, method=method, seed=seed)
+    checked = validate(fields)
     subject = initialized(checked, "float32")
     meter = RegimeMeter(subject.apply_fn, batch_coupled=subject.batch_coupled, memory=12 * 2**30)
     found = meter(subject.params, images(checked, count, "real", "float32"), jax.random.key(seed))

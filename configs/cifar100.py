@@ -5,12 +5,12 @@ python train.py --config=configs/cifar100.py:resnet18,mimicnorm --config.data_di
 
 from ml_collections import ConfigDict
 
-from mimicnorm_jax.training import config
+from mimicnorm_jax import training
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """The config for `--config=configs/cifar100.py[:MODEL[,METHOD]]`."""
-    fields = config.base(
+    fields = training.base(
         dataset="cifar100",
         model="resnet18",
         batch_size=256,
@@ -24,4 +24,4 @@ def get_config(argument: str = "") -> ConfigDict:
         flip=True,
         rotation=15.0,
     )
-    return config.with_model(fields, argument)
+    return training.with_model(fields, argument)

@@ -5,12 +5,12 @@ python train.py
 
 from ml_collections import ConfigDict
 
-from mimicnorm_jax.training import config
+from mimicnorm_jax import training
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """The config for `--config=configs/digits.py[:MODEL[,METHOD]]`."""
-    fields = config.base(
+    fields = training.base(
         dataset="digits",
         model="resnet8",
         batch_size=64,
@@ -21,4 +21,4 @@ def get_config(argument: str = "") -> ConfigDict:
         crop_padding=1,
         rotation=10.0,
     )
-    return config.with_model(fields, argument)
+    return training.with_model(fields, argument)

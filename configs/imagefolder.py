@@ -5,12 +5,12 @@ python train.py --config=configs/imagefolder.py:resnet18_imagenet --config.datas
 
 from ml_collections import ConfigDict
 
-from mimicnorm_jax.training import config
+from mimicnorm_jax import training
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """The config for `--config=configs/imagefolder.py[:MODEL[,METHOD]]`."""
-    fields = config.base(
+    fields = training.base(
         dataset="folder:.",
         image_size=224,
         model="resnet18_imagenet",
@@ -23,4 +23,4 @@ def get_config(argument: str = "") -> ConfigDict:
         min_crop_area=0.08,
         flip=True,
     )
-    return config.with_model(fields, argument)
+    return training.with_model(fields, argument)

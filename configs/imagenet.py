@@ -11,13 +11,12 @@ and 70.15, ResNet-50 76.48 and 76.84, ResNet-101 77.37 and 77.52, VGG-16 73.89 a
 
 from ml_collections import ConfigDict
 
-from mimicnorm_jax import models
-from mimicnorm_jax.training import config
+from mimicnorm_jax import models, training
 
 
 def get_config(argument: str = "") -> ConfigDict:
     """The config for `--config=configs/imagenet.py[:MODEL[,METHOD]]`."""
-    fields = config.base(
+    fields = training.base(
         dataset="imagenet2012",
         model="resnet50_imagenet",
         dtype="bfloat16",
@@ -34,7 +33,7 @@ def get_config(argument: str = "") -> ConfigDict:
         std=(0.229, 0.224, 0.225),
         max_bad_images=10,
     )
-    fields = config.with_model(fields, argument)
+    fields = training.with_model(fields, argument)
     if (form := f"{fields.model}_imagenet") in models.ARCHITECTURES:
         fields.model = form
     return fields

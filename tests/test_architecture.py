@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -120,17 +122,66 @@ def test_functions_take_at_most_six_arguments(path):
     assert wide == WIDE.get(path.relative_to(ROOT / PACKAGE).as_posix(), set())
 
 
-@pytest.mark.parametrize("folder", ["tests", "benchmarks"])
-def test_users_import_what_a_package_exports_from_the_package(folder):
+def test_tests_import_what_a_package_exports_from_the_package():
     """Nothing private, and nothing from an inner module that its package exports."""
     deep = set()
-    for path in sorted((ROOT / folder).rglob("*.py")):
+    for path in sorted((ROOT / "tests").rglob("*.py")):
         nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
         for module, name in [(node.module or "", alias.name) for node in nodes for alias in node.names]:
             if not module.startswith(PACKAGE + "."):
                 continue
-            parts = module.split(".")
+            parts, found = module.split("."), getattr(importlib.import_module(module), name, None)
             packages = [importlib.import_module(".".join(parts[:n])) for n in range(2, len(parts))]
-            if name.startswith("_") or any(name in getattr(package, "__all__", ()) for package in packages):
+            exported = [getattr(package, name) for package in packages if name in getattr(package, "__all__", ())]
+            if name.startswith("_") or any(one is found for one in exported):
                 deep.add(f"{path.name}: {module}.{name}")
     assert not deep
+
+
+def _surfaces() -> dict[str, set[str]]:
+    """What users may import from each package: what it exports, and its sub-packages; from the top its modules too."""
+    found = {}
+    for path in (ROOT / PACKAGE).rglob("__init__.py"):
+        name = ".".join(path.parent.relative_to(ROOT).parts)
+        inner = {folder.parent.name for folder in path.parent.glob("*/__init__.py")}
+        found[name] = {*getattr(importlib.import_module(name), "__all__", ()), *inner}
+    found[PACKAGE] |= {"__version__"} | {path.stem for path in (ROOT / PACKAGE).glob("[!_]*.py")}
+    return found
+
+
+def _shown() -> Iterator[tuple[Path, ast.Module]]:
+    """Code that users read: benchmarks, configs, tools, notebooks, and the examples of the pages."""
+    for folder in ("benchmarks", "configs", "tools", "docs"):
+        yield from ((path, ast.parse(path.read_text())) for path in sorted((ROOT / folder).rglob("*.py")))
+    yield ROOT / "train.py", ast.parse((ROOT / "train.py").read_text())
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for block in re.findall(r"^```py(?:thon)?\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            yield page, ast.parse(block)
+
+
+def _reached(code: ast.Module) -> set[str]:
+    """Names of ours that are imported, or read as attributes of what is imported: dotted, from the top package on."""
+    bound = {}
+    for node in ast.walk(code):
+        if isinstance(node, ast.Import):
+            bound |= {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            bound |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    chains = [ast.unparse(node) for node in ast.walk(code) if isinstance(node, ast.Attribute)]
+    parts = [chain.split(".") for chain in chains if re.fullmatch(r"[\w.]+", chain)]
+    found = {*bound.values(), *(".".join([bound[first], *rest]) for first, *rest in parts if first in bound)}
+    return {name for name in found if name.split(".")[0] == PACKAGE}
+
+
+def test_what_users_read_reaches_only_what_packages_export():
+    """Nothing private, and nothing of an inner module, be it by an import or as an attribute."""
+    surfaces, deep = _surfaces(), set()
+    for path, code in _shown():
+        for name in _reached(code):
+            parts = name.split(".")
+            depth = max(n for n in range(1, len(parts) + 1) if ".".join(parts[:n]) in surfaces)
+            package, rest = ".".join(parts[:depth]), parts[depth:]
+            private = any(part.startswith("_") and part != "__version__" for part in rest)
+            if private or (rest and rest[0] not in surfaces[package]):
+                deep.add(f"{path.relative_to(ROOT)}: {name}")
+    assert not deep, "\n".join(sorted(deep))

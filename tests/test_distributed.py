@@ -14,7 +14,7 @@ import pytest
 
 from mimicnorm_jax import distributed
 from mimicnorm_jax.errors import ConfigError, PeerError
-from mimicnorm_jax.training.writers import read_metrics
+from mimicnorm_jax.training import read_metrics
 from tests.conftest import ROOT, in_processes
 
 CASES = ("pmap mimicnorm sync", "pmap batchnorm alone", "shard_map mimicnorm alone", "shard_map batchnorm sync")

@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks import _results
 from benchmarks._results import ROOT, Record, Store
-from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.utils import log_line
 
 IMPLEMENTATIONS = ("STRUCTURED_DERIVATIVES", "NTK_VECTOR_PRODUCTS", "JACOBIAN_CONTRACTION")
 MAIN = ("a full", "a trace", "b plain", "b centered", "c", "d centered", "d batchnorm", "d batchnorm, O = 1")
@@ -44,13 +44,14 @@ ABOUT = {
     "d batchnorm, O = 1": "the same with one output",
 }
 
+ONE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+"""Environment of a process whose computations stay on the core that it is pinned to."""
+
 
 class Worker:
     """A contestant's process, pinned to one core."""
 
     def __init__(self, python: str, who: str, case: str, patience: float, core: int) -> None:
-        flags = "--xla_cpu_multi_thread_eigen=false"
-        variables = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
         self.who = who
         self.process = subprocess.Popen(
             ["taskset", "-c", str(core), python, "-m", "benchmarks.ntk.cases", who, case],
@@ -59,7 +60,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=variables,
+            env=os.environ | ONE_THREAD,
         )
         clock = threading.Timer(patience, self.process.kill)
         clock.start()

@@ -23,13 +23,13 @@ import numpy as np
 from benchmarks import _results, quickstart
 from benchmarks._results import ROOT, Record, Store
 from mimicnorm_jax import plots
-from mimicnorm_jax.data import datasets, normalize
+from mimicnorm_jax.data import load, normalize
 from mimicnorm_jax.diagnostics import EmpiricalNTK
 from mimicnorm_jax.diagnostics.regression import class_targets, ridge_regression
 from mimicnorm_jax.monitoring import initialized
 from mimicnorm_jax.theory import PLAIN, WEIGHT_MEAN
 from mimicnorm_jax.training import base, validate
-from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.utils import log_line
 
 SPLITS = 5
 DEPTH = 4
@@ -41,7 +41,7 @@ STORE = Store("ntk_digits", lambda record: (record["what"], record["name"], reco
 
 def _digits() -> tuple[jax.Array, np.ndarray]:
     """All images, normalized as in training, and their labels."""
-    known = datasets.load("digits")
+    known = load("digits")
     images = np.concatenate([known.train.images, known.test.images])
     labels = np.concatenate([known.train.labels, known.test.labels])
     return jnp.asarray(normalize(jnp.asarray(images), known.mean, known.std, jnp.float32)), labels

@@ -3,14 +3,18 @@
 The floor counts products by the best order known here: one forward pass; one backward sweep an output, from the outputs
 to the first layer's product; and each layer's contraction in its cheaper order (derivatives written out, or left as
 factors), the symmetric half once. Multiplications are ordinary ones (no Strassen, no Winograd). Bytes: inputs and
-parameters read once, the kernel written once. Peak: a 1024 x 1024 product in float32, in turn with the kernel.
+parameters read once, the kernel written once. Peak: a 1024 x 1024 product in float32, in turn with the kernel. Each
+case is a process of its own, with one thread on one core.
 
   python -m benchmarks.ntk.floors
   python -m benchmarks.ntk.floors --cases "a full" c --rounds 9
 """
 
+import argparse
+import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,19 +23,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import _results
+from benchmarks import _process, _results
 from benchmarks._results import Record, Store
 from benchmarks.ntk.cases import CASES
-from benchmarks.ntk.compare import ABOUT, MAIN
+from benchmarks.ntk.compare import ABOUT, MAIN, ONE_THREAD
 from mimicnorm_jax.diagnostics import EmpiricalNTK
-from mimicnorm_jax.diagnostics.ntk.features import costs
-from mimicnorm_jax.diagnostics.ntk.implementation import Implementation
-from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.utils import log_line
 
 STORE = Store("ntk_floors", lambda record: (record["case"],))
 
 
-def floor_macs(implementation: Implementation) -> float:
+def floor_macs(implementation: Any) -> float:
     """Multiply-accumulates that the symmetric kernel takes at least.
 
     Args:
@@ -42,12 +44,14 @@ def floor_macs(implementation: Implementation) -> float:
     total = groups * (sum(macs) + request.rows * sum(macs[1:]))
     for layer in request.network.layers:
         s, g, f, c = layer.product.sizes
-        sizes = (groups, groups), request.examples, request.outputs, request.output, True
         pairs = groups**2 / 2 * request.examples**2 * request.outputs
         pairs *= request.outputs if request.output == "full" else 1
-        factors = groups**2 / 2 * g * (s * s * (f + request.rows * c)) + pairs * g * s * c
-        cost = costs((s, g, f, c), *sizes)
-        total += min(cost["written"], cost["factored"] if s == 1 else factors)
+        written = groups * request.rows * s * g * f * c + pairs * g * f * c
+        if s == 1:  # products of inputs, once for all outputs
+            factored = groups**2 * g * f + pairs * g * c
+        else:
+            factored = groups**2 / 2 * g * s * s * (f + request.rows * c) + pairs * g * s * c
+        total += min(written, factored)
     return total
 
 
@@ -126,12 +130,19 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=MAIN, default=list(MAIN))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--core", type=int, default=0)
+    parser.add_argument("--measure", nargs=2, metavar=("CASE", "ROUNDS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.measure:
+        case, rounds = arguments.measure
+        print(json.dumps(measure(case, int(rounds))))
+        return
     if not arguments.render:
         os.sched_setaffinity(0, {arguments.core})
         for case in arguments.cases:
-            record = {"case": case} | measure(case, arguments.rounds)
-            STORE.add(arguments.results, record | {"machine": _results.machine()})
+            record = _process.measure("ntk.floors", case, str(arguments.rounds), **ONE_THREAD)
+            if isinstance(record, int):
+                sys.exit(f"error: {case} ended with exit code {record}")
+            STORE.add(arguments.results, {"case": case} | record | {"machine": _results.machine()})
             log_line(f"{case}: {100 * record['share']:.0f} % of the floor's rate")
     STORE.write_page(arguments.results, page)
 

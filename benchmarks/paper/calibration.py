@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _process
 from benchmarks._results import Record
-from mimicnorm_jax.data import Dataset, datasets, normalize
-from mimicnorm_jax.training import RunSpec, workdir
-from mimicnorm_jax.training.model import eval_logits
-from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
-from mimicnorm_jax.training.spec import validate_run
+from mimicnorm_jax.data import Dataset, load, normalize
+from mimicnorm_jax.errors import WorkdirError
+from mimicnorm_jax.training import RunSpec, build_spec, read_config
+from mimicnorm_jax.training.resilience import Checkpoints
 
 BINS = 15
 """Of equal width, of the confidence: the probability of the most probable class (Guo et al. 2017)."""
@@ -33,13 +33,13 @@ def restored(folder: Path) -> tuple[RunSpec, Record, Dataset]:
     Raises:
       WorkdirError: if there is no checkpoint or it cannot be restored.
     """
-    config = workdir.read_config(folder)
-    spec: RunSpec = validate_run(config)
+    config = read_config(folder)
+    spec = build_spec(config)
     with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
         found = checkpoints.restore_newest(spec.state_template())
     if found is None:
-        raise workdir.WorkdirError(f"{folder} holds no checkpoint")
-    return spec, found[0].eval_variables, datasets.load(config.dataset, config.data_dir)
+        raise WorkdirError(f"{folder} holds no checkpoint")
+    return spec, found[0].eval_variables, load(config.dataset, config.data_dir)
 
 
 def logits_of(spec: RunSpec, model: Any, variables: Record, data: Dataset) -> np.ndarray:
@@ -55,7 +55,7 @@ def logits_of(spec: RunSpec, model: Any, variables: Record, data: Dataset) -> np
 
     @jax.jit
     def logits(variables: Record, images: jax.Array) -> jax.Array:
-        return eval_logits(model, variables, normalize(images, data.mean, data.std, config.dtype))
+        return model.apply(variables, normalize(images, data.mean, data.std, config.dtype)).astype(jnp.float32)
 
     batches = [images[start : start + config.batch_size] for start in range(0, len(images), config.batch_size)]
     return np.concatenate([logits(variables, batch) for batch in batches])

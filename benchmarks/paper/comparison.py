@@ -14,7 +14,7 @@ from benchmarks import _results
 from benchmarks._results import Record, Store
 from benchmarks.paper.experiments import Accuracy, Arm, Experiment
 from mimicnorm_jax import plots
-from mimicnorm_jax.training.config import FIELDS
+from mimicnorm_jax.training import base
 
 CHANCE = 1.0
 """Per cent, at 100 classes: what a run counts that ended before its first epoch did."""
@@ -22,11 +22,12 @@ CHANCE = 1.0
 
 APART = ("init_scheme", "decay_scalars", "scalar_rate")
 """Fields, besides those of every arm and the recipe's, that set an arm apart: at their default where it names none."""
+DEFAULTS = base()
 
 
 def _set(fields: Mapping[str, Any], name: str) -> Any:
     """A field of a run or arm; runs of before the field was there are as its default."""
-    return fields.get(name, FIELDS[name].default)
+    return fields.get(name, DEFAULTS[name])
 
 
 def belongs(record: Record, arm: Arm, seed: int | None = None) -> bool:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,16 +11,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks._results import ROOT, table
+from benchmarks._results import table
 from benchmarks.paper.experiments import Arm
+from configs import cifar100
 from mimicnorm_jax import monitoring, training
 from mimicnorm_jax.data import DATASETS, DatasetSpec, Split
 from mimicnorm_jax.errors import NonFiniteLossError
 from mimicnorm_jax.planning import Cache
-from mimicnorm_jax.planning.cache import default_folder
-from mimicnorm_jax.training import TrainConfig
-from mimicnorm_jax.training.plan import TrainingPlan, plan_training
-from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.training import TrainConfig, TrainingPlan, plan_training
+from mimicnorm_jax.utils import log_line
 
 TARGET = "h100"
 STEPS = 2
@@ -56,12 +54,7 @@ class Tried:
 
 def config_of(fields: dict[str, Any]) -> TrainConfig:
     """The config of `train.py --config=configs/cifar100.py` with these fields."""
-    spec = importlib.util.spec_from_file_location("cifar100", ROOT / "configs" / "cifar100.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    config = cifar100.get_config()
     config.update(fields)
     return training.validate(config)
 
@@ -121,7 +114,7 @@ def dry_run(arms: Sequence[Arm], fields_of: Callable[[Arm], dict[str, Any]], che
     for arm in programs(arms):
         config = config_of(fields_of(arm))
         log_line(f"{arm.net}, {arm.method}: compiling for {TARGET}")
-        plan = plan_training(config, TARGET, cache=Cache(default_folder()))
+        plan = plan_training(config, TARGET, cache=Cache())
         found = Tried(arm, config, plan, take_steps(config, lambda folder, arm=arm: check(folder, arm)))
         rows.append(
             (

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mimicnorm_jax.training.config import METHOD_FIELDS
+from mimicnorm_jax.training import METHOD_FIELDS
 
 Comparison = tuple[str, float | None]
 """Network and learning rate."""

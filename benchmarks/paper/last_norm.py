@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks._results import Record
 from benchmarks.paper.calibration import evaluated, logits_of, main, reliability
 from mimicnorm_jax.data import Augmentation, Dataset, augment, normalize
 from mimicnorm_jax.training import RunSpec
-from mimicnorm_jax.training.model import at_least_float32, head_of, train_option
 
 AS_TRAINED = "as trained"
 MOMENTUM = 0.99
@@ -66,8 +66,7 @@ def _training_moments(spec: RunSpec, body: Any, params: Record, data: Dataset) -
     def moments(params: Record, key: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         images = augment(jax.random.split(key, len(images)), images, augmentation)
         images = normalize(images, data.mean, data.std, config.dtype)
-        logits = body.apply({"params": params}, images, rngs={"dropout": key}, **train_option(body, True))
-        z = at_least_float32(logits)
+        z = body.apply({"params": params}, images, train=True, rngs={"dropout": key}).astype(jnp.float32)
         return z.mean(0), z.var(0)
 
     steps = len(labels) // config.batch_size
@@ -87,7 +86,7 @@ def measure(spec: RunSpec, variables: Record, data: Dataset) -> Record:
       variables: of its network.
       data: of the run.
     """
-    split = head_of(spec.model)
+    split = spec.model.split_head()
     assert split is not None
     assert spec.config.running_variance == "biased"
     test = logits_of(spec, split.body, {"params": variables["params"]}, data).astype(np.float64)

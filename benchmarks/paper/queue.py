@@ -8,7 +8,7 @@ from benchmarks._results import Record
 from benchmarks.paper import comparison
 from benchmarks.paper.experiments import Arm, Comparison
 from mimicnorm_jax.errors import WorkdirError
-from mimicnorm_jax.training import workdir
+from mimicnorm_jax.training import lock_workdir
 
 
 def next_run(
@@ -79,9 +79,9 @@ def claim(folder: Path) -> contextlib.ExitStack | None:
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(workdir.lock(folder.parent / "claimed" / folder.name))
+            stack.enter_context(lock_workdir(folder.parent / "claimed" / folder.name))
             if folder.exists():
-                with workdir.lock(folder):
+                with lock_workdir(folder):
                     pass
         except WorkdirError as error:
             if isinstance(error.__cause__, BlockingIOError):

@@ -36,8 +36,8 @@ from benchmarks.paper import dry_run as dry_run_lib
 from benchmarks.paper.experiments import EXPERIMENTS, Arm, Experiment, small_form
 from benchmarks.paper.queue import claim, next_run
 from mimicnorm_jax.methods import METHODS
-from mimicnorm_jax.training.writers import read_metrics
-from mimicnorm_jax.utils.console import log_line
+from mimicnorm_jax.training import read_metrics
+from mimicnorm_jax.utils import log_line
 
 DTYPES = ("float32", "bfloat16")
 

@@ -5,11 +5,10 @@ from typing import Any
 
 from benchmarks import _results
 from benchmarks._results import Record, mean_and_deviation
-from benchmarks.paper.comparison import Study, final
+from benchmarks.paper.comparison import DEFAULTS, Study, final
 from benchmarks.paper.experiments import Arm
 from benchmarks.paper.last_norm import AS_TRAINED, RULES
 from benchmarks.paper.paired import Paired, paired
-from mimicnorm_jax.training.config import FIELDS
 
 ABOUT = (
     "What might be the reason where MimicNorm is behind: each row is MimicNorm's run of the table above with one thing "
@@ -25,7 +24,7 @@ ABOUT = (
 def changed(arm: Arm, home: Arm) -> dict[str, tuple[Any, Any]]:
     """The fields in which an arm differs from another: their values there and here."""
     names = dict.fromkeys([*home.fields, *arm.fields])
-    both = {name: tuple(one.fields.get(name, FIELDS[name].default) for one in (home, arm)) for name in names}
+    both = {name: tuple(one.fields.get(name, DEFAULTS[name]) for one in (home, arm)) for name in names}
     return {name: (there, here) for name, (there, here) in both.items() if there != here}
 
 

@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+__all__ = ["COMMANDS", "main"]
+
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("trains an image classifier, or evaluates a run", "--config=configs/digits.py --workdir=RUN"),
     "report": ("compares runs on one HTML page", "RUN OTHER --out report.html"),

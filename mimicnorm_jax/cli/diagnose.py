@@ -22,27 +22,28 @@ from mimicnorm_jax import plots
 from mimicnorm_jax.cli import updates
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.diagnostics import (
-    IMPLEMENTATIONS,
     EmpiricalNTK,
-    View,
-    all_parameters,
     condition_number,
     curvature,
-    describe_condition,
-    initial_variance,
     jacobian,
     nngp,
     perturbation_growth,
     regime,
     unit_diagonal,
 )
+from mimicnorm_jax.diagnostics.ntk.plan import IMPLEMENTATIONS
+from mimicnorm_jax.diagnostics.ntk.weighting import all_parameters, initial_variance
+from mimicnorm_jax.diagnostics.regime import describe_condition
+from mimicnorm_jax.diagnostics.tracing.layers import View
 from mimicnorm_jax.diagnostics.updates import Batch
 from mimicnorm_jax.errors import UserError
 from mimicnorm_jax.init_schemes import SCHEMES
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.models import ARCHITECTURES
 from mimicnorm_jax.monitoring import networks
-from mimicnorm_jax.theory import PLAIN, WEIGHT_MEAN, as_table, batch_norm_chi, observe, padded, verify
+from mimicnorm_jax.theory import PLAIN, WEIGHT_MEAN, batch_norm_chi, padded, verify
+from mimicnorm_jax.theory.checks import as_table
+from mimicnorm_jax.theory.observations import observe
 from mimicnorm_jax.training import TrainConfig
 from mimicnorm_jax.training import config as config_lib
 from mimicnorm_jax.utils import environment

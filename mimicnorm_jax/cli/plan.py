@@ -23,8 +23,8 @@ import jax
 from absl import flags
 
 from mimicnorm_jax.cli import command
-from mimicnorm_jax.data import Cut
-from mimicnorm_jax.data.decoding_rate import decoding_rate
+from mimicnorm_jax.data.streaming import Cut
+from mimicnorm_jax.data.streaming.decoding_rate import decoding_rate
 from mimicnorm_jax.errors import ConfigError, DoesNotFitError, UserError, unknown
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.planning import Cache, targets
@@ -146,7 +146,7 @@ def _planners(values: Any) -> list[_Planner]:
     if values.target_config is not None and len(values.target) != 1:
         raise UserError("--target_config describes one GPU: name one --target")
     found = [targets.target(name.strip(), values.target_config) for name in values.target]
-    cache = Cache(Path(values.cache) if values.cache else default_folder())
+    cache = Cache(Path(values.cache) if values.cache else None)
     return [_Planner(target, values.devices or target.devices, cache, values.largest_batch) for target in found]
 
 

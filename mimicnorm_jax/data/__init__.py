@@ -1,35 +1,29 @@
-"""Data sets by name, pipelines of batches, augmentation on the device."""
+"""Data sets by name, pipelines of batches, augmentation on the device.
+
+What is particular to images that are decoded as they are needed stands in `data.streaming`.
+"""
 
 from mimicnorm_jax.data.augment import Augmentation, augment, normalize
-from mimicnorm_jax.data.bad_images import BadImages
-from mimicnorm_jax.data.datasets import DATASETS, first_test_images, first_test_labels, get_spec, load, open_streams
-from mimicnorm_jax.data.decoding import BadImageError, Cut, decode
+from mimicnorm_jax.data.batching import BatchLayout
+from mimicnorm_jax.data.datasets import DATASETS, get_spec, load, open_streams, require_prepared
 from mimicnorm_jax.data.pipeline import Batch, Pipeline, ResidentPipeline
-from mimicnorm_jax.data.specs import Dataset, DatasetSpec, Encoded, ImageSource, Split, StreamedDataset
-from mimicnorm_jax.data.streaming import StreamingPipeline
+from mimicnorm_jax.data.specs import Dataset, DatasetSpec, Split, StreamedDataset
 
 __all__ = [
     "DATASETS",
     "Augmentation",
-    "BadImageError",
-    "BadImages",
     "Batch",
-    "Cut",
+    "BatchLayout",
     "Dataset",
     "DatasetSpec",
-    "Encoded",
-    "ImageSource",
     "Pipeline",
     "ResidentPipeline",
     "Split",
     "StreamedDataset",
-    "StreamingPipeline",
     "augment",
-    "decode",
-    "first_test_images",
-    "first_test_labels",
     "get_spec",
     "load",
     "normalize",
     "open_streams",
+    "require_prepared",
 ]

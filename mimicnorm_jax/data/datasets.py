@@ -7,25 +7,12 @@ from functools import lru_cache
 import numpy as np
 
 from mimicnorm_jax.data import folder, records, tfds
-from mimicnorm_jax.data.bad_images import BadImages
-from mimicnorm_jax.data.decoding import Cut
 from mimicnorm_jax.data.digits import DIGITS
-from mimicnorm_jax.data.specs import Dataset, DatasetSpec, Split, StreamedDataset
-from mimicnorm_jax.data.streaming import Reader
+from mimicnorm_jax.data.specs import Dataset, DatasetSpec, StreamedDataset
+from mimicnorm_jax.data.streaming.bad_images import BadImages
+from mimicnorm_jax.data.streaming.decoding import Cut
+from mimicnorm_jax.data.streaming.pipeline import Reader
 from mimicnorm_jax.errors import DataError, unknown
-
-__all__ = [
-    "DATASETS",
-    "Dataset",
-    "DatasetSpec",
-    "Split",
-    "first_test_images",
-    "first_test_labels",
-    "get_spec",
-    "load",
-    "open_streams",
-    "require_prepared",
-]
 
 DATASETS: dict[str, DatasetSpec] = {spec.name: spec for spec in (DIGITS, tfds.CIFAR10, tfds.CIFAR100, tfds.IMAGENET)}
 """Every data set by name. One of your own is one more entry."""

@@ -12,7 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mimicnorm_jax.errors import FoldError, unknown
 from mimicnorm_jax.interop.affine import Affine, Network, Path, Shape, image_shape_of, read_affine
-from mimicnorm_jax.methods import METHODS, BatchNorm, Method, folded
+from mimicnorm_jax.methods import METHODS, BatchNorm, Method
+from mimicnorm_jax.methods.folding import folded
 from mimicnorm_jax.models import LayerFactory
 
 TOLERANCE = 1e-3

@@ -5,32 +5,22 @@ from mimicnorm_jax.linen.dropout import Dropout
 from mimicnorm_jax.linen.dynamic_tanh import DynamicTanh
 from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
 from mimicnorm_jax.linen.norm import IdentityNorm, LastBatchNorm
-from mimicnorm_jax.linen.remat import NO_REMAT, REMATS, rematerialize
-from mimicnorm_jax.linen.scalars import ChannelBias, RPReLU, ScalarBias, ScaledReLU
-from mimicnorm_jax.linen.selection import LayerKernel, find_kernels, select_convolutions, select_kernels
+from mimicnorm_jax.linen.selection import find_kernels, select_convolutions, select_kernels
 from mimicnorm_jax.linen.table import tabulate
 from mimicnorm_jax.linen.wrapper import Transformed
 
 __all__ = [
-    "NO_REMAT",
-    "REMATS",
     "CenteredConv",
     "CenteredDense",
-    "ChannelBias",
     "Dropout",
     "DynamicTanh",
     "IdentityNorm",
     "LastBatchNorm",
-    "LayerKernel",
-    "RPReLU",
-    "ScalarBias",
-    "ScaledReLU",
     "Transformed",
     "TransformedConv",
     "TransformedDense",
     "WithLastBatchNorm",
     "find_kernels",
-    "rematerialize",
     "select_convolutions",
     "select_kernels",
     "tabulate",

@@ -1,16 +1,17 @@
-"""The methods by name: each is one small record, shared by all architectures."""
+"""The methods by name: each is one small record, shared by all architectures.
+
+The list is as long as there are parts that a method is composed of.
+"""
 
 import math
 
 from mimicnorm_jax.functional.binary import standardize_by_deviation
 from mimicnorm_jax.functional.kernels import scaled_standardize, standardize
 from mimicnorm_jax.linen.norm import LastBatchNorm
-from mimicnorm_jax.methods.activations import LEAN, Activation, FlaxActivation, LeanActivation
-from mimicnorm_jax.methods.branch import Branch, Role, Site
-from mimicnorm_jax.methods.folding import folded
-from mimicnorm_jax.methods.method import CENTERED, RAW, ConvTransform, Method
-from mimicnorm_jax.methods.norms import BatchNorm, DynamicTanh, GroupNorm, Norm, NormOptions
-from mimicnorm_jax.methods.residuals import PLAIN, AlphaBeta, DepthScalars, Fixup, GainScalars, Residual, SkipInit
+from mimicnorm_jax.methods.activations import Activation, FlaxActivation, LeanActivation
+from mimicnorm_jax.methods.method import CENTERED, ConvTransform, Method
+from mimicnorm_jax.methods.norms import BatchNorm, DynamicTanh, GroupNorm, Norm
+from mimicnorm_jax.methods.residuals import AlphaBeta, DepthScalars, Fixup, GainScalars, Residual, SkipInit
 
 _ALL = (
     Method("batchnorm", "BatchNorm after every convolution", norm=BatchNorm()),
@@ -62,15 +63,10 @@ METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 """Every method by name."""
 
 __all__ = [
-    "CENTERED",
-    "LEAN",
     "METHODS",
-    "PLAIN",
-    "RAW",
     "Activation",
     "AlphaBeta",
     "BatchNorm",
-    "Branch",
     "ConvTransform",
     "DepthScalars",
     "DynamicTanh",
@@ -81,10 +77,6 @@ __all__ = [
     "LeanActivation",
     "Method",
     "Norm",
-    "NormOptions",
     "Residual",
-    "Role",
-    "Site",
     "SkipInit",
-    "folded",
 ]

@@ -16,7 +16,7 @@ from mimicnorm_jax.functional.transform import IDENTITY, KernelTransform, compos
 from mimicnorm_jax.init_schemes import KernelSpec
 from mimicnorm_jax.linen.conv import TransformedConv
 from mimicnorm_jax.linen.scalars import ScalarBias
-from mimicnorm_jax.methods import Branch, Role, Site
+from mimicnorm_jax.methods.branch import Branch, Role, Site
 from mimicnorm_jax.models.factory import LayerFactory
 
 

@@ -16,7 +16,8 @@ from mimicnorm_jax.init_schemes import InitScheme, PublishedInit
 from mimicnorm_jax.linen.conv import TransformedDense
 from mimicnorm_jax.linen.remat import NO_REMAT, Part, rematerialize
 from mimicnorm_jax.linen.scalars import ScalarBias, ScaledReLU
-from mimicnorm_jax.methods import Method, NormOptions
+from mimicnorm_jax.methods import Method
+from mimicnorm_jax.methods.norms import NormOptions
 from mimicnorm_jax.models.head import LAST_BN
 
 

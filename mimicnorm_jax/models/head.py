@@ -8,7 +8,7 @@ from flax import linen as nn
 from mimicnorm_jax.linen.last_norm import LAST_BN
 
 
-class Split(NamedTuple):
+class SplitNetwork(NamedTuple):
     """A network in two parts.
 
     Attributes:
@@ -26,7 +26,7 @@ class Split(NamedTuple):
 class HasHead(Protocol):
     """A network that can say which of its parts alone couples the examples of a batch."""
 
-    def split_head(self) -> Split | None:
+    def split_head(self) -> SplitNetwork | None:
         """The network in two parts; None if there is no such head. In a Flax module it needs `@nn.nowrap`."""
         ...
 
@@ -36,11 +36,11 @@ class LastBatchNormHead:
 
     factory: Any
 
-    def split_head(self) -> Split | None:
+    def split_head(self) -> SplitNetwork | None:
         """The network without its last BatchNorm, and that; None where there is none, or where it is not the only."""
         method = self.factory.method
         if not method.last_batch_norm or method.batch_norm:
             return None
         headless = dataclasses.replace(self.factory, method=dataclasses.replace(method, last_norm=None))
         module: Any = self
-        return Split(module.clone(factory=headless), self.factory.last_batch_norm(train=True), LAST_BN)
+        return SplitNetwork(module.clone(factory=headless), self.factory.last_batch_norm(train=True), LAST_BN)

@@ -15,7 +15,7 @@ from jax import numpy as jnp
 
 from mimicnorm_jax.functional.binary import binary_sign
 from mimicnorm_jax.linen.scalars import ChannelBias, RPReLU
-from mimicnorm_jax.methods import Branch
+from mimicnorm_jax.methods.branch import Branch
 from mimicnorm_jax.models.conv_norm import ConvNorm
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 from mimicnorm_jax.models.head import LastBatchNormHead

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from mimicnorm_jax.methods import Branch
+from mimicnorm_jax.methods.branch import Branch
 from mimicnorm_jax.models.conv_norm import ConvNorm
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 from mimicnorm_jax.models.head import LastBatchNormHead

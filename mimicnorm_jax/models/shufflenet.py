@@ -6,7 +6,7 @@ import jax
 from flax import linen as nn
 from jax import numpy as jnp
 
-from mimicnorm_jax.methods import Branch
+from mimicnorm_jax.methods.branch import Branch
 from mimicnorm_jax.models.conv_norm import ConvNorm
 from mimicnorm_jax.models.factory import LayerFactory, scale_width
 from mimicnorm_jax.models.head import LastBatchNormHead

@@ -11,7 +11,8 @@ import numpy as np
 from mimicnorm_jax import models
 from mimicnorm_jax.data import Dataset, datasets
 from mimicnorm_jax.data.augment import normalize
-from mimicnorm_jax.diagnostics import ApplyFn, from_linen
+from mimicnorm_jax.diagnostics import from_linen
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training.config import TrainConfig

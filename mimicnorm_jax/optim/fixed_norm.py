@@ -17,7 +17,7 @@ SelectNorm = Callable[[tuple[str, ...], jax.Array], bool]
 """Whether the norm of the leaf at this path of a parameter tree is kept."""
 
 
-def select_kernels(path: tuple[str, ...], leaf: jax.Array) -> bool:
+def select_all_kernels(path: tuple[str, ...], leaf: jax.Array) -> bool:
     """Leaves named `kernel` of rank 2 and more; biases and scalars are left alone.
 
     Args:
@@ -85,7 +85,7 @@ def _required(params: optax.Params | None, name: str) -> optax.Params:
 def lawn(
     inner: optax.GradientTransformation,
     free_steps: int,
-    select: SelectNorm = select_kernels,
+    select: SelectNorm = select_all_kernels,
     *,
     project_direction: bool = False,
 ) -> optax.GradientTransformation:
@@ -147,7 +147,7 @@ def lawn(
 def hyperball(
     direction: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule,
-    select: SelectNorm = select_kernels,
+    select: SelectNorm = select_all_kernels,
 ) -> optax.GradientTransformation:
     r"""Updates of fixed norm (Hyperball, arXiv 2606.16899), without weight decay.
 

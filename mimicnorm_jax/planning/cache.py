@@ -19,11 +19,11 @@ class Cache:
     """A folder of plans, one small file each, that may be deleted at any time.
 
     Args:
-      folder: made when the first plan is put there.
+      folder: made when the first plan is put there; default: `mimicnorm_jax/plans` in the user's cache folder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = default_folder() if folder is None else folder
 
     def key(self, program: str, *about: str) -> str:
         """A name for a program under a compiler.

@@ -1,8 +1,11 @@
-"""Results to figures. The only package that imports matplotlib, and only when something is drawn."""
+"""Results to figures. The only package that imports matplotlib, and only when something is drawn.
+
+The list has one function for each kind of figure.
+"""
 
 from mimicnorm_jax.plots.figure import Series, available
 from mimicnorm_jax.plots.panels import Axes, HeatMap, heat_maps, line_panels
-from mimicnorm_jax.plots.runs import Rows, along_run, bars, curves, intervals, lines, stacked_bars
+from mimicnorm_jax.plots.runs import along_run, bars, curves, intervals, lines, stacked_bars
 from mimicnorm_jax.plots.theory import (
     activations_by_layer,
     condition_numbers,
@@ -14,7 +17,6 @@ from mimicnorm_jax.plots.theory import (
 __all__ = [
     "Axes",
     "HeatMap",
-    "Rows",
     "Series",
     "activations_by_layer",
     "along_run",

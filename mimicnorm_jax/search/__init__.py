@@ -1,23 +1,20 @@
 """Search by the scale (BN-NAS, Chen et al. 2021): train nothing but scales of a supernet, judge networks by them."""
 
-from mimicnorm_jax.search.cost import Flops, flops
+from mimicnorm_jax.search.cost import flops
 from mimicnorm_jax.search.evolution import Evolution, evolve
 from mimicnorm_jax.search.network import Supernet, of_path, supernet
-from mimicnorm_jax.search.scales import is_scale, make_step, published_optimizer, scales_only, scores, total
-from mimicnorm_jax.search.space import PUBLISHED, SMALL, Layer, Path, SearchSpace
+from mimicnorm_jax.search.scales import make_step, published_optimizer, scales_only, scores, total
+from mimicnorm_jax.search.space import PUBLISHED, SMALL, Path, SearchSpace
 
 __all__ = [
     "PUBLISHED",
     "SMALL",
     "Evolution",
-    "Flops",
-    "Layer",
     "Path",
     "SearchSpace",
     "Supernet",
     "evolve",
     "flops",
-    "is_scale",
     "make_step",
     "of_path",
     "published_optimizer",

@@ -176,6 +176,10 @@ METHOD_FIELDS: dict[str, dict[str, Any]] = {"nf": {"adaptive_clip": 0.01}, "bnn_
 def with_model(config: ConfigDict, argument: str) -> ConfigDict:
     """Applies what follows the colon of `--config=FILE:MODEL,METHOD` to a config, and the method's `METHOD_FIELDS`.
 
+    Args:
+      config: is changed.
+      argument: `MODEL`, `MODEL,METHOD` or empty.
+
     Raises:
       ConfigError: if there are more than two parts.
     """

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from mimicnorm_jax.data import BadImages, Dataset, DatasetSpec, StreamedDataset, datasets
+from mimicnorm_jax.data import Dataset, DatasetSpec, StreamedDataset, datasets
+from mimicnorm_jax.data.streaming import BadImages
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.training.config import TrainConfig
 

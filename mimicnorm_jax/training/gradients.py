@@ -10,7 +10,7 @@ import optax
 from flax import linen as nn
 from jax import lax
 
-from mimicnorm_jax.models.head import Split
+from mimicnorm_jax.models.head import SplitNetwork
 from mimicnorm_jax.training.model import at_least_float32, head_of, train_option
 
 
@@ -108,7 +108,7 @@ class LossAndGrad:
         return Gradient(jax.tree.map(lambda g: g / self.microbatches, total), _join(logits), batch_stats)
 
     def _accumulate_exact(
-        self, split: Split, params: Any, batch_stats: Any, parts: tuple[jax.Array, jax.Array], labels: jax.Array
+        self, split: SplitNetwork, params: Any, batch_stats: Any, parts: tuple[jax.Array, jax.Array], labels: jax.Array
     ) -> Gradient:
         body, head, name = split
         before, last = tuple(a[:-1] for a in parts), tuple(a[-1] for a in parts)

@@ -132,7 +132,7 @@ def run(config: TrainConfig, folder: Path, model: Any = None, make_hook: MakeHoo
     with distributed.translate_peer_errors():
         if not distributed.is_first():
             return _run_worker(spec)
-        with workdir.lock(folder), workdir.raise_on_full_disk(folder):
+        with workdir.lock_workdir(folder), workdir.raise_on_full_disk(folder):
             if not (folder / "checkpoints").is_dir():
                 require_start(spec.config)
             workdir.prepare(folder, spec.config)

@@ -19,6 +19,7 @@ class Metrics(struct.PyTreeNode):
 
     @classmethod
     def empty(cls) -> "Metrics":
+        """Of no images."""
         return cls(0.0, 0.0, 0.0)
 
     @classmethod

@@ -9,7 +9,7 @@ from flax import linen as nn
 from mimicnorm_jax.data.specs import DatasetSpec
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.linen.last_norm import call_signature
-from mimicnorm_jax.models.head import HasHead, Split
+from mimicnorm_jax.models.head import HasHead, SplitNetwork
 
 AXIS = "batch"
 """Name of the mapped axis, over which a batch is spread."""
@@ -39,7 +39,7 @@ def init_variables(model: Any, key: jax.Array, image_shape: tuple[int, ...]) -> 
     )
 
 
-def head_of(model: Any) -> Split | None:
+def head_of(model: Any) -> SplitNetwork | None:
     """The network in two parts, if it declares a head that alone couples the examples of a batch."""
     return model.split_head() if isinstance(model, HasHead) else None
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 
 from mimicnorm_jax.data.pipeline import Batch, MakeBatch, Selection, gather_batch
 from mimicnorm_jax.data.specs import DatasetSpec
-from mimicnorm_jax.data.streaming import take_feed
+from mimicnorm_jax.data.streaming.pipeline import take_feed
 from mimicnorm_jax.errors import ConfigError
-from mimicnorm_jax.models.head import Split
+from mimicnorm_jax.models.head import SplitNetwork
 from mimicnorm_jax.planning import Cache, Plan, Target, plan, target
 from mimicnorm_jax.planning.liveness import Buffer
 from mimicnorm_jax.training import parallel
@@ -60,6 +60,7 @@ class TrainingPlan:
 
     @property
     def fits(self) -> bool:
+        """Whether the run needs no more than it can have."""
         return self.missing_bytes <= 0
 
     def as_json(self) -> dict[str, Any]:
@@ -76,7 +77,7 @@ class _Checkpointed:
 
     network: Any
 
-    def split_head(self) -> Split | None:
+    def split_head(self) -> SplitNetwork | None:
         split = head_of(self.network)
         body: Any = None if split is None else _Checkpointed(split.body)
         return None if split is None else split._replace(body=body)

@@ -8,16 +8,8 @@ from typing import Any
 import jax
 import optax
 
-from mimicnorm_jax.data import (
-    BadImages,
-    Cut,
-    Dataset,
-    Pipeline,
-    ResidentPipeline,
-    StreamedDataset,
-    StreamingPipeline,
-)
-from mimicnorm_jax.data.batching import BatchLayout
+from mimicnorm_jax.data import BatchLayout, Dataset, Pipeline, ResidentPipeline, StreamedDataset
+from mimicnorm_jax.data.streaming import BadImages, Cut, StreamingPipeline
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.config import TrainConfig

@@ -52,7 +52,7 @@ def prepare(workdir: Path, config: TrainConfig) -> None:
 
 
 @contextmanager
-def lock(workdir: Path) -> Iterator[None]:
+def lock_workdir(workdir: Path) -> Iterator[None]:
     """Keeps a folder to this process until the context ends or the process dies, however it does.
 
     Where the file system knows no locks, two runs in one folder go unnoticed.
@@ -121,15 +121,20 @@ def read_config(workdir: Path) -> TrainConfig:
     """
     path = workdir / CONFIG
     try:
-        saved = json.loads(path.read_text())
-        if not isinstance(saved, dict):
-            raise ValueError("it does not hold a JSON object")
+        saved = _read_object(path)
     except OSError as error:
         raise WorkdirError(f"{workdir} holds no run: cannot read {path}: {error}") from error
     except ValueError as error:
         raise WorkdirError(f"{path} is damaged: {error}. Restore it or use another --workdir") from error
     tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
     return config_lib.validate(ConfigDict(tuples))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    saved = json.loads(path.read_text())
+    if not isinstance(saved, dict):
+        raise ValueError("it does not hold a JSON object")
+    return saved
 
 
 def _compare(workdir: Path, config: TrainConfig) -> None:

@@ -22,7 +22,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in one step."""
+    """Writes a text file in one step: readers see the old file or the whole new one.
+
+    Args:
+      path: of the file.
+      text: encoded as UTF-8.
+    """
     write_bytes(path, text.encode())
 
 

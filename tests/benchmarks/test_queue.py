@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks._results import Store
 from benchmarks.paper import experiments, pages, queue, reproduce
-from mimicnorm_jax.training import workdir
+from mimicnorm_jax.training import lock_workdir
 from tests.conftest import ROOT, in_processes
 
 ARMS = tuple(experiments.Arm("net", f"m{i}", {"model": "net", "method": f"m{i}"}) for i in range(7))
@@ -73,7 +73,7 @@ def test_a_run_is_kept_from_others_by_its_claim_and_by_the_training_that_outlive
     assert queue.claim(folder) is None
     assert queue.claim(tmp_path / "runs" / "a-seed1") is not None
     held.close()
-    with workdir.lock(folder):
+    with lock_workdir(folder):
         assert queue.claim(folder) is None
     queue.claim(folder).close()
 

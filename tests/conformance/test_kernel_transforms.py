@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from mimicnorm_jax.functional import (
-    IDENTITY,
     KernelTransform,
     center,
     compose,
     never,
-    over_fan_in,
     scaled_standardize,
     standardize,
     standardize_by_deviation,
     ungrouped,
 )
+from mimicnorm_jax.functional.layout import over_fan_in
+from mimicnorm_jax.functional.transform import IDENTITY
 
 
 def _centered_channel(w):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimicnorm_jax.data import BadImageError, Cut, decode
+from mimicnorm_jax.data.streaming import BadImageError, Cut, decode
 from tests.data.photographs import photographs
 
 

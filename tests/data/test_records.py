@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mimicnorm_jax.cli.prepare_data import main
-from mimicnorm_jax.data import BadImages, get_spec, open_streams, records
-from mimicnorm_jax.data.datasets import require_prepared
+from mimicnorm_jax.data import get_spec, open_streams, records, require_prepared
+from mimicnorm_jax.data.streaming import BadImages
 from mimicnorm_jax.errors import DataError
 from tests.data.photographs import write_folder
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimicnorm_jax.data import BadImages, Cut, Encoded, StreamingPipeline, get_spec, open_streams, streaming
-from mimicnorm_jax.data.batching import BatchLayout, epoch_order
+from mimicnorm_jax.data import BatchLayout, get_spec, open_streams
+from mimicnorm_jax.data.batching import epoch_order
+from mimicnorm_jax.data.streaming import BadImages, Cut, Encoded, StreamingPipeline
 from mimicnorm_jax.errors import DataError
 from tests.data.photographs import write_folder
 
@@ -115,7 +116,7 @@ def test_a_thread_that_fails_for_no_fault_of_its_image_ends_the_run(monkeypatch)
     def decode(*_):
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(streaming, "decode", decode)
+    monkeypatch.setattr("mimicnorm_jax.data.streaming.pipeline.decode", decode)
     pipeline = _pipeline(Colors(8), bound=8)
     with pytest.raises(MemoryError, match="no memory"):
         list(pipeline.train_feeds(0, 0))
@@ -146,8 +147,8 @@ def test_a_stalled_disk_is_said_and_waited_for(monkeypatch, capsys):
         said.append(text)
         go_on.set()
 
-    monkeypatch.setattr(streaming, "STALL_SECONDS", 0.05)
-    monkeypatch.setattr(streaming, "log_line", say)
+    monkeypatch.setattr("mimicnorm_jax.data.streaming.pipeline.STALL_SECONDS", 0.05)
+    monkeypatch.setattr("mimicnorm_jax.data.streaming.pipeline.log_line", say)
     assert len(list(_pipeline(Stalled(8)).train_feeds(0, 0))) == 2
     assert "waiting for data" in said[0]
 

@@ -7,8 +7,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from mimicnorm_jax.data import BadImages, Cut, StreamingPipeline, get_spec, open_streams
-from mimicnorm_jax.data.batching import BatchLayout, epoch_order
+from mimicnorm_jax.data import BatchLayout, get_spec, open_streams
+from mimicnorm_jax.data.batching import epoch_order
+from mimicnorm_jax.data.streaming import BadImages, Cut, StreamingPipeline
 from mimicnorm_jax.errors import DataError
 
 

@@ -7,16 +7,8 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from mimicnorm_jax.diagnostics import (
-    EmpiricalNTK,
-    TreeInputs,
-    empirical_ntk,
-    empirical_ntk_axes,
-    empirical_ntk_fn,
-    from_equinox,
-    from_linen,
-    from_nnx,
-)
+from mimicnorm_jax.diagnostics import EmpiricalNTK, TreeInputs, empirical_ntk, from_equinox, from_linen, from_nnx
+from mimicnorm_jax.diagnostics.ntk import empirical_ntk_axes, empirical_ntk_fn
 from tests.diagnostics.networks import close, draw, reference
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mimicnorm_jax.diagnostics import RegimeMeter, condition_number, describe_condition, from_linen, unit_diagonal
+from mimicnorm_jax.diagnostics import RegimeMeter, condition_number, from_linen, unit_diagonal
+from mimicnorm_jax.diagnostics.regime import describe_condition
 from mimicnorm_jax.linen import Dropout
 from mimicnorm_jax.theory import random_mlp
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 from mimicnorm_jax import cli, interop, models, training
 from mimicnorm_jax.errors import ExportError
 from mimicnorm_jax.training import build_spec, workdir
-from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Checkpoints
+from mimicnorm_jax.training.resilience import CheckpointMetadata, Checkpoints
 from tests.conftest import ROOT
 
 READERS = re.findall(r"```py\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)[2:]

@@ -12,7 +12,7 @@ from flax import linen as nn
 from mimicnorm_jax import interop, models, optim
 from mimicnorm_jax.errors import FoldError
 from mimicnorm_jax.interop.affine import read_affine
-from mimicnorm_jax.models.head import LastBatchNormHead
+from mimicnorm_jax.models import LastBatchNormHead
 from tests.conftest import also
 
 FAMILIES = (

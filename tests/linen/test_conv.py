@@ -8,7 +8,8 @@ from flax import linen as nn
 from jax import lax
 
 from mimicnorm_jax.diagnostics import saved_for_backward
-from mimicnorm_jax.functional import IDENTITY, KernelTransform, center, scaled_standardize, standardize
+from mimicnorm_jax.functional import KernelTransform, center, scaled_standardize, standardize
+from mimicnorm_jax.functional.transform import IDENTITY
 from mimicnorm_jax.linen import CenteredConv, CenteredDense, TransformedConv, TransformedDense
 
 CONVS = {

@@ -10,7 +10,8 @@ from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mimicnorm_jax import LastBatchNorm, models
-from mimicnorm_jax.functional import center, over_fan_in
+from mimicnorm_jax.functional import center
+from mimicnorm_jax.functional.layout import over_fan_in
 from tests.conftest import also
 from tests.diagnostics.networks import filled
 

@@ -10,7 +10,8 @@ from flax import linen as nn
 
 from mimicnorm_jax import interop
 from mimicnorm_jax.diagnostics import saved_for_backward
-from mimicnorm_jax.functional import CENTER, KernelTransform, center, standardize
+from mimicnorm_jax.functional import KernelTransform, center, standardize
+from mimicnorm_jax.functional.transform import CENTER
 from mimicnorm_jax.linen import (
     CenteredConv,
     CenteredDense,

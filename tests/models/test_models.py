@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from mimicnorm_jax import CenteredConv, models
 from mimicnorm_jax.functional import gain
-from mimicnorm_jax.linen import ScaledReLU
+from mimicnorm_jax.linen.scalars import ScaledReLU
 from tests.diagnostics.networks import draw, filled
 
 

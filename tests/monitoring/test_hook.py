@@ -14,7 +14,7 @@ from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import ConfigError, DataError, WorkdirError
 from mimicnorm_jax.monitoring import networks
 from mimicnorm_jax.training import build_spec, config, loop
-from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
+from mimicnorm_jax.training.resilience import Checkpoints
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
 pytestmark = [

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from mimicnorm_jax import search
 from mimicnorm_jax.search import PUBLISHED, SMALL, SearchSpace
+from mimicnorm_jax.search.scales import is_scale
 from tests.conftest import also
 
 TINY = SearchSpace(((4, 1, 1), (6, 1, 2)), stem=4, first=4, last=8, windows=(3, 5), expansions=(2,))
@@ -81,10 +82,10 @@ def test_only_scales_of_chosen_blocks_are_trained_by_one_program_for_all_paths(m
     before: Any = flatten_dict(variables["params"])
     after: Any = flatten_dict(state[0]["params"])
     changed = {path for path, leaf in before.items() if not np.array_equal(leaf, after[path])}
-    assert all(search.is_scale(path) for path in changed)
+    assert all(is_scale(path) for path in changed)
     chosen = {("layer0", "choices_0"), ("layer0", "choices_1"), ("layer1", "choices_1")}
     assert chosen <= {path[:2] for path in changed}
-    per_choice = {path[3:] for path in before if search.is_scale(path)}
+    per_choice = {path[3:] for path in before if is_scale(path)}
     assert per_choice in ({("bn", "scale"), ("bn", "bias")}, {("conv", "scale")})
 
 

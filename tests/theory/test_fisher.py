@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics import Search, curvature
+from mimicnorm_jax.diagnostics import curvature
+from mimicnorm_jax.diagnostics.spectra import Search
 from mimicnorm_jax.theory import PairMoments, Stack, fisher_bound
 
 DENSE = Stack((32, 64, 64), bias_variance=0.5)

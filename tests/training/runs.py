@@ -1,7 +1,7 @@
 """Small runs on digits."""
 
 from mimicnorm_jax.training import config, spec
-from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
+from mimicnorm_jax.training.resilience import Checkpoints
 
 
 def small_config(**fields):

@@ -13,8 +13,8 @@ from flax import linen as nn
 from mimicnorm_jax import models
 from mimicnorm_jax.data import Augmentation, Batch
 from mimicnorm_jax.linen import LastBatchNorm
-from mimicnorm_jax.models import LayerFactory
-from mimicnorm_jax.models.head import LAST_BN, LastBatchNormHead
+from mimicnorm_jax.models import LastBatchNormHead, LayerFactory
+from mimicnorm_jax.models.head import LAST_BN
 from mimicnorm_jax.training import AXIS, StepConfig, train_step
 from mimicnorm_jax.training.gradients import LossAndGrad
 from mimicnorm_jax.training.state import create_state

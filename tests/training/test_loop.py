@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
-from mimicnorm_jax.training import config, loop, report, spec, step, trainer
-from mimicnorm_jax.training.metrics import Metrics
+from mimicnorm_jax.training import Metrics, config, loop, read_metrics, report, spec, step, trainer
 from mimicnorm_jax.training.resilience.nonfinite import NonFiniteMonitor
-from mimicnorm_jax.training.writers import read_metrics
 from tests.training.runs import restored, small_config
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.

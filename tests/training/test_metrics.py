@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.training.metrics import Metrics
+from mimicnorm_jax.training import Metrics
 
 
 def test_masked_batches_add_up_to_the_mean_over_all_images():

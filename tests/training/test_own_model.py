@@ -12,12 +12,10 @@ from flax import linen as nn
 from mimicnorm_jax import data, training
 from mimicnorm_jax.data.batching import epoch_order, train_batches
 from mimicnorm_jax.errors import ConfigError
-from mimicnorm_jax.models.head import Split
-from mimicnorm_jax.training import report
+from mimicnorm_jax.models import SplitNetwork
+from mimicnorm_jax.training import read_config, read_metrics, report
 from mimicnorm_jax.training.optimizer import make_optimizer, make_schedule
-from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
-from mimicnorm_jax.training.workdir import read_config
-from mimicnorm_jax.training.writers import read_metrics
+from mimicnorm_jax.training.resilience import Checkpoints
 
 
 class Plain(nn.Module):
@@ -129,7 +127,7 @@ class Headed(nn.Module):
 
     @nn.nowrap
     def split_head(self):
-        return Split(Headed(has_head=False), _norm(False), "norm")
+        return SplitNetwork(Headed(has_head=False), _norm(False), "norm")
 
 
 def _norm(use_running_average):

@@ -10,9 +10,8 @@ import pytest
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.data.pipeline import Selection, gather_batch
 from mimicnorm_jax.errors import ConfigError, DataError
-from mimicnorm_jax.training import build_spec, parallel
+from mimicnorm_jax.training import build_spec, parallel, plan_training
 from mimicnorm_jax.training import config as config_lib
-from mimicnorm_jax.training.plan import plan_training
 from tests.planning.programs import needs_cuda
 
 pytestmark = [pytest.mark.optimized, pytest.mark.usefixtures("short")]

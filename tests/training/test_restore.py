@@ -7,7 +7,7 @@ import pytest
 
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.training import build_spec, config, loop, restore, workdir
-from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Checkpoints
+from mimicnorm_jax.training.resilience import CheckpointMetadata, Checkpoints
 
 # Orbax leaves coroutines behind where it reads.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

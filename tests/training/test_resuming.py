@@ -12,10 +12,8 @@ import pytest
 
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import WorkdirError
-from mimicnorm_jax.training import evaluate_checkpoints, loop, parallel, spec, step, trainer
-from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
-from mimicnorm_jax.training.resilience.preemption import InterruptedRunError
-from mimicnorm_jax.training.writers import read_metrics
+from mimicnorm_jax.training import evaluate_checkpoints, loop, parallel, read_metrics, spec, step, trainer
+from mimicnorm_jax.training.resilience import Checkpoints, InterruptedRunError
 from tests.conftest import also
 from tests.training.runs import restored, small_config
 

@@ -12,16 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimicnorm_jax.data import DATASETS, DatasetSpec, Encoded, Split, decoding_threads, streaming
+from mimicnorm_jax.data import DATASETS, DatasetSpec, Split
 from mimicnorm_jax.data.batching import epoch_order
 from mimicnorm_jax.data.folder import FolderSource, sources
+from mimicnorm_jax.data.streaming import Encoded, decoding_threads, pipeline
 from mimicnorm_jax.errors import ConfigError, DataError
-from mimicnorm_jax.training import base, build_spec, build_trainer, loop, validate
-from mimicnorm_jax.training.metrics import Metrics
-from mimicnorm_jax.training.plan import plan_training
-from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
-from mimicnorm_jax.training.resilience.preemption import InterruptedRunError
-from mimicnorm_jax.training.writers import read_metrics
+from mimicnorm_jax.training import Metrics, base, build_spec, build_trainer, loop, plan_training, read_metrics, validate
+from mimicnorm_jax.training.resilience import Checkpoints, InterruptedRunError
 from tests.conftest import also
 from tests.data.photographs import write_folder
 
@@ -114,7 +111,7 @@ def _run_stalled(monkeypatch, fields, folder, place, call):
       What the run ended with; the disk stalls until then.
     """
     stalled, go_on, acted = threading.Event(), threading.Event(), []
-    get, wait = FolderSource.__getitem__, streaming.wait
+    get, wait = FolderSource.__getitem__, pipeline.wait
 
     def stall(source, index):
         if acted and source.folder / source.files[index] == place:
@@ -131,8 +128,8 @@ def _run_stalled(monkeypatch, fields, folder, place, call):
 
     with monkeypatch.context() as patch:
         patch.setattr(FolderSource, "__getitem__", stall)
-        patch.setattr(streaming, "wait", interrupted)
-        patch.setattr(streaming, "STOP_SECONDS", 0.3)
+        patch.setattr(pipeline, "wait", interrupted)
+        patch.setattr(pipeline, "STOP_SECONDS", 0.3)
         patch.setattr(decoding_threads, "LEAVE_SECONDS", 0.1)
         with pytest.raises(InterruptedRunError, match="stopped by SIGINT") as stopped:
             _run_with(monkeypatch, fields, folder, call, lambda: acted.append(call))

@@ -12,10 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from mimicnorm_jax.training import build_spec
-from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
-from mimicnorm_jax.training.workdir import read_config
-from mimicnorm_jax.training.writers import read_metrics
+from mimicnorm_jax.training import build_spec, read_config, read_metrics
+from mimicnorm_jax.training.resilience import Checkpoints
 from tests.conftest import ROOT, in_processes
 from tests.data.photographs import write_folder
 

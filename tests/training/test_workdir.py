@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from mimicnorm_jax.errors import WorkdirError
-from mimicnorm_jax.training import config, loop, workdir
-from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
-from mimicnorm_jax.training.writers import JsonlWriter, read_metrics
+from mimicnorm_jax.training import config, lock_workdir, loop, read_metrics
+from mimicnorm_jax.training.resilience import Checkpoints
+from mimicnorm_jax.training.writers import JsonlWriter
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
 pytestmark = [
@@ -24,8 +24,8 @@ resource = pytest.importorskip("resource")
 HOLD = """
 import sys, time
 from pathlib import Path
-from mimicnorm_jax.training import workdir
-with workdir.lock(Path(sys.argv[1])):
+from mimicnorm_jax.training import lock_workdir
+with lock_workdir(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -42,7 +42,7 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_dead(tmp_path):
     finally:
         holder.kill()
         assert holder.wait() == -signal.SIGKILL
-    with workdir.lock(tmp_path):
+    with lock_workdir(tmp_path):
         pass
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mimicnorm_jax.training.writers import MetricWriter, read_metrics
+from mimicnorm_jax.training import read_metrics
+from mimicnorm_jax.training.writers import MetricWriter
 from mimicnorm_jax.utils.console import progress
 
 

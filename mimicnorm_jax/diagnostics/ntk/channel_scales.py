@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mimicnorm_jax.diagnostics.ntk.matching import Kernel
-from mimicnorm_jax.diagnostics.tracing.interpreter import TracedNetwork
+from mimicnorm_jax.diagnostics.ntk.matching import MatchedKernel
+from mimicnorm_jax.diagnostics.tracing.network import TracedNetwork
 
 
 @jax.tree_util.register_dataclass
@@ -36,7 +36,7 @@ class ChannelFactors:
 
 
 def _taken_apart(
-    network: TracedNetwork, kernels: Sequence[Kernel], leaves: Sequence[Any], chosen: Mapping[int, Any]
+    network: TracedNetwork, kernels: Sequence[MatchedKernel], leaves: Sequence[Any], chosen: Mapping[int, Any]
 ) -> dict[int, tuple[jax.Array, jax.Array]]:
     """By layer, x `(G, F, C)` and a `(G, C)`, with `chosen` in place of some parameters."""
     if not kernels:
@@ -52,7 +52,7 @@ def _taken_apart(
 
 
 def channel_factors(
-    network: TracedNetwork, kernels: Sequence[Kernel], leaves: Sequence[jax.Array]
+    network: TracedNetwork, kernels: Sequence[MatchedKernel], leaves: Sequence[jax.Array]
 ) -> dict[int, ChannelFactors]:
     """What the kernels among these that have a factor by channel contribute by, by layer."""
     kernels = [kernel for kernel in kernels if kernel.by_channel]
@@ -77,7 +77,7 @@ def channel_factors(
 
 
 def pull_factors(
-    network: TracedNetwork, kernels: Sequence[Kernel], weights: Sequence[float], leaves: Sequence[jax.Array]
+    network: TracedNetwork, kernels: Sequence[MatchedKernel], weights: Sequence[float], leaves: Sequence[jax.Array]
 ) -> Callable[[Mapping[int, jax.Array]], dict[int, jax.Array]]:
     """From derivatives by factors `(G, C)`, by layer, to those by the other parameters that the factors depend on."""
     kernels = [kernel for kernel in kernels if any(weights[leaf] for leaf in others(kernel))]
@@ -92,7 +92,7 @@ def pull_factors(
     return lambda by_factor: pull({kernel.layer.index: by_factor[kernel.layer.index] for kernel in kernels})[0]
 
 
-def others(kernel: Kernel) -> tuple[int, ...]:
+def others(kernel: MatchedKernel) -> tuple[int, ...]:
     """The parameters that a factor by channel depends on beside the kernel's own."""
     return tuple(leaf for leaf in kernel.layer.leaves if leaf != kernel.leaf) if kernel.by_channel else ()
 
@@ -108,7 +108,11 @@ class ChannelScales:
     """
 
     def __init__(
-        self, network: TracedNetwork, kernels: Sequence[Kernel], weights: Sequence[float], leaves: Sequence[jax.Array]
+        self,
+        network: TracedNetwork,
+        kernels: Sequence[MatchedKernel],
+        weights: Sequence[float],
+        leaves: Sequence[jax.Array],
     ) -> None:
         self.factors = channel_factors(network, kernels, leaves)
         self._pull = pull_factors(network, kernels, weights, leaves)

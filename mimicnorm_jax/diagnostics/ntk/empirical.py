@@ -18,7 +18,7 @@ from mimicnorm_jax.diagnostics.ntk.plan import Name, Plan, choose
 from mimicnorm_jax.diagnostics.ntk.pseudo import PseudoLogit
 from mimicnorm_jax.diagnostics.ntk.weighting import Weights, all_parameters
 from mimicnorm_jax.diagnostics.tracing import jaxprs
-from mimicnorm_jax.diagnostics.tracing.interpreter import TracedNetwork
+from mimicnorm_jax.diagnostics.tracing.network import TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.parameters import (
     ApplyFn,
     bind,

@@ -8,7 +8,7 @@ import jax
 from mimicnorm_jax.diagnostics.ntk.blocks import BlockedKernel, documented
 from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK, NTKOptions
 from mimicnorm_jax.diagnostics.ntk.jacobian_contraction import JacobianContraction
-from mimicnorm_jax.diagnostics.tracing.interpreter import TracedNetwork
+from mimicnorm_jax.diagnostics.tracing.network import TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 
 NTKFn = Callable[..., Any]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mimicnorm_jax.diagnostics.ntk.features import Output
-from mimicnorm_jax.diagnostics.tracing.interpreter import TracedNetwork
+from mimicnorm_jax.diagnostics.tracing.network import TracedNetwork
 
 Counts = tuple[int, int | None]
 """Groups of examples on each side; None where the second side is the first."""

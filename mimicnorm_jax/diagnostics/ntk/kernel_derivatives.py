@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mimicnorm_jax.diagnostics.ntk.matching import Kernel, shared
-from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
+from mimicnorm_jax.diagnostics.ntk.matching import MatchedKernel, shared
+from mimicnorm_jax.diagnostics.tracing.network import LayerCall, TracedNetwork
 
 
 def _kernels_of(network: TracedNetwork, leaves: Sequence[Any], chosen: Mapping[int, Any], layers: Sequence[int]) -> Any:
@@ -19,7 +19,9 @@ def _kernels_of(network: TracedNetwork, leaves: Sequence[Any], chosen: Mapping[i
     return [kernels[i] for i in layers]
 
 
-def squared_scales(network: TracedNetwork, kernels: Sequence[Kernel], leaves: Sequence[jax.Array]) -> dict[int, Any]:
+def squared_scales(
+    network: TracedNetwork, kernels: Sequence[MatchedKernel], leaves: Sequence[jax.Array]
+) -> dict[int, Any]:
     """By layer, the a in `T T^T = a (identity or centering)`: the squared norm of T^T's image of one entry.
 
     Args:
@@ -52,7 +54,7 @@ def squared_scales(network: TracedNetwork, kernels: Sequence[Kernel], leaves: Se
 
 
 def scalar_tangents(
-    network: TracedNetwork, kernels: Sequence[Kernel], weights: Sequence[float], leaves: Sequence[jax.Array]
+    network: TracedNetwork, kernels: Sequence[MatchedKernel], weights: Sequence[float], leaves: Sequence[jax.Array]
 ) -> dict[tuple[int, int], jax.Array]:
     """By scalar with a weight and by layer, the kernel's derivative by the scalar, `(G, F, C)`."""
     found: dict[tuple[int, int], jax.Array] = {}

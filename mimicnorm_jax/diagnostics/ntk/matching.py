@@ -9,12 +9,12 @@ from typing import Any
 
 from mimicnorm_jax.diagnostics.tracing.channels import scales_by_channel
 from mimicnorm_jax.diagnostics.tracing.forms import Entries
-from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
+from mimicnorm_jax.diagnostics.tracing.network import LayerCall, TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.parts import disjoint
 
 
 @dataclass(frozen=True)
-class Kernel:
+class MatchedKernel:
     """A layer whose kernel is one parameter, perhaps centered, times a factor.
 
     Attributes:
@@ -39,7 +39,7 @@ class Kernel:
     own: bool = False
 
 
-def match_kernels(network: TracedNetwork) -> dict[int, Kernel]:
+def match_kernels(network: TracedNetwork) -> dict[int, MatchedKernel]:
     """The kernels of known form, by layer.
 
     A parameter that several layers use is known if any two of them use either parts of it that have no entry in common,
@@ -47,7 +47,7 @@ def match_kernels(network: TracedNetwork) -> dict[int, Kernel]:
     """
     found = {layer.index: kernel for layer in network.layers if (kernel := _match(network, layer)) is not None}
     for i, scale in scales_by_channel(network).items():
-        kernel = Kernel(network.layers[i], scale.leaf, scale.centered, False, (), None, True, scale.own)
+        kernel = MatchedKernel(network.layers[i], scale.leaf, scale.centered, False, (), None, True, scale.own)
         found.setdefault(i, kernel)
     unknown = set(network.direct)
     for layer in network.layers:
@@ -61,7 +61,7 @@ def match_kernels(network: TracedNetwork) -> dict[int, Kernel]:
     return {index: kernel for index, kernel in found.items() if kernel.leaf not in unknown}
 
 
-def _match(network: TracedNetwork, layer: LayerCall) -> Kernel | None:
+def _match(network: TracedNetwork, layer: LayerCall) -> MatchedKernel | None:
     form, shape = layer.form, layer.product.kernel_shape
     if not isinstance(form, Entries) or form.single or form.repeated:
         return None
@@ -72,26 +72,26 @@ def _match(network: TracedNetwork, layer: LayerCall) -> Kernel | None:
         return None
     scaled = bool(form.scales) or form.factor != 1
     bias = layer.bias if _adds_entries(layer) else None
-    return Kernel(layer, form.leaf, bool(form.centered), scaled, scalars, bias)
+    return MatchedKernel(layer, form.leaf, bool(form.centered), scaled, scalars, bias)
 
 
-def shared(kernels: Iterable[Kernel]) -> list[tuple[Kernel, ...]]:
+def shared(kernels: Iterable[MatchedKernel]) -> list[tuple[MatchedKernel, ...]]:
     """Kernels in groups of those that are the same function of the same parameter, read in the same way."""
-    groups: dict[Any, list[Kernel]] = {}
+    groups: dict[Any, list[MatchedKernel]] = {}
     for kernel in kernels:
         alone = kernel.layer.index if kernel.by_channel else None
         groups.setdefault((alone, kernel.layer.form, kernel.layer.product.kernel_map), []).append(kernel)
     return [tuple(group) for group in groups.values()]
 
 
-def _by_leaf(kernels: Iterable[Kernel]) -> dict[int, list[Kernel]]:
-    found: dict[int, list[Kernel]] = {}
+def _by_leaf(kernels: Iterable[MatchedKernel]) -> dict[int, list[MatchedKernel]]:
+    found: dict[int, list[MatchedKernel]] = {}
     for kernel in kernels:
         found.setdefault(kernel.leaf, []).append(kernel)
     return found
 
 
-def _entries(kernel: Kernel) -> Entries:
+def _entries(kernel: MatchedKernel) -> Entries:
     assert isinstance(kernel.layer.form, Entries)
     return kernel.layer.form
 

@@ -25,8 +25,8 @@ from mimicnorm_jax.diagnostics.ntk import kernel_derivatives
 from mimicnorm_jax.diagnostics.ntk.channel_scales import ChannelScales, others
 from mimicnorm_jax.diagnostics.ntk.features import FactoredJacobian, Features, Jacobian, contract_by_parameter, costs
 from mimicnorm_jax.diagnostics.ntk.implementation import Counts, Implementation, Request
-from mimicnorm_jax.diagnostics.ntk.matching import Kernel, match_kernels, shared
-from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
+from mimicnorm_jax.diagnostics.ntk.matching import MatchedKernel, match_kernels, shared
+from mimicnorm_jax.diagnostics.tracing.network import LayerCall, TracedNetwork
 
 _ByIndex = dict[int, jax.Array]
 
@@ -58,7 +58,7 @@ class StructuredDerivatives(Implementation):
         self.request = replace(self.request, network=network)
         self.network, self.weights = network, self.request.weights
         matched = match_kernels(self.network)
-        self.kernels: list[Kernel] = []
+        self.kernels: list[MatchedKernel] = []
         self.general: list[LayerCall] = []
         dense = {leaf for leaf in self.network.direct if self.weights[leaf]}
         for layer in self.network.layers:
@@ -87,7 +87,7 @@ class StructuredDerivatives(Implementation):
             total += macs
         return factored, total
 
-    def _price(self, kernels: Sequence[Kernel]) -> tuple[bool, float]:
+    def _price(self, kernels: Sequence[MatchedKernel]) -> tuple[bool, float]:
         """Whether derivatives are cheaper as factors than written out, and the MACs of what is cheaper."""
         request, (_, g, f, c) = self.request, kernels[0].layer.product.sizes
         s = sum(kernel.layer.product.sizes[0] for kernel in kernels)
@@ -253,7 +253,9 @@ class StructuredDerivatives(Implementation):
             for i, factored in self.factored.items()
         }
 
-    def _like_kernel(self, kernel: Kernel, raw: Mapping[int, jax.Array], scales: Mapping[int, jax.Array]) -> jax.Array:
+    def _like_kernel(
+        self, kernel: MatchedKernel, raw: Mapping[int, jax.Array], scales: Mapping[int, jax.Array]
+    ) -> jax.Array:
         patches = raw[kernel.layer.index]
         if kernel.centered:
             patches = patches - patches.mean(-1, keepdims=True)

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall
 from mimicnorm_jax.diagnostics.tracing.layers import (
     EVERYTHING,
     ByLayer,
@@ -27,6 +26,7 @@ from mimicnorm_jax.diagnostics.tracing.layers import (
     static,
     trace,
 )
+from mimicnorm_jax.diagnostics.tracing.network import LayerCall
 from mimicnorm_jax.diagnostics.tracing.outputs import check_finite
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 from mimicnorm_jax.errors import unknown

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from mimicnorm_jax.diagnostics.tracing.interpreter import ApplyFn, LayerCall, TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.layers import (
     check_floating,
     coupled_groups,
@@ -17,6 +16,7 @@ from mimicnorm_jax.diagnostics.tracing.layers import (
     prepared,
     trace,
 )
+from mimicnorm_jax.diagnostics.tracing.network import ApplyFn, LayerCall, TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.outputs import check_finite
 
 

@@ -15,8 +15,8 @@ from jax.extend import core
 
 from mimicnorm_jax.diagnostics.tracing.batch_axis import Along, BatchAxisInterpreter, Free, State
 from mimicnorm_jax.diagnostics.tracing.batch_rules import RULES, free
-from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.jaxprs import CUSTOM, operations, pruned
+from mimicnorm_jax.diagnostics.tracing.network import LayerCall, TracedNetwork
 
 
 @dataclass(frozen=True)

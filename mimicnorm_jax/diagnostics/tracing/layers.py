@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mimicnorm_jax.diagnostics.tracing import independence, validation
-from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
+from mimicnorm_jax.diagnostics.tracing.network import LayerCall, TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, bind, off_mesh
 from mimicnorm_jax.errors import unknown
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax.diagnostics.tracing import forms
-from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall, TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.layers import ByLayer, select, trace
+from mimicnorm_jax.diagnostics.tracing.network import LayerCall, TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 from mimicnorm_jax.diagnostics.updates.steps import Batch, LossFn, canonical, checked_arguments, checked_gradient
 

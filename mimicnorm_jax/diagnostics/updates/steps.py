@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.diagnostics.tracing.interpreter import LayerCall
 from mimicnorm_jax.diagnostics.tracing.layers import ByLayer, prepared, select, trace
+from mimicnorm_jax.diagnostics.tracing.network import LayerCall
 from mimicnorm_jax.diagnostics.tracing.outputs import check_finite, evaluable
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, Split
 

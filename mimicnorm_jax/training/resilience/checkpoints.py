@@ -54,7 +54,7 @@ class Checkpoints:
         for path in sorted(self._folder.glob("*")):
             # Orbax reads the metrics of all checkpoints and would give up on the first damaged one.
             if path.name.isdigit() and (reason := _damage(path)):
-                self._quarantine(_damaged("the checkpoint", path, reason), path)
+                self._quarantine(DamagedCheckpointError(_damaged("the checkpoint", path, reason)), path)
 
         def accuracy(metrics: Any) -> float:
             return metrics["accuracy"]
@@ -72,7 +72,7 @@ class Checkpoints:
         try:
             self._manager = ocp.CheckpointManager(self._folder, options=options)
         except Exception as error:  # it reads every checkpoint's metrics, and raises whatever it likes
-            raise _damaged("one of the checkpoints in", self._folder, error) from error
+            raise DamagedCheckpointError(_damaged("one of the checkpoints in", self._folder, error)) from error
 
     @property
     def latest(self) -> int | None:
@@ -88,6 +88,10 @@ class Checkpoints:
         """Saves a state under its step, in the background; at once where there is one of that step.
 
         That one, of an epoch that was not evaluated, is there until the new one is whole.
+
+        Args:
+          state: of a run, on the host or replicated.
+          metadata: what stands beside it.
         """
         leaves = _leaves(state)
         step = int(leaves[".step"])
@@ -136,13 +140,10 @@ class Checkpoints:
         folder = self._folder / str(step)
         wanted = _empty_leaves(template)
         try:
-            arguments = ocp.args.Composite(metadata=ocp.args.JsonRestore())
-            saved: Any = self._manager.restore(step, args=arguments)["metadata"]
+            saved = self._description(step)
             metadata = CheckpointMetadata(saved["epoch"], saved["accuracy"], tuple(saved["partial"]))
-            if saved["checksum"] != _checksum(saved):
-                raise ValueError("its description does not match its checksum")
         except Exception as error:  # orbax raises bare Exceptions on damaged files
-            raise _damaged("the checkpoint", folder, error) from error
+            raise DamagedCheckpointError(_damaged("the checkpoint", folder, error)) from error
         if difference := _difference(saved["tree"], _describe(wanted)):
             raise WorkdirError(
                 f"the checkpoint {folder} belongs to another network or optimizer: {difference}. Choose another "
@@ -152,10 +153,18 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))
             leaves = restored["state"]
         except Exception as error:
-            raise _damaged("the checkpoint", folder, error) from error
+            raise DamagedCheckpointError(_damaged("the checkpoint", folder, error)) from error
         if _digest(leaves) != saved["digest"]:
-            raise _damaged("the checkpoint", folder, "its digest does not match its contents")
+            raise DamagedCheckpointError(_damaged("the checkpoint", folder, "its digest does not match its contents"))
         return jax.tree.unflatten(jax.tree.structure(template), [leaves[path] for path in wanted]), metadata
+
+    def _description(self, step: int) -> dict[str, Any]:
+        """What stands beside a state, by `save`."""
+        arguments = ocp.args.Composite(metadata=ocp.args.JsonRestore())
+        saved: Any = self._manager.restore(step, args=arguments)["metadata"]
+        if saved["checksum"] != _checksum(saved):
+            raise ValueError("its description does not match its checksum")
+        return saved
 
     def restore_newest(self, template: TrainState) -> tuple[TrainState, CheckpointMetadata] | None:
         """Reads the newest checkpoint that is whole; damaged ones are quarantined as `damaged-STEP-N`, with a warning.
@@ -221,9 +230,9 @@ def _damage(folder: Path) -> str:
     return ""
 
 
-def _damaged(which: str, folder: Path, reason: object) -> DamagedCheckpointError:
+def _damaged(which: str, folder: Path, reason: object) -> str:
     text = " ".join(str(reason).split()) or type(reason).__name__
-    return DamagedCheckpointError(f"{which} {folder} is damaged: {text[:200]}")
+    return f"{which} {folder} is damaged: {text[:200]}"
 
 
 def _leaves(state: TrainState) -> dict[str, np.ndarray]:

@@ -5,12 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics import (
-    EmpiricalNTK,
-    empirical_ntk,
-    initial_variance,
-    ntk_vector_product,
-)
+from mimicnorm_jax.diagnostics import EmpiricalNTK, empirical_ntk
+from mimicnorm_jax.diagnostics.ntk import initial_variance, ntk_vector_product
 from mimicnorm_jax.diagnostics.ntk.blocks import BlockedKernel
 from mimicnorm_jax.diagnostics.ntk.implementation import Request
 from mimicnorm_jax.diagnostics.ntk.structured_derivatives import StructuredDerivatives

@@ -7,12 +7,8 @@ import pytest
 from flax import linen as nn
 
 from mimicnorm_jax import CenteredConv, CenteredDense, KernelTransform, LastBatchNorm, center, models
-from mimicnorm_jax.diagnostics import (
-    IMPLEMENTATIONS,
-    EmpiricalNTK,
-    empirical_ntk,
-    from_linen,
-)
+from mimicnorm_jax.diagnostics import EmpiricalNTK, empirical_ntk, from_linen
+from mimicnorm_jax.diagnostics.ntk import IMPLEMENTATIONS
 from tests.conftest import also
 from tests.diagnostics.ntk.written_out import close, written_out
 

@@ -6,7 +6,8 @@ import pytest
 from jax import lax
 
 from mimicnorm_jax import models
-from mimicnorm_jax.diagnostics import EmpiricalNTK, empirical_ntk, from_linen, initial_variance
+from mimicnorm_jax.diagnostics import EmpiricalNTK, empirical_ntk, from_linen
+from mimicnorm_jax.diagnostics.ntk import initial_variance
 from mimicnorm_jax.diagnostics.ntk.matching import match_kernels
 from mimicnorm_jax.diagnostics.tracing import TracedNetwork
 from tests.diagnostics.networks import close, draw, filled, reference

@@ -6,8 +6,8 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from mimicnorm_jax.diagnostics import EmpiricalNTK, empirical_ntk_fn, from_linen
-from mimicnorm_jax.diagnostics.ntk import structured_derivatives
+from mimicnorm_jax.diagnostics import EmpiricalNTK, from_linen
+from mimicnorm_jax.diagnostics.ntk import empirical_ntk_fn, structured_derivatives
 from mimicnorm_jax.diagnostics.ntk.matching import match_kernels
 from mimicnorm_jax.diagnostics.ntk.structured_derivatives import StructuredDerivatives
 from mimicnorm_jax.diagnostics.tracing import TracedNetwork, loops

@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse.linalg
 
-from mimicnorm_jax.diagnostics import (
-    IMPLEMENTATIONS,
-    EmpiricalNTK,
-    PseudoLogit,
-    empirical_ntk,
-    from_linen,
-    linearize,
-    ntk_operator,
-    project_gradients,
-)
+from mimicnorm_jax.diagnostics import EmpiricalNTK, empirical_ntk, from_linen
+from mimicnorm_jax.diagnostics.ntk import IMPLEMENTATIONS, PseudoLogit, linearize, ntk_operator, project_gradients
 from tests.diagnostics.networks import Convolutional, Normalized, close, draw, filled, reference
 
 pytestmark = pytest.mark.usefixtures("x64")

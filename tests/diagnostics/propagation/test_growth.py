@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics import Growth, View, from_linen, perturbation_growth
+from mimicnorm_jax.diagnostics import from_linen, perturbation_growth
+from mimicnorm_jax.diagnostics.propagation import Growth
+from mimicnorm_jax.diagnostics.tracing import View
 from mimicnorm_jax.theory import mean_field
 from tests.diagnostics.networks import draw, filled, resnet
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics import View, from_linen, nngp
+from mimicnorm_jax.diagnostics import from_linen, nngp
+from mimicnorm_jax.diagnostics.tracing import View
 from mimicnorm_jax.theory import WEIGHT_MEAN, S
 from tests.diagnostics.networks import Convolutional, Normalized, draw, filled, resnet
 

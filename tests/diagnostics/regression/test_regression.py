@@ -9,12 +9,8 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF
 from sklearn.kernel_ridge import KernelRidge
 
-from mimicnorm_jax.diagnostics import (
-    PseudoLogit,
-    empirical_ntk,
-    linearize,
-    ntk_operator,
-)
+from mimicnorm_jax.diagnostics import empirical_ntk
+from mimicnorm_jax.diagnostics.ntk import PseudoLogit, linearize, ntk_operator
 from mimicnorm_jax.diagnostics.regression import (
     Nystrom,
     alignment,

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics import Search, curvature, from_linen
+from mimicnorm_jax.diagnostics import curvature, from_linen
+from mimicnorm_jax.diagnostics.spectra import Search
 from tests.diagnostics.networks import Convolutional, Normalized, draw, filled
 
 KEY = jax.random.key(0)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics import Ends, Quadrature, Search, from_linen, jacobian
+from mimicnorm_jax.diagnostics import from_linen, jacobian
+from mimicnorm_jax.diagnostics.spectra import Ends, Quadrature, Search
 from tests.diagnostics.networks import Convolutional, draw, filled
 
 KEY = jax.random.key(0)

@@ -11,17 +11,15 @@ from flax import linen as nn
 
 from mimicnorm_jax.cli import diagnose
 from mimicnorm_jax.diagnostics import (
-    IMPLEMENTATIONS,
     EmpiricalNTK,
     curvature,
     empirical_ntk,
     from_linen,
     jacobian,
     nngp,
-    ntk_vector_product,
     perturbation_growth,
 )
-from mimicnorm_jax.diagnostics.ntk import features
+from mimicnorm_jax.diagnostics.ntk import IMPLEMENTATIONS, features, ntk_vector_product
 from tests.conftest import also
 from tests.diagnostics.networks import close, draw, reference
 from tests.diagnostics.ntk.random_programs import straight_through

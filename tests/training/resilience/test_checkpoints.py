@@ -12,7 +12,7 @@ import pytest
 from mimicnorm_jax import models
 from mimicnorm_jax.errors import DamagedCheckpointError, WorkdirError
 from mimicnorm_jax.training import TrainState
-from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Checkpoints
+from mimicnorm_jax.training.resilience import CheckpointMetadata, Checkpoints
 from mimicnorm_jax.training.state import create_state
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.

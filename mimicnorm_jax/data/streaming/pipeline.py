@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from mimicnorm_jax.data import batching
-from mimicnorm_jax.data.bad_images import BadImages
 from mimicnorm_jax.data.batching import BatchLayout
-from mimicnorm_jax.data.decoding import BadImageError, Cut, cut_generator, decode
-from mimicnorm_jax.data.decoding_threads import DecodingThreads
 from mimicnorm_jax.data.pipeline import Batch, Feed, MakeBatch, Resident, Stop, never
 from mimicnorm_jax.data.specs import ImageSource
+from mimicnorm_jax.data.streaming.bad_images import BadImages
+from mimicnorm_jax.data.streaming.decoding import BadImageError, Cut, cut_generator, decode
+from mimicnorm_jax.data.streaming.decoding_threads import DecodingThreads
 from mimicnorm_jax.errors import DataError
 from mimicnorm_jax.utils.console import log_line
 

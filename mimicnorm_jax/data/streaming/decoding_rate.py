@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from mimicnorm_jax.data.decoding import Cut, cut_generator, decode
+from mimicnorm_jax.data.streaming.decoding import Cut, cut_generator, decode
 
 SIDES = (500, 375)
 """Width and height of the file that is decoded: about what ImageNet's are on average."""
