@@ -12,7 +12,7 @@ from mimicnorm_jax import models
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.optim import center_params, keep_kernels_centered
 from mimicnorm_jax.training import build_spec, config
-from mimicnorm_jax.training.optimizer import CONV_KERNELS, _not_classifier, make_optimizer, make_schedule
+from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule, not_classifier
 from tests.conftest import also
 from tests.diagnostics.networks import filled
 
@@ -110,7 +110,7 @@ def test_what_adaptive_clipping_leaves_alone_is_what_gives_the_logits(name):
     model = models.create(name, method="none", num_classes=7, width=0.25)
     size = models.ARCHITECTURES[name].stride
     params = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), "float32"))
-    clipped = _not_classifier(params["params"])
+    clipped = not_classifier(params["params"])
     logits = jax.tree.map(lambda leaf: leaf.ndim > 0 and leaf.shape[-1] == 7, params["params"])
     assert jax.tree.map(lambda leaf: not leaf, clipped) == logits
     assert any(jax.tree.leaves(logits))
