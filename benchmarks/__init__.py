@@ -14,6 +14,7 @@ fault_injection: interrupted runs and corrupted checkpoints.
 sharpness: the largest eigenvalue of the curvature, learning rates, and what BatchNorm does to both (_sharpness: the
     networks, and one record).
 large_steps: what large steps do, with BatchNorm and without.
+fixed_norm: LAWN and Hyperball beside plain optimizers.
 trainability: condition of the tangent kernel and growth of perturbations at initialization.
 ntk.compare: the tangent kernel beside neural_tangents' (ntk.cases: the networks, and one process that evaluates them).
 ntk.digits: regression with tangent kernels on the digits, and alignment along the default run.

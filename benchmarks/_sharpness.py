@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,27 @@ COARSE = RATES[::2]
 EPOCHS, BATCH, MOMENTUM = 5, 128, 0.9
 CURVED = 512
 """Training images of which the curvature is taken, as one batch."""
-WIDTH, DEPTH = 256, 4
+DEPTH = 4
+"""Layers of the dense networks."""
+
+
+class Form(NamedTuple):
+    """One size of the study.
+
+    Attributes:
+      width: of the dense networks.
+      digits, photographs: factors on the channels of networks that see them.
+      images: photographs of which the curvature is taken, as one batch.
+    """
+
+    width: int
+    digits: float
+    photographs: float
+    images: int
+
+
+FORMS = {"small": Form(256, 0.5, 0.25, 128), "full": Form(1000, 1.0, 1.0, 512)}
+"""Small, for a CPU; the width of the theory's paper and networks of full width, for a GPU."""
 BOTH = dataclasses.replace(METHODS["batchnorm"], name="batchnorm and lastbn", last_norm=LastBatchNorm)
 NORMS = {"neither": "none", "hidden layers": "batchnorm", "logits": "lastbn", "both": BOTH}
 """Where BatchNorm stands, and the method of it."""
@@ -49,9 +69,9 @@ def digits() -> tuple[jax.Array, jax.Array]:
     return images, jnp.asarray(data.train.labels)
 
 
-def _make_stack(method: str, gamma: float) -> Stack:
+def _make_stack(method: str, gamma: float, width: int) -> Stack:
     scale = gamma if method == "batchnorm" else None
-    return Stack((64, *[WIDTH] * (DEPTH - 1)), outputs=10, bias_variance=0.5, gamma=scale)
+    return Stack((64, *[width] * (DEPTH - 1)), outputs=10, bias_variance=0.5, gamma=scale)
 
 
 def _network(net: str, method: Any, gamma: float, seed: int, image: tuple[int, ...], width: float) -> tuple[Apply, Any]:
@@ -101,19 +121,19 @@ def train(
     return found
 
 
-def measure_map(net: str, method: str, gamma: float, seed: int) -> Record:
+def measure_map(net: str, method: str, gamma: float, seed: int, form: str) -> Record:
     """One row of the map."""
     images, labels = digits()
     key, start = jax.random.key(seed), time.process_time()
     bounds: dict[str, float] = {}
     if net == "stack":
-        stack = _make_stack(method, gamma)
+        stack = _make_stack(method, gamma, FORMS[form].width)
         apply_fn, params, loss, name = stack.apply, stack.init(key), squared_loss, "squared"
         parts = fisher_bound(stack, PairMoments.of(np.asarray(images).reshape(len(images), 64)))
         bounds = {"bound": float(parts.sum())}
         bounds |= {"last_bound": float(parts[-1])} if method == "batchnorm" else {}
     else:
-        apply_fn, params = _network(net, method, gamma, seed, images.shape[1:], 0.5)
+        apply_fn, params = _network(net, method, gamma, seed, images.shape[1:], FORMS[form].digits)
         loss, name = softmax_loss, "softmax"
     found = curvature.gauss_newton_eigenvalues(apply_fn, params, images[:CURVED], key=key, loss=name)
     # Convolutions under vmap are grouped ones, which are slow on a CPU.
@@ -132,19 +152,18 @@ def measure_map(net: str, method: str, gamma: float, seed: int) -> Record:
     }
 
 
-def measure_norms(net: str, where: str, seed: int, data_dir: str) -> Record:
+def measure_norms(net: str, where: str, seed: int, form: str, data_dir: str) -> Record:
     """One network with BatchNorm in some places."""
-    data = read(NETS[net], data_dir)
-    count = CURVED if NETS[net] == "digits" else 128
+    data, size = read(NETS[net], data_dir), FORMS[form]
+    count, width = (CURVED, size.digits) if NETS[net] == "digits" else (size.images, size.photographs)
     images = normalize(jnp.asarray(data.train.images[:count]), data.mean, data.std, jnp.float32)
     key, start = jax.random.key(seed), time.process_time()
     if net == "mlp":
         hidden, last = where in ("hidden layers", "both"), where in ("logits", "both")
-        mlp = RandomMLP(64, WIDTH, DEPTH, 10, normalized=hidden, last_norm=last)
+        mlp = RandomMLP(64, size.width, DEPTH, 10, normalized=hidden, last_norm=last)
         images, params = images.reshape(count, -1), mlp.init(key)
         apply_fn: Apply = mlp.apply
     else:
-        width = 0.5 if net == "resnet8" else 0.25
         apply_fn, params = _network(net, NORMS[where], 1.0, seed, images.shape[1:], width)
     found = curvature.gauss_newton_eigenvalues(apply_fn, params, images, key=key, loss="squared")
     outputs, backward = jax.vjp(jax.jit(lambda p: apply_fn(p, images)), params)

@@ -1,9 +1,11 @@
 """The systems beside MimicNorm in one table: claims, what is run here, and what came out, from the records."""
 
+import itertools
 import json
+import statistics
 from pathlib import Path
 
-from benchmarks import binary, large_steps, search, sharpness
+from benchmarks import binary, fixed_norm, large_steps, search, sharpness
 from benchmarks._results import Key, Record, mean_and_deviation, table
 from benchmarks.paper import comparison, reproduce
 
@@ -23,16 +25,16 @@ def neighbors_table(results: Path) -> str:
         (
             "LAWN (Gupta et al. 2021)",
             "weight norms held after a free phase help, Adam most, and every optimizer at large batches",
-            "`optim.lawn`, `optim.hyperball`, `--config.constraint`",
+            "`optim.lawn`, `optim.hyperball`, `--config.constraint`, `benchmarks.fixed_norm`",
             _held_norms(results),
-            "large batches, ImageNet",
+            "batches of thousands, ImageNet",
         ),
         (
             "Mean field of BatchNorm (Wei et al. 2019)",
             "BatchNorm of small scale lowers the largest eigenvalue, which bounds the learning rate",
             "`theory.fisher_bound`, `theory.verify`, `benchmarks.sharpness`",
             _sharpness(results),
-            "the paper's width of 1,000 and its data",
+            _left(sharpness.STORE.read(results), "the paper's width of 1,000; ") + "its data",
         ),
         (
             "Understanding BatchNorm (Bjorck et al. 2018)",
@@ -64,7 +66,7 @@ def neighbors_table(results: Path) -> str:
 
 def _left(records: dict[Key, Record], text: str) -> str:
     """The text, until the full form of a study has records."""
-    return "" if any(record["form"] == "full" for record in records.values()) else text
+    return "" if any(record.get("form") == "full" for record in records.values()) else text
 
 
 def _link(text: str, page: str) -> str:
@@ -72,12 +74,21 @@ def _link(text: str, page: str) -> str:
 
 
 def _held_norms(results: Path) -> str:
-    count = sum(
-        record.get("config", {}).get("constraint", "none") != "none"
-        for study in reproduce.studies(results)
-        for record in study.store.read(results).values()
-    )
-    return f"{count} runs of the paper's studies" if count else f"{NOT_RUN}: properties tested, no study"
+    apart = fixed_norm.differences(list(fixed_norm.STORE.read(results).values()))
+    parts = []
+    for arm in fixed_norm.HELD:
+        found = {case: arms[arm] for case, arms in apart.items() if arm in arms}
+        ends = [difference.interval or (0, 0) for difference in found.values()]
+        means = [
+            f"{optimizer}, batch {batch} {statistics.mean(here):+.2f}"
+            for optimizer, batch in itertools.product(fixed_norm.OPTIMIZERS, fixed_norm.BATCHES)
+            if (here := [one.mean for case, one in found.items() if case[1:] == (optimizer, batch)])
+        ]
+        parts += [
+            f"{arm}: {', '.join(means)}; intervals above 0 in {sum(low > 0 for low, _ in ends)} of {len(ends)} cases, "
+            f"below in {sum(high < 0 for _, high in ends)}"
+        ] * bool(found)
+    return _link("; ".join(["digits, points over the plain optimizer", *parts]) if parts else "", "fixed_norm")
 
 
 def _sharpness(results: Path) -> str:

@@ -12,9 +12,12 @@ norms: lambda_max of the squared loss, where the Fisher information of a Gaussia
 Runs what results/sharpness.jsonl does not hold yet, whole seeds one after another, then writes sharpness.md and .png.
 
   python -m benchmarks.sharpness [--data_dir=DIR]    # with CIFAR-100 there: norms of resnet18 and vgg11 as well
+  python -m benchmarks.sharpness --form=full --data_dir=DIR    # full width, for a GPU
   python -m benchmarks.sharpness --render
 """
 
+import functools
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,11 +32,11 @@ from benchmarks._sharpness import (
     CURVED,
     DEPTH,
     EPOCHS,
+    FORMS,
     MOMENTUM,
     NETS,
     NORMS,
     RATES,
-    WIDTH,
     measure_map,
     measure_norms,
 )
@@ -52,11 +55,20 @@ ARMS = (
     *(("resnet8", method, 1.0) for method in ("mimicnorm", "lastbn", "none")),
 )
 """Network, method and gamma of every row of the map."""
-STORE = Store("sharpness", lambda record: tuple(record[name] for name in ("part", "net", "method", "gamma", "seed")))
+FIGURES = {"stack": "stack", "resnet8": "rates"}
+"""Networks whose loss by rate is drawn, and what the figure is called."""
+NAMES = ("part", "net", "method", "gamma", "seed")
 
 
-def missing(done: set[Any], seeds: list[int], data_dir: str) -> Iterator[tuple[tuple[Any, ...], Callable[[], Record]]]:
-    """What is to be measured, by key, seed after seed."""
+def _form(record: Record) -> str:
+    return record.get("form", "small")
+
+
+STORE = Store("sharpness", lambda record: (*(record[name] for name in NAMES), _form(record)))
+
+
+def missing(form: str, done: set[Any], seeds: list[int], data_dir: str) -> Iterator[tuple[Any, Callable[[], Record]]]:
+    """What is to be measured of a form, by key, seed after seed."""
     has_photographs = True
     try:
         require_prepared("cifar100", data_dir)
@@ -64,12 +76,12 @@ def missing(done: set[Any], seeds: list[int], data_dir: str) -> Iterator[tuple[t
         has_photographs = False
     for seed in seeds:
         for net, method, gamma in ARMS:
-            if (key := ("map", net, method, gamma, seed)) not in done:
-                yield key, lambda net=net, method=method, gamma=gamma, seed=seed: measure_map(net, method, gamma, seed)
+            if (key := ("map", net, method, gamma, seed, form)) not in done:
+                yield key, functools.partial(measure_map, net, method, gamma, seed, form)
         for net in NETS:
             for where in NORMS if has_photographs or NETS[net] == "digits" else ():
-                if (key := ("norms", net, where, 1.0, seed)) not in done:
-                    yield key, lambda net=net, where=where, seed=seed: measure_norms(net, where, seed, data_dir)
+                if (key := ("norms", net, where, 1.0, seed, form)) not in done:
+                    yield key, functools.partial(measure_norms, net, where, seed, form, data_dir)
 
 
 def stable_rate(record: Record) -> float:
@@ -121,34 +133,40 @@ def map_table(records: list[Record]) -> str:
     return _results.table(header, rows)
 
 
+def _label(net: str, form: str) -> str:
+    return net if form == "small" else f"{net}, {form}"
+
+
 def _rows(records: list[Record]) -> dict[tuple[str, str, float], list[Record]]:
+    """Rows of the map by network (with its form where that is not `small`), method and gamma."""
     found = _results.grouped(
-        (record for record in records if record["part"] == "map"), lambda r: (r["net"], r["method"], r["gamma"])
+        (record for record in records if record["part"] == "map"),
+        lambda r: (_label(r["net"], _form(r)), r["method"], r["gamma"]),
     )
-    return {arm: found[arm] for arm in ARMS if arm in found}
+    arms = [(_label(net, form), method, gamma) for form in FORMS for net, method, gamma in ARMS]
+    return {arm: found[arm] for arm in arms if arm in found}
 
 
 def norms_table(records: list[Record]) -> str:
     """Largest eigenvalue by where BatchNorm stands."""
     mine = [record for record in records if record["part"] == "norms"]
     rows = []
-    for net in NETS:
-        for where in NORMS:
-            found = [record for record in mine if (record["net"], record["method"]) == (net, where)]
-            if found:
-                cells = (
-                    _spread(found, lambda r: r["eigenvalue"]),
-                    _spread(found, lambda r: r["eigenvalue"] / r["trace"]),
-                    _spread(found, lambda r: r["output_variance"]),
-                )
-                rows.append((net, where, len(found), *cells))
+    for form, net, where in itertools.product(FORMS, NETS, NORMS):
+        found = [r for r in mine if (_form(r), r["net"], r["method"]) == (form, net, where)]
+        if found:
+            cells = (
+                _spread(found, lambda r: r["eigenvalue"]),
+                _spread(found, lambda r: r["eigenvalue"] / r["trace"]),
+                _spread(found, lambda r: r["output_variance"]),
+            )
+            rows.append((_label(net, form), where, len(found), *cells))
     header = ["network", "BatchNorm on", "seeds", "lambda_max", "over the trace", "variance of the outputs"]
     return _results.table(header, rows)
 
 
 def page(records: list[Record]) -> str:
     """The tables and the figures."""
-    seconds = sum(record["cpu_seconds"] for record in records)
+    seconds, (small, full) = sum(record["cpu_seconds"] for record in records), FORMS.values()
     return f"""# Sharpness
 
 ## Learning rate and scale of BatchNorm
@@ -156,7 +174,8 @@ def page(records: list[Record]) -> str:
 Digits, {EPOCHS} epochs of heavy ball (momentum {MOMENTUM}) in batches of {BATCH}, one rate throughout, from
 {RATES[0]:.2g} to {RATES[-1]:.3g} by factors of {RATES[1] / RATES[0]:.2g}, of resnet8 {COARSE[1] / COARSE[0]:.2g}; mean
 and standard deviation over seeds. `stack`: dense, {DEPTH} layers of
-width {WIDTH}, bias variance 0.5, squared loss to one-hot labels; resnet8 of half width, cross entropy. lambda_max is
+width {small.width}, bias variance 0.5, squared loss to one-hot labels; resnet8 of half width, cross entropy. `full`:
+width {full.width:,}, and resnet8 as it is. lambda_max is
 that of the Gauss-Newton matrix at initialization on {CURVED} training images as one batch, derivatives going through
 the statistics as in training; eta* = 2 (1 + mu) / lambda_max. By theory: eta* of `theory.fisher_bound` with the digits'
 moments, of all layers, for statistics held fixed, and of the last layer alone, which is what is left with derivatives
@@ -164,31 +183,48 @@ through the statistics. Stable: the mean loss over the last epoch is below the l
 that rate and all lower ones.
 
 {map_table(records)}
-
-![map](sharpness.png)
-{_curves(records)}
+{_figures(records)}
 ## Where BatchNorm stands
 
-lambda_max of the squared loss at initialization, in training mode: MLP of {DEPTH} layers and width {WIDTH} and resnet8
-of half width on {CURVED} digits, resnet18 and vgg11 of quarter width on 128 CIFAR-100 images. `over the trace`: the
-share of all curvature in that one direction (trace by 16 random probes), which no scale of the outputs changes.
+lambda_max of the squared loss at initialization, in training mode: MLP of {DEPTH} layers and width {small.width} and
+resnet8 of half width on {CURVED} digits, resnet18 and vgg11 of quarter width on {small.images} CIFAR-100 images;
+`full`: width {full.width:,}, the others as they are, {full.images} photographs. `over the trace`: the share of all
+curvature in that one direction (trace by 16 random probes), which no scale of the outputs changes.
 
 {norms_table(records)}
 
-Command: `python -m benchmarks.sharpness --data_dir=DIR`; {seconds:,.0f} CPU seconds in all. Machine:
-{_results.machines(records)}.
+Command: `python -m benchmarks.sharpness --data_dir=DIR`, for `full` with `--form=full`; {seconds:,.0f} CPU seconds.
+Machine: {_results.machines(records)}.
 """
 
 
-def _curves(records: list[Record]) -> str:
-    """The figure of resnet8 under all methods, if there is one yet."""
-    drawn = any((net, gamma) == ("resnet8", 1.0) for net, _, gamma in _rows(records))
-    return "\n![rates](sharpness-rates.png)\n" if drawn else ""
+def _figures(records: list[Record]) -> str:
+    """The map of every form, and resnet8 under all methods, where there are any."""
+    parts = []
+    for form in FORMS:
+        mine = {(r["net"], r["gamma"]) for r in records if (r["part"], _form(r)) == ("map", form)}
+        parts += [f"\n![map]({_name('', form)})\n"] if mine else []
+        parts += [f"\n![rates]({_name('-rates', form)})\n"] if ("resnet8", 1.0) in mine else []
+    return "".join(parts)
+
+
+def _name(figure: str, form: str) -> str:
+    return f"sharpness{figure}{'' if form == 'small' else f'-{form}'}.png"
 
 
 def draw(records: list[Record], folder: Path) -> None:
-    """The maps with their boundaries, and the lines of the methods without gamma."""
-    rows, panels, curves, marks = _rows(records), {}, {}, {}
+    """The maps of every form with their boundaries, and the lines of the methods without gamma."""
+    for form in FORMS:
+        rows = {
+            (net.partition(",")[0], method, gamma): found
+            for (net, method, gamma), found in _rows([r for r in records if _form(r) == form]).items()
+        }
+        _draw_map(rows, folder / _name("", form))
+        _draw_rates(rows, {net: folder / _name(f"-{part}", form) for net, part in FIGURES.items()})
+
+
+def _draw_map(rows: dict[tuple[str, str, float], list[Record]], path: Path) -> None:
+    panels = {}
     for net, title in (("stack", "dense stack, BatchNorm, squared loss"), ("resnet8", "resnet8, batchnorm")):
         mine = {gamma: rows[net, "batchnorm", gamma] for gamma in GAMMAS if (net, "batchnorm", gamma) in rows}
         if len(mine) < 2:
@@ -207,19 +243,21 @@ def draw(records: list[Record], folder: Path) -> None:
         panels[title] = plots.HeatMap(_rates(next(iter(mine.values()))), gammas, values, boundaries)
     axes = plots.Axes("learning rate", "gamma", "log", "log")
     if panels:
-        plots.heat_maps(
-            panels, folder / "sharpness.png", "after 5 epochs of digits", axes, "log10 of loss over initial"
-        )
+        plots.heat_maps(panels, path, "after 5 epochs of digits", axes, "log10 of loss over initial")
+
+
+def _draw_rates(rows: dict[tuple[str, str, float], list[Record]], paths: dict[str, Path]) -> None:
+    curves: dict[str, dict[str, plots.Series]] = {}
+    marks = {}
     for (net, method, gamma), found in rows.items():
         if gamma == 1.0:
             curves.setdefault(net, {})[method] = plots.Series(_rates(found), 10 ** _mean_log_loss(found))
             marks[f"{net}/{method}"] = np.mean([predicted(record) for record in found])
     for net, lines in curves.items():
-        path = folder / ("sharpness-rates.png" if net == "resnet8" else "sharpness-stack.png")
         title = f"{net}: loss after 5 epochs of digits; dashed: eta* by the curvature at initialization"
         shown = {name: [marks[f"{net}/{name}"]] for name in lines}
         axes = plots.Axes("learning rate", "loss over initial loss", "log", "log")
-        plots.line_panels({"": lines}, path, title, axes, shown)
+        plots.line_panels({"": lines}, paths[net], title, axes, shown)
 
 
 def _rates(found: list[Record]) -> np.ndarray:
@@ -236,10 +274,12 @@ def _mean_log_loss(found: list[Record]) -> np.ndarray:
 
 
 def main() -> None:
-    arguments = _results.study_parser("sharpness", __doc__, (0, 1, 2)).parse_args()
-    names = ("part", "net", "method", "gamma", "seed")
-    todo = missing(set(STORE.read(arguments.results)), arguments.seeds, arguments.data_dir)
-    records = _results.go_on(STORE, arguments, names, todo, lambda record: f"lambda_max {record['eigenvalue']:.4g}")
+    parser = _results.study_parser("sharpness", __doc__, (0, 1, 2))
+    parser.add_argument("--form", choices=FORMS, default="small")
+    arguments = parser.parse_args()
+    todo = missing(arguments.form, set(STORE.read(arguments.results)), arguments.seeds, arguments.data_dir)
+    told = lambda record: f"lambda_max {record['eigenvalue']:.4g}"  # noqa: E731
+    records = _results.go_on(STORE, arguments, (*NAMES, "form"), todo, told)
     draw(records, arguments.results)
     STORE.write_page(arguments.results, page)
 

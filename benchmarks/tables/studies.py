@@ -5,6 +5,7 @@ import statistics
 from pathlib import Path
 
 from benchmarks import (
+    fixed_norm,
     folded_inference,
     input_pipeline,
     large_steps,
@@ -95,6 +96,12 @@ def _sharpness_norms(results: Path) -> str:
 def _large_steps(results: Path) -> str:
     """What one step along the gradient does."""
     return or_nothing(large_steps.steps_table, large_steps.STORE, results)
+
+
+@named("fixed_norm")
+def _fixed_norm(results: Path) -> str:
+    """What holding the norms of kernels does to accuracy."""
+    return or_nothing(fixed_norm.differences_table, fixed_norm.STORE, results)
 
 
 @named("search")

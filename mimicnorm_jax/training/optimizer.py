@@ -45,7 +45,7 @@ def make_optimizer(
     """
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.adaptive_clip:
-        parts.append(optax.masked(optax.adaptive_grad_clip(config.adaptive_clip), _not_classifier))
+        parts.append(optax.masked(optax.adaptive_grad_clip(config.adaptive_clip), not_classifier))
     if config.constraint == "hyperball":
         parts.append(hyperball(_direction(config), schedule))
     elif config.constraint == "lawn":
@@ -90,6 +90,6 @@ def _not_scalars(params: optax.Params) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim != 0, params)
 
 
-def _not_classifier(params: optax.Params) -> Any:
-    """Adaptive clipping leaves the classifier alone (Brock et al. 2021, section 4.1)."""
+def not_classifier(params: optax.Params) -> Any:
+    """True but for the classifier, which adaptive clipping leaves alone (Brock et al. 2021, section 4.1)."""
     return jax.tree_util.tree_map_with_path(lambda path, _: "classifier" not in path_names(path), params)

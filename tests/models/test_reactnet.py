@@ -20,6 +20,7 @@ from tests.conftest import also
 
 IMAGES = np.random.default_rng(1).normal(size=(3, 8, 8, 3))  # of two, a last BatchNorm leaves only signs
 METHODS = ("batchnorm", "bnn_nobn", "bnn_mimic")
+PUBLISHED_BLOCKS = reactnet.BLOCKS
 NEITHER = {"stem", "classifier"}
 """What is not binary."""
 
@@ -47,6 +48,22 @@ def _network(name, method, width=1.0, dtype=float):
         return jnp.asarray(rng.uniform(0.3, 1.5, leaf.shape) if positive else rng.normal(size=leaf.shape) + 0.1, dtype)
 
     return model, jax.tree_util.tree_map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0), IMAGES))
+
+
+def test_the_published_sizes():
+    """Channels of ReActNet-A's blocks; ReActNet-18's 3x3 stem and four stages of four blocks of one 3x3 convolution."""
+    assert [32 * multiple for multiple, _ in PUBLISHED_BLOCKS] == [64, *2 * [128], *2 * [256], *6 * [512], *2 * [1024]]
+    model = models.create("reactnet18", method="bnn_nobn")
+    kernels = find_kernels(model, jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+    shapes = {"/".join(path[:2]): layer.layout.shape for path, layer in kernels.items()}
+    stages = [64, 128, 256, 512]
+    whole = {
+        f"stage{stage}_block{block}/conv1": (3, 3, before if block == 1 else channels, channels)
+        for stage, (before, channels) in enumerate(zip([64, *stages], stages, strict=False), 1)
+        for block in (1, 2, 3, 4)
+    }
+    whole |= {f"stage{s}_block1/shortcut": (1, 1, 32 * 2 ** (s - 1), 64 * 2 ** (s - 1)) for s in (2, 3, 4)}
+    assert shapes == whole | {"stem/conv": (3, 3, 3, 64), "classifier/kernel": (512, 100)}
 
 
 @pytest.mark.parametrize("method", METHODS)

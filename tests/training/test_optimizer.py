@@ -12,7 +12,7 @@ from mimicnorm_jax import models
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.optim import center_params, keep_kernels_centered
 from mimicnorm_jax.training import build_spec, config
-from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule
+from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule, not_classifier
 from tests.conftest import also
 from tests.diagnostics.networks import filled
 
@@ -91,6 +91,42 @@ def test_adaptive_clipping_bounds_every_unit_but_the_classifiers(x64):
     updates, _ = tx.update({name: {"kernel": gradient} for name in params}, tx.init(params), params)
     np.testing.assert_allclose(updates["dense1"]["kernel"], [[-0.3, -0.001], [-0.4, 0.0]], rtol=1e-6)
     np.testing.assert_allclose(updates["classifier"]["kernel"], -gradient)
+
+
+FAMILIES = (
+    "vgg11",
+    "mobilenetv2",
+    "shufflenetv2_x0.5",
+    "densenet121",
+    "seresnet18",
+    "reactnet8",
+    "reactnet_a_imagenet",
+)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "squeezenet", *map(also, FAMILIES)])
+def test_what_adaptive_clipping_leaves_alone_is_what_gives_the_logits(name):
+    """Dense or convolutional, in every family of networks; nothing else has as many outputs as classes here."""
+    model = models.create(name, method="none", num_classes=7, width=0.25)
+    size = models.ARCHITECTURES[name].stride
+    params = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), "float32"))
+    clipped = not_classifier(params["params"])
+    logits = jax.tree.map(lambda leaf: leaf.ndim > 0 and leaf.shape[-1] == 7, params["params"])
+    assert jax.tree.map(lambda leaf: not leaf, clipped) == logits
+    assert any(jax.tree.leaves(logits))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"constraint": "lawn"}, r"config\.constraint is 'lawn'.*config\.weight_decay is 0\.0005, which would shrink"),
+        ({"free_epochs": 2.0}, r"config\.free_epochs is 2\.0, of config\.constraint='lawn'"),
+        ({"free_epochs": 2.0, "constraint": "hyperball", "weight_decay": 0.0}, r"config\.free_epochs is 2\.0"),
+    ],
+)
+def test_a_constraint_with_weight_decay_and_a_free_phase_of_none_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        build_spec(config.validate(config.base(model="short", **fields)), num_devices=1)
 
 
 def test_adamw_and_lion_decouple_their_decay_and_adam_does_not(x64):

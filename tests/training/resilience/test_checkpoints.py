@@ -2,6 +2,7 @@
 
 import functools
 import shutil
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,11 @@ import pytest
 
 from mimicnorm_jax import models
 from mimicnorm_jax.errors import DamagedCheckpointError, WorkdirError
+from mimicnorm_jax.optim import hyperball, lawn
 from mimicnorm_jax.training import TrainState
 from mimicnorm_jax.training.resilience import CheckpointMetadata, Checkpoints
 from mimicnorm_jax.training.state import create_state
+from tests.conftest import also
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
 pytestmark = [
@@ -23,6 +26,8 @@ pytestmark = [
 
 
 SGD = optax.sgd(0.1, momentum=0.9)
+HELD = hyperball(optax.scale_by_adam(), 0.1), lawn(optax.adam(0.1), 3)
+"""Their states hold the norms that kernels have to keep."""
 
 
 @functools.cache
@@ -42,15 +47,16 @@ def _save(folder, accuracies):
             checkpoints.save(_state(step, seed=step), CheckpointMetadata(step, accuracy))
 
 
-def test_round_trip_is_bit_for_bit_also_when_the_buffers_are_overwritten(tmp_path):
-    state = _state(7)
+@pytest.mark.parametrize("tx", [SGD, *map(also, HELD)], ids=["sgd", "hyperball", "lawn"])
+def test_round_trip_is_bit_for_bit_also_when_the_buffers_are_overwritten(tx, tmp_path):
+    state = _state(7, tx=tx)
     expected = jax.tree.map(lambda leaf: np.array(leaf), state)
     with Checkpoints(tmp_path, 2) as checkpoints:
         checkpoints.save(state, CheckpointMetadata(3, 0.5))
         jax.block_until_ready(jax.jit(lambda s: jax.tree.map(lambda leaf: leaf * 0, s), donate_argnums=0)(state))
     with Checkpoints(tmp_path, 2) as checkpoints:
         # Shapes are enough: nothing is initialized, compiled or read to restore.
-        restored, metadata = checkpoints.restore(7, jax.eval_shape(_state))
+        restored, metadata = checkpoints.restore(7, jax.eval_shape(partial(_state, tx=tx)))
     assert metadata == CheckpointMetadata(3, 0.5)
     assert jax.tree.structure(restored) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
