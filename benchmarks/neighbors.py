@@ -10,7 +10,7 @@ from benchmarks._results import Key, Record, mean_and_deviation, table
 from benchmarks.paper import comparison, reproduce
 
 NOT_RUN = "not run yet"
-RIVALS = {
+BASELINES = {
     "nf": ("NFNets (Brock et al. 2021)", "without BatchNorm as accurate as with it, by scaled weight standardization"),
     "ws_gn": ("WS+GN (Qiao et al. 2019)", "small batches as accurate as large ones with BatchNorm"),
     "groupnorm": ("GroupNorm (Wu & He 2018)", "accuracy that does not depend on the batch"),
@@ -58,9 +58,9 @@ def neighbors_table(results: Path) -> str:
             _left(search.STORE.read(results), "the published space; ") + "ImageNet",
         ),
     ]
-    for method, (name, claim) in RIVALS.items():
-        run = f"method `{method}`, `benchmarks.paper.reproduce rivals`"
-        rows.append((name, claim, run, _rival(results, method), "ImageNet"))
+    for method, (name, claim) in BASELINES.items():
+        run = f"method `{method}`, `benchmarks.paper.reproduce baselines`"
+        rows.append((name, claim, run, _baseline(results, method), "ImageNet"))
     return table(["system", "claims", "run here", "came out", "not run"], rows)
 
 
@@ -138,8 +138,8 @@ def _search(results: Path) -> str:
     return _link("; ".join(parts) if parts or not records else "too few networks so far", "search")
 
 
-def _rival(results: Path, method: str) -> str:
-    study = reproduce.make_study("rivals", False, None, "float32")
+def _baseline(results: Path, method: str) -> str:
+    study = reproduce.make_study("baselines", False, None, "float32")
     runs = {arm.method: found for arm, found in study.runs(list(study.store.read(results).values()))}
     if not runs.get(method):
         return NOT_RUN
@@ -147,4 +147,4 @@ def _rival(results: Path, method: str) -> str:
         mean_and_deviation([comparison.final(record) for record in runs.get(name, [])])
         for name in (method, "batchnorm")
     )
-    return _link(f"{ours} % (batchnorm {plain or NOT_RUN})", "rivals")
+    return _link(f"{ours} % (batchnorm {plain or NOT_RUN})", "baselines")

@@ -113,7 +113,7 @@ def _table2() -> tuple[Arm, ...]:
     )
 
 
-RIVALS = ("nf", "ws_gn", "groupnorm", "dyt")
+BASELINES = ("nf", "ws_gn", "groupnorm", "dyt")
 """What a user would pick otherwise; `skipinit` and `fixup` besides."""
 
 
@@ -186,9 +186,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         2,
         {"width_multiplier": 0.25, "batch_size": 128},
     ),
-    "rivals": Experiment(
+    "baselines": Experiment(
         "ResNet-18 under what a user would pick otherwise, one recipe",
-        tuple(_arm("resnet18", method) for method in ("batchnorm", "mimicnorm", *RIVALS, "skipinit", "fixup")),
+        tuple(_arm("resnet18", method) for method in ("batchnorm", "mimicnorm", *BASELINES, "skipinit", "fixup")),
         150,
         _SMALL
         | {"epochs": 3, "warmup_epochs": 0.5, "learning_rate": 0.05, "model": "resnet8", "width_multiplier": 1.0},
