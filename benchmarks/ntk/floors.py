@@ -24,7 +24,7 @@ from benchmarks._results import Record, Store
 from benchmarks.ntk.cases import CASES
 from benchmarks.ntk.compare import ABOUT, MAIN
 from mimicnorm_jax.diagnostics import EmpiricalNTK
-from mimicnorm_jax.diagnostics.ntk.features import costs
+from mimicnorm_jax.diagnostics.ntk.costs import costs
 from mimicnorm_jax.diagnostics.ntk.implementation import Implementation
 from mimicnorm_jax.utils.console import log_line
 
