@@ -28,7 +28,7 @@ from mimicnorm_jax.diagnostics.ntk import (
     ntk_vector_product,
     project_gradients,
 )
-from mimicnorm_jax.diagnostics.propagation import Growth, nngp, perturbation_growth
+from mimicnorm_jax.diagnostics.propagation import Growth, activation_kernel, nngp, perturbation_growth
 from mimicnorm_jax.diagnostics.regime import Regime, RegimeMeter, describe_condition
 from mimicnorm_jax.diagnostics.spectra import (
     Eigenvalues,
@@ -59,6 +59,7 @@ __all__ = [
     "Search",
     "TreeInputs",
     "View",
+    "activation_kernel",
     "all_parameters",
     "condition_number",
     "curvature",

@@ -15,7 +15,6 @@ SIZES = {
     "convolution": (24, 1, 12, 6, 1, 5, 3),
     "grouped": (5, 1, 3, 4, 2, 3, 2),
     "depthwise, odd count": (7, 1, 2, 4, 3, 2, 1),
-    "cut into blocks": (130, 1, 2, 3, 1, 2, 2),
     "coupled": (1, 6, 2, 8, 1, 5, 3),
 }
 
@@ -72,6 +71,13 @@ def test_symmetric_gram_of_many_rows():
     """Enough rows to be cut twice, an odd number of them."""
     rows = jnp.asarray(np.random.default_rng(0).standard_normal((301, 7)))
     np.testing.assert_allclose(gram(rows, rows, True), rows @ rows.T, rtol=1e-12, atol=1e-12)
+
+
+def test_symmetric_gram_matrices_of_many_examples():
+    """Enough examples to be cut twice, an odd number of them."""
+    pair = _pair((131, 1, 2, 3, 1, 2, 2), True, 0.7)
+    measured = contract(pair, pair, "trace", True)
+    np.testing.assert_allclose(measured, _expected(pair, pair, "trace"), rtol=1e-12, atol=1e-11)
 
 
 def test_rows_are_a_matrix_of_the_kernels_entries():
