@@ -102,7 +102,12 @@ def _run(apply_fn: ApplyFn, params: Any, x: jax.Array, view: View, part: Part) -
 
 
 def gram(left: jax.Array, right: jax.Array) -> jax.Array:
-    r"""$\langle h_i, h_j \rangle / d$ of units `(N, d)` and `(M, d)`."""
+    r"""$\langle h_i, h_j \rangle / d$.
+
+    Args:
+      left: units, `(N, d)`.
+      right: units, `(M, d)`.
+    """
     return jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST) / left.shape[1]
 
 

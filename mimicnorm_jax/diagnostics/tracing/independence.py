@@ -126,8 +126,8 @@ def _one_example(apply_fn: ApplyFn, params: Any, x: Any, outputs: Any) -> None:
     if alone != (1, *outputs.shape[1:]):
         raise ValueError(
             f"apply_fn takes {x.shape[0]} examples, but one alone {found}. If it squeezes axes, name them; if it holds "
-            "the size of the batch, take it from x; or ask for the whole batch with batch_coupled=True: every derivative "
-            "is then of all of it"
+            "the size of the batch, take it from x; or ask for the whole batch with batch_coupled=True, and "
+            "derivatives are of all of it"
         )
 
 

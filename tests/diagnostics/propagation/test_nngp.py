@@ -52,7 +52,7 @@ def test_the_kernel_of_outputs_and_of_any_activation(x64):
     np.testing.assert_allclose(activation_kernel(activation, params, x), h @ h.T / 6, rtol=1e-13)
     np.testing.assert_allclose(activation_kernel(activation, params, x[:2], x2=x), h[:2] @ h.T / 6, rtol=1e-13)
     with pytest.raises(ValueError, match="influence one another"):
-        activation_kernel(lambda params, x: x - x.mean(0), params, x)
+        activation_kernel(lambda params, x: x - x.mean(0, keepdims=True), params, x)
     with pytest.raises(ValueError, match="the examples are the first axis"):
         activation_kernel(lambda params, x: x.T, params, x)
 
