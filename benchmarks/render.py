@@ -30,7 +30,7 @@ from benchmarks import (
     trainability,
 )
 from benchmarks._results import RESULTS, ROOT
-from benchmarks.ntk import compare, digits, families, floors
+from benchmarks.ntk import compare, digits, families, floors, pseudo_kernel
 from benchmarks.paper import pages as paper_pages
 from benchmarks.paper import reproduce
 from benchmarks.tables import TABLES
@@ -57,6 +57,7 @@ BENCHMARKS: tuple[Any, ...] = (
     digits,
     families,
     floors,
+    pseudo_kernel,
 )
 """Modules with a STORE and a `page` of its records."""
 README = ROOT / "README.md"

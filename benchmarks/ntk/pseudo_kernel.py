@@ -5,7 +5,7 @@ is computed twice in a process of its own: the first time compiles, the second i
 computed: the programs of a block are compiled for that device, which need not be there.
 
   python -m benchmarks.ntk.pseudo_kernel --data_dir=DIR --core=0
-  python -m benchmarks.ntk.pseudo_kernel --target=h100 --images=1000 --memory=24
+  python -m benchmarks.ntk.pseudo_kernel --target=h100 --images=1000 --memory=40
   python -m benchmarks.ntk.pseudo_kernel --render
 
 Without --data_dir the images are standard normal noise, which takes the same time.
@@ -217,7 +217,7 @@ precision (TF32 on a GPU); products in full precision are slower than that, so i
 
 {chr(10).join(map(_total, plans))}
 
-Command: `python -m benchmarks.ntk.pseudo_kernel --core=0 --data_dir=DIR`; with `--target=h100 --images=1000` the plans.
+Command: `python -m benchmarks.ntk.pseudo_kernel --core=0 --data_dir=DIR`; with `--target=h100 --images=1000 --memory=40` the plans.
 Machine: {_results.machines(done)}.
 """
 
