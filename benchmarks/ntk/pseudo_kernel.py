@@ -140,14 +140,17 @@ def planned(method: str, count: int, gib: float, target: str) -> Record:
     }
 
 
+def _microseconds(seconds: float) -> str:
+    return f"{1e6 * seconds:,.0f}" if seconds >= 1e-4 else f"{1e6 * seconds:.3g}"
+
+
 def _measured_row(record: Record) -> tuple[Any, ...]:
     entries = record["images"] ** 2
     peak = record["device_peak_bytes"]
     return (
         f"{_where(record)}, {record['used_cores']} core{'s' * (record['used_cores'] > 1)}",
         *(record[name] for name in ("method", "inputs", "images", "block")),
-        f"{1e6 * record['cpu_seconds'] / entries:,.3g}",
-        f"{1e6 * record['seconds'] / entries:,.3g}",
+        *(_microseconds(record[name] / entries) for name in ("cpu_seconds", "seconds")),
         f"{record['first_seconds']:.0f}",
         *(f"{record[name] / 2**20:,.0f}" for name in ("planned_bytes", "rss_bytes")),
         "" if peak is None else f"{peak / 2**20:,.0f}",
@@ -212,13 +215,14 @@ memory, compilation included.
 
 {planned}
 
-Compiled by {versions or "nothing yet"}; nothing was run. The bound takes the device's published peaks at JAX's default
-precision (TF32 on a GPU); products in full precision are slower than that, so it is far below what a device can reach.
+Nothing was run. The bound takes the device's published peaks at JAX's default precision (TF32 on a GPU); products in
+full precision are slower than that, so it is far below what a device can reach. Compiled by
+{versions or "nothing yet"}.
 
 {chr(10).join(map(_total, plans))}
 
-Command: `python -m benchmarks.ntk.pseudo_kernel --core=0 --data_dir=DIR`; with `--target=h100 --images=1000 --memory=40` the plans.
-Machine: {_results.machines(done)}.
+Command: `python -m benchmarks.ntk.pseudo_kernel --core=0 --data_dir=DIR`; with `--target=h100 --images=1000
+--memory=40` the plans. Machine: {_results.machines(done)}.
 """
 
 
