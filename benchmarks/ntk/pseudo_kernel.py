@@ -72,7 +72,7 @@ def measure(method: str, count: int, gib: float, data_dir: str) -> Record:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     kernel_of = EmpiricalNTK(apply_fn, output="pseudo", memory=int(gib * 2**30))
     planned = kernel_of.plan(params, x)
-    seconds = []
+    seconds, found = [], np.empty(0)
     for _ in range(2):
         wall, cpu = time.perf_counter(), time.process_time()
         found = np.asarray(kernel_of(params, x))

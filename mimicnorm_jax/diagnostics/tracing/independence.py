@@ -99,7 +99,7 @@ def require(apply_fn: ApplyFn, params: Any, x: Any, memory: int = 2**31) -> Verd
     leaves, tree = jax.tree.flatten(shapes)
     key = (apply_fn, tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
     if key not in _verdicts:
-        _one_example(apply_fn, *shapes, evaluable(apply_fn, *shapes))
+        _one_example(apply_fn, shapes[0], shapes[1], evaluable(apply_fn, *shapes))
         program = jax.make_jaxpr(apply_fn)(*shapes)
         reason = prove(program, len(leaves) - 1, size)
         numbers = sum(v.aval.size * v.aval.dtype.itemsize for e in operations(program) for v in e.outvars)
