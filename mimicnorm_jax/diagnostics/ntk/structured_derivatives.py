@@ -156,7 +156,8 @@ class StructuredDerivatives(Implementation):
                 group += max(copies, 2) * rows * g * f * c
             elif s > 1 and in_grams(self.request.examples, self.request.output):  # in another order, and two products
                 group += rows * s * g * c
-                entries = max(entries, 2 * max(PIECE, g * s * s * right))
+                row = g * s * s * right
+                entries = max(entries, 2 * row * min(left, max(1, PIECE // row)))
         by_channel = [kernel.layer for kernel in self.kernels if kernel.by_channel]
         group += sum(int(np.prod(layer.shape)) * 3 for layer in by_channel)
         parts = sum(bool(self.weights[kernels[0].leaf]) for kernels in self.shared)

@@ -31,6 +31,8 @@ CASES = {
     "outputs": (_dense, _shaped([((8, 16), (16,)), ((16, 10), (10,))]), jnp.ones((192, 8))),
     # Derivatives written out are larger than all else.
     "parameters": (_conv, _shaped([(3, 3, 3, 24), (3, 3, 24, 24), (24, 8)]), jnp.ones((24, 4, 4, 3))),
+    # Derivatives stay factors, whose Gram matrices are multiplied entry by entry.
+    "few positions": (_conv, _shaped([(3, 3, 3, 24), (3, 3, 24, 24), (24, 8)]), jnp.ones((96, 2, 2, 3))),
     # Patches and cotangents are.
     "positions": (_conv, _shaped([(3, 3, 3, 8), (3, 3, 8, 8), (8, 2)]), jnp.ones((24, 24, 24, 3))),
 }
