@@ -31,7 +31,7 @@ from benchmarks import (
     trainability,
 )
 from benchmarks._results import RESULTS, ROOT
-from benchmarks.ntk import compare, digits, families, floors
+from benchmarks.ntk import compare, digits, families, lower_bounds, pseudo_kernel
 from benchmarks.paper import pages as paper_pages
 from benchmarks.paper import reproduce
 from benchmarks.tables import TABLES
@@ -57,7 +57,8 @@ BENCHMARKS: tuple[Any, ...] = (
     compare,
     digits,
     families,
-    floors,
+    lower_bounds,
+    pseudo_kernel,
 )
 """Modules with a STORE and a `page` of its records."""
 README = ROOT / "README.md"

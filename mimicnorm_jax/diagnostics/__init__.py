@@ -14,7 +14,7 @@ from mimicnorm_jax.diagnostics import ntk, regression, updates
 from mimicnorm_jax.diagnostics.adapters import from_equinox, from_linen, from_nnx
 from mimicnorm_jax.diagnostics.memory import nbytes, saved_for_backward
 from mimicnorm_jax.diagnostics.ntk import EmpiricalNTK, empirical_ntk
-from mimicnorm_jax.diagnostics.propagation import nngp, perturbation_growth
+from mimicnorm_jax.diagnostics.propagation import activation_kernel, nngp, perturbation_growth
 from mimicnorm_jax.diagnostics.regime import RegimeMeter
 from mimicnorm_jax.diagnostics.spectra import condition_number, curvature, jacobian, unit_diagonal
 from mimicnorm_jax.diagnostics.tree_inputs import TreeInputs
@@ -23,6 +23,7 @@ __all__ = [
     "EmpiricalNTK",
     "RegimeMeter",
     "TreeInputs",
+    "activation_kernel",
     "condition_number",
     "curvature",
     "empirical_ntk",

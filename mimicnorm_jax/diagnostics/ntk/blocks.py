@@ -73,11 +73,13 @@ class BlockedKernel:
         return jax.jit(_precise(kernel))
 
     @cached_property
-    def _features(self) -> Any:
+    def features(self) -> Any:
+        """The compiled features of one block's examples, `(params, x)`; of a kernel that takes several blocks."""
         return jax.jit(_precise(lambda params, x: self.implementation.features(params, self._grouped(x), True)))
 
     @cached_property
-    def _contracted(self) -> Any:
+    def contracted(self) -> Any:
+        """The compiled kernel of two blocks, `(params, left, right, symmetric)` of their features."""
         return jax.jit(_precise(self._contract), static_argnums=3)
 
     def _contract(self, params: Any, left: Any, right: Any, symmetric: bool) -> Any:
@@ -107,11 +109,11 @@ class BlockedKernel:
     def _job(self, params: Any, grid: "_Grid") -> str:
         """What tells this kernel from any other: the programs that compute its blocks, and what they are given."""
         sides = [jnp.asarray(_padded(grid.x1[:1], size)) for size in self.block]
-        features = [jax.make_jaxpr(self._features, return_shape=True)(params, side) for side in sides]
+        features = [jax.make_jaxpr(self.features, return_shape=True)(params, side) for side in sides]
         shapes = [shape for _, shape in features]
         programs = [program for program, _ in features]
         for symmetric in {grid.symmetric, False}:
-            contract = jax.make_jaxpr(self._contracted, static_argnums=3)
+            contract = jax.make_jaxpr(self.contracted, static_argnums=3)
             programs.append(contract(params, shapes[0], shapes[1], symmetric))
         return digest_of(programs, (params, grid.x1, grid.x2), grid.symmetric, grid.block)
 
@@ -157,7 +159,7 @@ class BlockedKernel:
         copies = [jax.device_put(params, device) for device in devices]
 
         def put(x: np.ndarray, piece: slice, size: int, d: int) -> Any:
-            return self._features(copies[d], jax.device_put(jnp.asarray(_padded(x[piece], size)), devices[d]))
+            return self.features(copies[d], jax.device_put(jnp.asarray(_padded(x[piece], size)), devices[d]))
 
         for turn, order in _turns(open_rows, process, len(devices)):
             mine = list(enumerate(i for i in turn if is_open(i)))
@@ -172,7 +174,7 @@ class BlockedKernel:
                         continue
                     same = grid.symmetric and i == j
                     right = left[i] if same else put(grid.x2, columns[j], block[1], d)
-                    ahead.append((rows[i], columns[j], self._contracted(copies[d], left[i], right, same)))
+                    ahead.append((rows[i], columns[j], self.contracted(copies[d], left[i], right, same)))
                     del right
                 yield from waiting
                 waiting = ahead

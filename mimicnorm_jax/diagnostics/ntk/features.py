@@ -66,8 +66,6 @@ Features = dict[tuple[int, int, int], Feature]
 
 PIECE, COLUMNS = 2**20 + 2**19, 64
 """Derivatives written out at a time, so that they stay in a CPU's cache; and the least columns of such a product."""
-TURN = 40_000
-"""MACs of a large product in the time of one turn of the loops over pairs and outputs, by their time on a CPU."""
 
 
 def contract_by_parameter(
@@ -109,6 +107,8 @@ def contract(left: Feature, right: Feature, output: Output, symmetric: bool = Fa
         return _written(left, right, output, symmetric)
     if left.patches.shape[1] == 1:
         return _outer(left, right, output, symmetric)
+    if in_grams(left.cotangents.shape[1], output):
+        return _grams(left, right, symmetric)
     return _chain(left, right, output, symmetric)
 
 
@@ -171,10 +171,15 @@ def gram(left: jax.Array, right: jax.Array, symmetric: bool) -> jax.Array:
 
 def upper(rows: jax.Array) -> list[list[jax.Array]]:
     """The blocks of `rows rows^T` on and above the diagonal, by rows of blocks."""
-    parts = max(1, min(4, len(rows) // 64))
-    ends = [len(rows) * i // parts for i in range(parts + 1)]
-    pieces = [rows[start:end] for start, end in itertools.pairwise(ends)]
+    pieces = [rows[part] for part in _cut(len(rows))]
     return [[piece @ other.T for other in pieces[i:]] for i, piece in enumerate(pieces)]
+
+
+def _cut(count: int) -> list[slice]:
+    """The rows of blocks of a symmetric matrix of so many rows."""
+    parts = max(1, min(4, count // 64))
+    ends = [count * i // parts for i in range(parts + 1)]
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
 def assembled(blocks: Sequence[Sequence[jax.Array]]) -> jax.Array:
@@ -201,6 +206,38 @@ def _outer(left: FactoredJacobian, right: FactoredJacobian, output: Output, symm
         product = gram(grams[0], grams[1], symmetric).reshape(n, -1, m, grams[1].shape[0] // m)
         total = total + inputs[group][:, None, :, None] * product
     return total.reshape((n * q, m * r) if summed else (n * q, o, m * r, p))
+
+
+def in_grams(examples: int, output: Output) -> bool:
+    """Whether factors of many positions are contracted by `_grams`: one number a pair of groups, in large products."""
+    return examples == 1 and output == "trace"
+
+
+def _grams(left: FactoredJacobian, right: FactoredJacobian, symmetric: bool) -> jax.Array:
+    """Many positions, summed over outputs: the Gram matrices of patches and of cotangents, entry by entry."""
+
+    def by_group(feature: FactoredJacobian) -> tuple[jax.Array, jax.Array]:
+        """Patches `(n, g, s, f)`, and the cotangents of all outputs, `(n, g, s, o c)`."""
+        n, _, o, s, g, c = feature.cotangents.shape
+        cotangents = feature.cotangents[:, 0].transpose(0, 3, 2, 1, 4)
+        return feature.patches.swapaxes(1, 2), cotangents.reshape(n, g, s, o * c)
+
+    def block(first: Sequence[jax.Array], second: Sequence[jax.Array]) -> jax.Array:
+        _, g, s, _ = first[0].shape
+        patches, cotangents = (side.swapaxes(0, 1).reshape(g, -1, side.shape[-1]) for side in second)
+
+        def row(one: tuple[jax.Array, jax.Array]) -> jax.Array:
+            inputs = jnp.einsum("gsf,gmf->gsm", one[0], patches) + left.bias
+            moved = jnp.einsum("gsk,gmk->gsm", one[1], cotangents)
+            return (inputs * moved).sum((0, 1)).reshape(-1, s).sum(1)
+
+        return lax.map(row, tuple(first), batch_size=max(1, PIECE // (g * s * patches.shape[1])))
+
+    firsts = by_group(left)
+    if not symmetric:
+        return block(firsts, by_group(right))
+    pieces = [[side[part] for side in firsts] for part in _cut(len(left.patches))]
+    return assembled([[block(piece, other) for other in pieces[i:]] for i, piece in enumerate(pieces)])
 
 
 def _chain(left: FactoredJacobian, right: FactoredJacobian, output: Output, symmetric: bool) -> jax.Array:
@@ -235,37 +272,6 @@ def _chain(left: FactoredJacobian, right: FactoredJacobian, output: Output, symm
         return blocks.transpose(0, 2, 3, 1, 4, 5).reshape(n * q, o, m * r, p)
     blocks = blocks.swapaxes(1, 2)
     return blocks.reshape(n * q, m * r, *((o,) if output == "diagonal" else ()))
-
-
-def costs(
-    sizes: Sequence[int], groups: tuple[int, int], examples: int, outputs: int, output: Output, symmetric: bool
-) -> dict[str, float]:
-    """Multiply-accumulates that a layer's contribution takes with its derivatives written out, or left as factors.
-
-    Of many positions, factors are multiplied pair by pair in a loop (`_chain`), whose turns count as well.
-
-    Args:
-      sizes: positions S, groups of channels G, fan-in F, output channels C.
-      groups: of examples, on each side.
-      examples: in a group.
-      outputs: of the network that are differentiated.
-      output: which pairs of outputs.
-      symmetric: whether both sides are the same examples.
-
-    Returns:
-      MACs with the derivatives `written` out and `factored`.
-    """
-    s, g, f, c = sizes
-    n, m = groups
-    rows = examples * outputs
-    pairs = examples**2 * outputs * (outputs if output == "full" else 1)
-    half = 0.5 if symmetric else 1.0
-    written = (n if symmetric else n + m) * rows * s * g * f * c
-    dense = written + half * n * m * pairs * g * f * c
-    if s == 1:
-        return {"written": dense, "factored": n * m * g * (f + half * pairs * c)}
-    products = g * (s * s * f + s * s * rows * c + pairs * s * c)
-    return {"written": dense, "factored": half * n * m * (products + TURN * (1 + rows))}
 
 
 def transposed(block: Any, output: Output) -> Any:

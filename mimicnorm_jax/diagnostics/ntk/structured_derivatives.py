@@ -23,7 +23,15 @@ from jax import lax
 
 from mimicnorm_jax.diagnostics.ntk import kernel_derivatives
 from mimicnorm_jax.diagnostics.ntk.channel_scales import ChannelScales, others
-from mimicnorm_jax.diagnostics.ntk.features import FactoredJacobian, Features, Jacobian, contract_by_parameter, costs
+from mimicnorm_jax.diagnostics.ntk.costs import costs
+from mimicnorm_jax.diagnostics.ntk.features import (
+    PIECE,
+    FactoredJacobian,
+    Features,
+    Jacobian,
+    contract_by_parameter,
+    in_grams,
+)
 from mimicnorm_jax.diagnostics.ntk.implementation import Counts, Implementation, Request
 from mimicnorm_jax.diagnostics.ntk.matching import MatchedKernel, match_kernels, shared
 from mimicnorm_jax.diagnostics.tracing.network import LayerCall, TracedNetwork
@@ -137,7 +145,7 @@ class StructuredDerivatives(Implementation):
         rows = self.request.rows
         copies = 1 if self._is_whole(left, right) else 2  # a block's features are written, and put in order
         copies += 2 if self.request.output == "diagonal" else 0  # by output, on both sides
-        group = copies * rows * sum(self._sizes.values()) + self.request.activations
+        group, entries = copies * rows * sum(self._sizes.values()) + self.request.activations, 0
         for layers in (
             *([kernel.layer for kernel in kernels] for kernels in self.shared),
             *([layer] for layer in self.general),
@@ -146,11 +154,15 @@ class StructuredDerivatives(Implementation):
             group += 2 * s * g * f + rows * s * g * c
             if not self.factored.get(layers[0].index, False):  # written, and cut for the upper blocks of a product
                 group += max(copies, 2) * rows * g * f * c
+            elif s > 1 and in_grams(self.request.examples, self.request.output):  # in another order, and two products
+                group += rows * s * g * c
+                row = g * s * s * right
+                entries = max(entries, 2 * row * min(left, max(1, PIECE // row)))
         by_channel = [kernel.layer for kernel in self.kernels if kernel.by_channel]
         group += sum(int(np.prod(layer.shape)) * 3 for layer in by_channel)
         parts = sum(bool(self.weights[kernels[0].leaf]) for kernels in self.shared)
         terms = parts + len(set(self.dense) - self._folded) + len(by_channel)  # theirs come with both signs
-        return self._sum_of_bytes(left, right, group, terms)
+        return self._sum_of_bytes(left, right, group, terms) + self.request.itemsize * entries
 
     def features(self, params: Any, x: jax.Array, write: bool) -> Features:
         """Derivatives of all examples."""

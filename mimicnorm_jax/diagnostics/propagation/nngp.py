@@ -101,13 +101,19 @@ def _run(apply_fn: ApplyFn, params: Any, x: jax.Array, view: View, part: Part) -
     return ByLayer(tuple(layer.name for layer in chosen), units), outputs.reshape(len(x), -1)
 
 
-def _gram(left: jax.Array, right: jax.Array) -> jax.Array:
+def gram(left: jax.Array, right: jax.Array) -> jax.Array:
+    r"""$\langle h_i, h_j \rangle / d$.
+
+    Args:
+      left: units, `(N, d)`.
+      right: units, `(M, d)`.
+    """
     return jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST) / left.shape[1]
 
 
 def _cosines(left: jax.Array, right: jax.Array) -> jax.Array:
     norms = [jnp.sqrt(jnp.mean(units**2, 1)) for units in (left, right)]
-    return _gram(left, right) / (norms[0][:, None] * norms[1][None, :])
+    return gram(left, right) / (norms[0][:, None] * norms[1][None, :])
 
 
 @partial(jax.jit, static_argnames=("apply_fn", "view", "part", "cosine"))
@@ -116,7 +122,7 @@ def _pairs(
 ) -> tuple[ByLayer, list[jax.Array]]:
     left, outputs = _run(apply_fn, params, sides[0], view, part)
     right, others = (left, outputs) if sides[1] is None else _run(apply_fn, params, sides[1], view, part)
-    compare = _cosines if cosine else _gram
+    compare = _cosines if cosine else gram
     return ByLayer(left.names, tuple(map(compare, left.values, right.values))), [outputs, others]
 
 

@@ -99,7 +99,7 @@ def require(apply_fn: ApplyFn, params: Any, x: Any, memory: int = 2**31) -> Verd
     leaves, tree = jax.tree.flatten(shapes)
     key = (apply_fn, tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
     if key not in _verdicts:
-        evaluable(apply_fn, *shapes)
+        _one_example(apply_fn, shapes[0], shapes[1], evaluable(apply_fn, *shapes))
         program = jax.make_jaxpr(apply_fn)(*shapes)
         reason = prove(program, len(leaves) - 1, size) or _derivative_of_size(apply_fn, params, x, program)
         numbers = sum(v.aval.size * v.aval.dtype.itemsize for e in operations(program) for v in e.outvars)
@@ -114,6 +114,21 @@ def require(apply_fn: ApplyFn, params: Any, x: Any, memory: int = 2**31) -> Verd
         while len(_verdicts) > _KNOWN:
             _verdicts.popitem(last=False)
     return _verdicts[key]
+
+
+def _one_example(apply_fn: ApplyFn, params: Any, x: Any, outputs: Any) -> None:
+    """Raises ValueError unless one example alone has a row of the outputs, which it lacks where a size is fixed."""
+    try:
+        alone = jax.eval_shape(apply_fn, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)).shape
+        found = f"has outputs of shape {alone}, not {(1, *outputs.shape[1:])}"
+    except (TypeError, ValueError) as error:
+        alone, found = None, f"cannot be evaluated: {error}"
+    if alone != (1, *outputs.shape[1:]):
+        raise ValueError(
+            f"apply_fn takes {x.shape[0]} examples, but one alone {found}. If it squeezes axes, name them; if it holds "
+            "the size of the batch, take it from x; or ask for the whole batch with batch_coupled=True, and "
+            "derivatives are of all of it"
+        )
 
 
 def tolerance(eps: float) -> float:

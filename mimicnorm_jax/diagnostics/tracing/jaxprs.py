@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 CALLS = {
     "jit": "jaxpr",
@@ -110,6 +111,12 @@ def pruned(program: core.ClosedJaxpr, outputs: Sequence[int]) -> core.ClosedJaxp
             kept.append(equation)
             needed |= {atom for atom in equation.invars if not isinstance(atom, core.Literal)}
     return core.ClosedJaxpr(jaxpr.replace(eqns=kept[::-1], outvars=results), program.consts)
+
+
+def live(program: core.ClosedJaxpr) -> core.ClosedJaxpr:
+    """A program without the operations that its results do not need, in the programs within too."""
+    jaxpr, _ = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
+    return core.ClosedJaxpr(jaxpr, program.consts)
 
 
 def without_jvp(program: core.ClosedJaxpr) -> str:

@@ -83,7 +83,7 @@ class TracedNetwork:
       layers: every product of activations with a kernel, in the order of evaluation.
       direct: indices of the parameters that reach the outputs in another way than through layers' kernels.
       outputs: shape and dtype of the outputs.
-      program: the network's jaxpr, of parameters and inputs.
+      program: the network's jaxpr, of parameters and inputs, without what its outputs do not need.
       looped: indices of the layers within loops that are unrolled.
       kept_loops: loops that may hold layers and are too long to be unrolled, and why.
 
@@ -99,8 +99,9 @@ class TracedNetwork:
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (params, x))
         self.sizes = [int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes[0])]
         self._differentiated = [is_differentiated(leaf) for leaf in jax.tree.leaves(shapes[0])]
-        self.program, outputs = jax.make_jaxpr(apply_fn, return_shape=True)(*shapes)
+        program, outputs = jax.make_jaxpr(apply_fn, return_shape=True)(*shapes)
         check_outputs(outputs, x.shape)
+        self.program = jaxprs.live(program)  # a head that is left out of the outputs is no layer
         self.outputs: Any = outputs
         self.shapes, self._unroll = jax.tree.leaves(shapes[0]), False
         self._analyze()

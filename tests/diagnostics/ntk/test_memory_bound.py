@@ -31,6 +31,8 @@ CASES = {
     "outputs": (_dense, _shaped([((8, 16), (16,)), ((16, 10), (10,))]), jnp.ones((192, 8))),
     # Derivatives written out are larger than all else.
     "parameters": (_conv, _shaped([(3, 3, 3, 24), (3, 3, 24, 24), (24, 8)]), jnp.ones((24, 4, 4, 3))),
+    # Derivatives stay factors, whose Gram matrices are multiplied entry by entry.
+    "few positions": (_conv, _shaped([(3, 3, 3, 24), (3, 3, 24, 24), (24, 8)]), jnp.ones((96, 2, 2, 3))),
     # Patches and cotangents are.
     "positions": (_conv, _shaped([(3, 3, 3, 8), (3, 3, 8, 8), (8, 2)]), jnp.ones((24, 24, 24, 3))),
 }
@@ -42,12 +44,12 @@ def planned(kernel, params, x):
     if plan.block[0] == len(x):
         found = blocked.whole.lower(params, x, None).compile().memory_analysis()
         return found.temp_size_in_bytes + found.output_size_in_bytes
-    shape = jax.eval_shape(blocked._features, params, x[: plan.block[0]])
-    features = blocked._features.lower(params, x[: plan.block[0]]).compile().memory_analysis()
+    shape = jax.eval_shape(blocked.features, params, x[: plan.block[0]])
+    features = blocked.features.lower(params, x[: plan.block[0]]).compile().memory_analysis()
     size = features.output_size_in_bytes
     peak = 2 * size + features.temp_size_in_bytes  # the left side is there, the right one is made
     for symmetric in (False, True):
-        found = blocked._contracted.lower(params, shape, shape, symmetric).compile().memory_analysis()
+        found = blocked.contracted.lower(params, shape, shape, symmetric).compile().memory_analysis()
         held = found.temp_size_in_bytes + 2 * found.output_size_in_bytes  # one block is on its way to the host
         peak = max(peak, (1 if symmetric else 2) * size + held)
     return peak

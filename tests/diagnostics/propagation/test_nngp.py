@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimicnorm_jax.diagnostics import from_linen, nngp
+from mimicnorm_jax.diagnostics import activation_kernel, from_linen, nngp
 from mimicnorm_jax.diagnostics.tracing import View
 from mimicnorm_jax.theory import WEIGHT_MEAN, S
 from tests.diagnostics.networks import Convolutional, Normalized, draw, filled, resnet
@@ -40,6 +40,22 @@ def test_kernels_of_a_convolution_against_plain_numpy(x64):
 
 def _relu_net(params, x):
     return jax.nn.relu(x @ params["a"]) @ params["b"]
+
+
+def test_the_kernel_of_outputs_and_of_any_activation(x64):
+    """Behind a bias and an activation too; the examples meet where a mean over them is taken."""
+    x, params = draw(0, 5, 4), {"kernel": draw(1, 4, 6), "bias": draw(2, 6)}
+
+    def activation(params, x):
+        return jnp.tanh(x @ params["kernel"] + params["bias"][None]).reshape(len(x), 2, 3)
+
+    h = np.asarray(activation(params, x)).reshape(5, 6)
+    np.testing.assert_allclose(activation_kernel(activation, params, x), h @ h.T / 6, rtol=1e-13)
+    np.testing.assert_allclose(activation_kernel(activation, params, x[:2], x2=x), h[:2] @ h.T / 6, rtol=1e-13)
+    with pytest.raises(ValueError, match="influence one another"):
+        activation_kernel(lambda params, x: x - x.mean(0, keepdims=True), params, x)
+    with pytest.raises(ValueError, match="the examples are the first axis"):
+        activation_kernel(lambda params, x: x.T, params, x)
 
 
 def test_two_sets_of_inputs_give_the_corner_of_the_joint_kernel(x64):

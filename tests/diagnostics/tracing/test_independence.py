@@ -129,6 +129,22 @@ def test_where_the_size_of_the_batch_becomes_a_number(name):
     assert bool(found) == (name in SIZES), found
 
 
+FIXED = {
+    "squeezed": lambda h: jnp.squeeze(h[:, None]),
+    "reshaped": lambda h: h.reshape(4, 6),
+    "added to": lambda h: jnp.zeros((4, 6)) + h,
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_network_of_one_size_of_batch_is_refused_or_taken_whole(name, x64):
+    apply_fn, params, x = _around(FIXED[name]), _params(), draw(2, 4, 5)
+    with pytest.raises(ValueError, match=r"takes 4 examples, but one alone .*batch_coupled=True"):
+        empirical_ntk(apply_fn, params, x)
+    found = empirical_ntk(apply_fn, params, x, batch_coupled=True)
+    np.testing.assert_allclose(found, empirical_ntk(_around(lambda h: h), params, x), rtol=1e-12, atol=1e-12)
+
+
 def test_a_size_is_not_taken_for_rounding():
     """Kernels at the edge of a step, in half precision: rounding alone changes outputs by more than the size does."""
     params = {"kernel": jnp.full((5, 3), 0.125, jnp.bfloat16)}

@@ -37,6 +37,25 @@ def test_products_are_found_through_jit_and_remat_but_not_in_loops():
     np.testing.assert_array_equal(network.run(params, x)[0], nested(params, x))
 
 
+def test_what_the_outputs_do_not_need_is_no_layer():
+    """A dead head, within a jit too; its hand-written derivative stands in nobody's way."""
+
+    @jax.custom_vjp
+    def squared(x):
+        return x**2
+
+    squared.defvjp(lambda x: (x**2, x), lambda x, g: (2 * x * g,))
+
+    def two_heads(params, x):
+        return jax.jit(lambda x: (x @ params["head"], squared(x @ params["aux"])))(jnp.tanh(x @ params["body"]))
+
+    params, x = _params(body=(3, 4), head=(4, 2), aux=(4, 7)), jnp.ones((5, 3))
+    network = TracedNetwork(lambda params, x: two_heads(params, x)[0], params, x)
+    assert [layer.name for layer in network.layers] == ["body", "head"]
+    assert not network.direct
+    assert "custom_vjp" not in str(network.program)
+
+
 def test_perturbations_are_added_to_products_and_frozen_kernels_have_no_derivative():
     params, x = _params(a=(3, 4), b=(4, 2), loop=(2, 2)), jnp.ones((5, 3))
     network = TracedNetwork(nested, params, x)

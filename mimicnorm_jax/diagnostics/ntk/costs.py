@@ -1,0 +1,43 @@
+"""What a layer's part of a tangent kernel costs, in the order of contractions that `features` carries out."""
+
+from collections.abc import Sequence
+
+from mimicnorm_jax.diagnostics.ntk.features import Output, in_grams
+
+TURN, ENTRY = 40_000, 32
+"""MACs of a large product in the time of one turn of the loops over pairs and outputs, and of multiplying and adding
+up one entry of two Gram matrices, by their time on a CPU."""
+
+
+def costs(
+    sizes: Sequence[int], groups: tuple[int, int], examples: int, outputs: int, output: Output, symmetric: bool
+) -> dict[str, float]:
+    """Multiply-accumulates that a layer's contribution takes with its derivatives written out, or left as factors.
+
+    Of many positions, factors are multiplied pair by pair in a loop (`_chain`), whose turns count as well, or,
+    where one number a pair is asked for, in large products whose entries are multiplied (`_grams`).
+
+    Args:
+      sizes: positions S, groups of channels G, fan-in F, output channels C.
+      groups: of examples, on each side.
+      examples: in a group.
+      outputs: of the network that are differentiated.
+      output: which pairs of outputs.
+      symmetric: whether both sides are the same examples.
+
+    Returns:
+      MACs with the derivatives `written` out and `factored`.
+    """
+    s, g, f, c = sizes
+    n, m = groups
+    rows = examples * outputs
+    pairs = examples**2 * outputs * (outputs if output == "full" else 1)
+    half = 0.5 if symmetric else 1.0
+    written = (n if symmetric else n + m) * rows * s * g * f * c
+    dense = written + half * n * m * pairs * g * f * c
+    if s == 1:
+        return {"written": dense, "factored": n * m * g * (f + half * pairs * c)}
+    if in_grams(examples, output):
+        return {"written": dense, "factored": half * n * m * g * s * s * (f + rows * c + ENTRY)}
+    products = g * (s * s * f + s * s * rows * c + pairs * s * c)
+    return {"written": dense, "factored": half * n * m * (products + TURN * (1 + rows))}
