@@ -119,14 +119,14 @@ def page(records: list[Record]) -> str:
         "peak, GFLOP/s",
         "lower bound, s",
     ]
-    return f"""# Floors of the tangent kernel on one core
+    return f"""# What a tangent kernel takes at least on one core
 
-*lower bound*: one forward pass, one backward sweep an output to the first layer's product, each layer's contraction in its
-cheaper order with the symmetric half once, by ordinary multiplication (no Strassen, no Winograd); bytes of inputs,
+*lower bound*: one forward pass, one backward sweep an output to the first layer's product, each layer's contraction in
+its cheaper order with the symmetric half once, by ordinary multiplication (no Strassen, no Winograd); bytes of inputs,
 parameters and kernel, each once. *compiled*: as XLA counts its program, which counts a loop's body once, so that cases
 with loops (convolutions, BatchNorm over the batch) show less than is done. *peak*: the fastest product of 1024 x
-1024 matrices in the same run, in turn with the kernel. *share*: of the lower bound's time in the median of the measured CPU
-time.
+1024 matrices in the same run, in turn with the kernel. *share*: of the lower bound's time in the median of the measured
+CPU time.
 
 {_results.table([*header, "measured, s", "share"], rows)}
 

@@ -173,7 +173,8 @@ class BatchAxisInterpreter:
         if backward:  # a cotangent of what is free of the inputs is a sum over the batch
             pairs = [(step.states[i], state) for i, state in zip(operands, found, strict=True)]
             joined = [_differentiated(step, *pair) for pair in pairs if isinstance(pair[0], Along)]
-            return next(([state] * len(values) for state in joined if isinstance(state, Lost)), values)
+            lost = next((state for state in joined if isinstance(state, Lost)), None)
+            return values if lost is None else [lost for _ in values]
         tangents = dict(zip(results, found, strict=True))
         return [_differentiated(step, v, tangents[i]) if i in tangents else v for i, v in enumerate(values)]
 
