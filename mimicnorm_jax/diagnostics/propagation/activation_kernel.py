@@ -46,7 +46,7 @@ def activation_kernel(
         influence one another without `batch_coupled`, or for values that are not finite.
 
     Example:
-      >>> activation_kernel(lambda params, x: jax.nn.relu(x * params), jnp.ones(2), jnp.array([[1.0, -1.0]])).tolist()
+      >>> activation_kernel(lambda params, x: jax.nn.relu(x @ params), jnp.eye(2), jnp.array([[1.0, -1.0]])).tolist()
       [[0.5]]
     """
     units = []
