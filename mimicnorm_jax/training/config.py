@@ -212,6 +212,8 @@ def validate(config: ConfigDict) -> TrainConfig:
             right_type = False
         if not right_type:
             raise ConfigError(f"config.{name} is {value!r}: it must be of type {kind.__name__}, {metadata['allowed']}")
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(f"config.{name} is {value!r}: nothing has a null character in its name")
         if not metadata["check"](value):
             raise ConfigError(f"config.{name} is {value!r}: it must be {metadata['allowed']} ({metadata['summary']})")
     return TrainConfig(**config.to_dict())
