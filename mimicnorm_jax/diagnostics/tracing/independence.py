@@ -11,9 +11,9 @@ import numpy as np
 from mimicnorm_jax.diagnostics.tracing import sizes
 from mimicnorm_jax.diagnostics.tracing.batch_axis import Along, BatchAxisInterpreter, Free, Lost, State
 from mimicnorm_jax.diagnostics.tracing.batch_rules import RULES, free
-from mimicnorm_jax.diagnostics.tracing.jaxprs import CUSTOM, coarsest, operations, without_jvp
+from mimicnorm_jax.diagnostics.tracing.jaxprs import coarsest, derivative, operations, without_jvp
 from mimicnorm_jax.diagnostics.tracing.outputs import evaluable, nonfinite_rows
-from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, Split, is_differentiated
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, is_differentiated
 
 _WAY_OUT = (
     "Either make each example's outputs a function of that example alone (BatchNorm: apply it with running averages, "
@@ -99,9 +99,9 @@ def require(apply_fn: ApplyFn, params: Any, x: Any, memory: int = 2**31) -> Verd
     leaves, tree = jax.tree.flatten(shapes)
     key = (apply_fn, tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
     if key not in _verdicts:
-        _one_example(apply_fn, shapes[0], shapes[1], evaluable(apply_fn, *shapes))
+        alone = _one_example(apply_fn, shapes[0], shapes[1], evaluable(apply_fn, *shapes))
         program = jax.make_jaxpr(apply_fn)(*shapes)
-        reason = prove(program, len(leaves) - 1, size) or _derivative_of_size(apply_fn, params, x, program)
+        reason = prove(program, len(leaves) - 1, size) or _derivative_of_size(program, alone)
         numbers = sum(v.aval.size * v.aval.dtype.itemsize for e in operations(program) for v in e.outvars)
         compared = min(size, max(2, memory * size // max(numbers, 1)))
         eps = coarsest(program)
@@ -116,19 +116,21 @@ def require(apply_fn: ApplyFn, params: Any, x: Any, memory: int = 2**31) -> Verd
     return _verdicts[key]
 
 
-def _one_example(apply_fn: ApplyFn, params: Any, x: Any, outputs: Any) -> None:
-    """Raises ValueError unless one example alone has a row of the outputs, which it lacks where a size is fixed."""
+def _one_example(apply_fn: ApplyFn, params: Any, x: Any, outputs: Any) -> Any:
+    """The jaxpr for one example alone; raises ValueError if it has no row of the outputs, as where a size is fixed."""
+    one, program = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), None
     try:
-        alone = jax.eval_shape(apply_fn, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)).shape
-        found = f"has outputs of shape {alone}, not {(1, *outputs.shape[1:])}"
+        program, alone = jax.make_jaxpr(apply_fn, return_shape=True)(params, one)
+        found = f"has outputs of shape {alone.shape}, not {(1, *outputs.shape[1:])}"
     except (TypeError, ValueError) as error:
-        alone, found = None, f"cannot be evaluated: {error}"
-    if alone != (1, *outputs.shape[1:]):
+        alone, found = one, f"cannot be evaluated: {error}"
+    if program is None or alone.shape != (1, *outputs.shape[1:]):
         raise ValueError(
             f"apply_fn takes {x.shape[0]} examples, but one alone {found}. If it squeezes axes, name them; if it holds "
             "the size of the batch, take it from x; or ask for the whole batch with batch_coupled=True, and "
             "derivatives are of all of it"
         )
+    return program
 
 
 def tolerance(eps: float) -> float:
@@ -189,16 +191,19 @@ def _traced(apply_fn: ApplyFn, params: Any, x: jax.Array) -> tuple[Any, Any]:
     return jax.make_jaxpr(apply_fn)(*jax.tree.map(_shape, (params, x))), jax.make_jaxpr(apply_fn)(*shapes)
 
 
-def _derivative_of_size(apply_fn: ApplyFn, params: Any, x: jax.Array, program: Any) -> str:
-    """Where a derivative that is not of its value may tell the size of the batch; empty if it cannot."""
-    if not any(operation.primitive.name in CUSTOM for operation in operations(program)) or without_jvp(program):
-        return ""  # what has backward derivatives only is tried in numbers anyway
+def _derivative_of_size(batch: Any, alone: Any) -> str:
+    """Where a derivative that is not of its value may tell the size of the batch, by jaxprs for it and for one example.
 
-    def tangents(params: Any, x: jax.Array) -> jax.Array:
-        split = Split.of(params)
-        return jax.jvp(lambda arrays: apply_fn(split.join(arrays), x), (split.arrays,), (split.arrays,))[1]
-
-    found = sizes.difference(*_traced(tangents, params, x))
+    Elsewhere it tells no more than the value, which is tried in numbers; what has a backward rule only is so anyway.
+    """
+    names = {operation.primitive.name for operation in operations(batch)}
+    if without_jvp(batch) or not {"custom_jvp_call", "stop_gradient"} & names:
+        return ""
+    found = sizes.difference(batch, alone)
+    if not found:  # then both have the same operations
+        pairs = zip(operations(batch), operations(alone), strict=True)
+        rules = (map(derivative, pair) for pair in pairs if pair[0].primitive.name == "custom_jvp_call")
+        found = next(filter(None, (sizes.difference(*pair) for pair in rules)), "")
     return found and f"derivatives for a batch and for one example differ at {found}"
 
 

@@ -189,8 +189,13 @@ def test_a_derivative_of_its_own_keeps_examples_apart_or_is_refused(name, backwa
     assert independence.require(scaled, _params(), draw(2, 5, 5)).proven
 
 
-def test_a_derivative_that_knows_the_size_of_the_batch_is_not_proved():
-    by_size = _around(_with_derivative(lambda t: t / len(t)))
+@pytest.mark.parametrize(
+    "op",
+    [_with_derivative(lambda t: t / len(t)), lambda h: h / len(h) + jax.lax.stop_gradient(h - h / len(h))],
+    ids=["rule", "stopped"],
+)
+def test_a_derivative_that_knows_the_size_of_the_batch_is_not_proved(op):
+    by_size = _around(op)
     verdict = independence.require(by_size, _params(), draw(2, 5, 5))
     assert "derivatives for a batch and for one example differ at div at test_independence" in verdict.reason
     with pytest.raises(ValueError, match="by a direct product of gradients"):
