@@ -122,10 +122,13 @@ def make_parser(module: str, description: str | None, *, render: bool = True) ->
     return parser
 
 
-def study_parser(module: str, description: str | None, seeds: Sequence[int]) -> argparse.ArgumentParser:
-    """The options of a study that goes on where it stopped, see `go_on`."""
+def study_parser(
+    module: str, description: str | None, seeds: Sequence[int], *, data_dir: bool = True
+) -> argparse.ArgumentParser:
+    """The options of a study that goes on where it stopped, see `go_on`; with `data_dir`, where data sets are."""
     parser = make_parser(module, description)
-    parser.add_argument("--data_dir", default="", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
+    if data_dir:
+        parser.add_argument("--data_dir", default="", help="default: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing after so many minutes")
     return parser

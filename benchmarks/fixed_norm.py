@@ -263,7 +263,7 @@ Command: `python -m benchmarks.fixed_norm`; {seconds:,.0f} CPU seconds in all. M
 
 
 def main() -> None:
-    arguments = _results.study_parser("fixed_norm", __doc__, (0, 1, 2)).parse_args()
+    arguments = _results.study_parser("fixed_norm", __doc__, (0, 1, 2), data_dir=False).parse_args()
     todo = missing(set(STORE.read(arguments.results)), arguments.seeds)
     told = lambda record: f"held out {max(record['held_out_accuracy']):.4f}"  # noqa: E731
     _results.go_on(STORE, arguments, NAMES, todo, told)

@@ -57,14 +57,8 @@ ARMS = (
 """Network, method and gamma of every row of the map."""
 FIGURES = {"stack": "stack", "resnet8": "rates"}
 """Networks whose loss by rate is drawn, and what the figure is called."""
-NAMES = ("part", "net", "method", "gamma", "seed")
-
-
-def _form(record: Record) -> str:
-    return record.get("form", "small")
-
-
-STORE = Store("sharpness", lambda record: (*(record[name] for name in NAMES), _form(record)))
+NAMES = ("part", "net", "method", "gamma", "seed", "form")
+STORE = Store("sharpness", lambda record: tuple(record[name] for name in NAMES))
 
 
 def missing(form: str, done: set[Any], seeds: list[int], data_dir: str) -> Iterator[tuple[Any, Callable[[], Record]]]:
@@ -141,7 +135,7 @@ def _rows(records: list[Record]) -> dict[tuple[str, str, float], list[Record]]:
     """Rows of the map by network (with its form where that is not `small`), method and gamma."""
     found = _results.grouped(
         (record for record in records if record["part"] == "map"),
-        lambda r: (_label(r["net"], _form(r)), r["method"], r["gamma"]),
+        lambda r: (_label(r["net"], r["form"]), r["method"], r["gamma"]),
     )
     arms = [(_label(net, form), method, gamma) for form in FORMS for net, method, gamma in ARMS]
     return {arm: found[arm] for arm in arms if arm in found}
@@ -152,7 +146,7 @@ def norms_table(records: list[Record]) -> str:
     mine = [record for record in records if record["part"] == "norms"]
     rows = []
     for form, net, where in itertools.product(FORMS, NETS, NORMS):
-        found = [r for r in mine if (_form(r), r["net"], r["method"]) == (form, net, where)]
+        found = [r for r in mine if (r["form"], r["net"], r["method"]) == (form, net, where)]
         if found:
             cells = (
                 _spread(found, lambda r: r["eigenvalue"]),
@@ -202,7 +196,7 @@ def _figures(records: list[Record]) -> str:
     """The map of every form, and resnet8 under all methods, where there are any."""
     parts = []
     for form in FORMS:
-        mine = {(r["net"], r["gamma"]) for r in records if (r["part"], _form(r)) == ("map", form)}
+        mine = {(r["net"], r["gamma"]) for r in records if (r["part"], r["form"]) == ("map", form)}
         parts += [f"\n![map]({_name('', form)})\n"] if mine else []
         parts += [f"\n![rates]({_name('-rates', form)})\n"] if ("resnet8", 1.0) in mine else []
     return "".join(parts)
@@ -217,7 +211,7 @@ def draw(records: list[Record], folder: Path) -> None:
     for form in FORMS:
         rows = {
             (net.partition(",")[0], method, gamma): found
-            for (net, method, gamma), found in _rows([r for r in records if _form(r) == form]).items()
+            for (net, method, gamma), found in _rows([r for r in records if r["form"] == form]).items()
         }
         _draw_map(rows, folder / _name("", form))
         _draw_rates(rows, {net: folder / _name(f"-{part}", form) for net, part in FIGURES.items()})
@@ -279,7 +273,7 @@ def main() -> None:
     arguments = parser.parse_args()
     todo = missing(arguments.form, set(STORE.read(arguments.results)), arguments.seeds, arguments.data_dir)
     told = lambda record: f"lambda_max {record['eigenvalue']:.4g}"  # noqa: E731
-    records = _results.go_on(STORE, arguments, (*NAMES, "form"), todo, told)
+    records = _results.go_on(STORE, arguments, NAMES, todo, told)
     draw(records, arguments.results)
     STORE.write_page(arguments.results, page)
 

@@ -5,7 +5,7 @@ from benchmarks._results import RESULTS
 
 
 def test_what_one_form_has_measured_the_other_has_not(tmp_path):
-    """Records from before there were forms are small ones; a full one has rows of its own and changes no other."""
+    """The committed records are small ones; a full one has rows of its own and changes no other."""
     before = list(sharpness.STORE.read(RESULTS).values())
     sharpness.STORE.add(tmp_path, *before)
     assert not dict(sharpness.missing("small", set(sharpness.STORE.read(tmp_path)), [0], str(tmp_path)))

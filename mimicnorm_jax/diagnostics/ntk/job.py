@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from mimicnorm_jax.diagnostics.tracing.jaxprs import closed
+from mimicnorm_jax.diagnostics.tracing.jaxprs import programs
 
 
 def digest_of(programs: list[core.ClosedJaxpr], arrays: Any, *others: Any) -> str:
@@ -43,7 +43,6 @@ def _constants(program: core.ClosedJaxpr) -> list[Any]:
     found = list(program.consts)
     for equation in program.jaxpr.eqns:
         for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, core.ClosedJaxpr | core.Jaxpr):
-                    found += _constants(closed(inner))
+            for inner in programs(value):
+                found += _constants(inner)
     return found

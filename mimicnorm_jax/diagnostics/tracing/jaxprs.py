@@ -101,21 +101,10 @@ def operations(program: core.ClosedJaxpr) -> Iterator[Any]:
                 yield from operations(inner)
 
 
-def pruned(program: core.ClosedJaxpr, outputs: Sequence[int]) -> core.ClosedJaxpr:
-    """A program with those of its results alone, and the operations that they need."""
-    jaxpr, kept = program.jaxpr, []
-    results = [jaxpr.outvars[i] for i in outputs]
-    needed = {atom for atom in results if not isinstance(atom, core.Literal)}
-    for equation in reversed(jaxpr.eqns):
-        if needed & set(equation.outvars):
-            kept.append(equation)
-            needed |= {atom for atom in equation.invars if not isinstance(atom, core.Literal)}
-    return core.ClosedJaxpr(jaxpr.replace(eqns=kept[::-1], outvars=results), program.consts)
-
-
-def live(program: core.ClosedJaxpr) -> core.ClosedJaxpr:
-    """A program without the operations that its results do not need, in the programs within too."""
-    jaxpr, _ = partial_eval.dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
+def pruned(program: core.ClosedJaxpr, outputs: Sequence[int] | None = None) -> core.ClosedJaxpr:
+    """A program with those of its results (or all), without what they do not need, in the programs within too."""
+    used = [outputs is None or i in outputs for i in range(len(program.jaxpr.outvars))]
+    jaxpr, _ = partial_eval.dce_jaxpr(program.jaxpr, used, instantiate=True)
     return core.ClosedJaxpr(jaxpr, program.consts)
 
 

@@ -101,7 +101,7 @@ class TracedNetwork:
         self._differentiated = [is_differentiated(leaf) for leaf in jax.tree.leaves(shapes[0])]
         program, outputs = jax.make_jaxpr(apply_fn, return_shape=True)(*shapes)
         check_outputs(outputs, x.shape)
-        self.program = jaxprs.live(program)  # a head that is left out of the outputs is no layer
+        self.program = jaxprs.pruned(program)  # a head that is left out of the outputs is no layer
         self.outputs: Any = outputs
         self.shapes, self._unroll = jax.tree.leaves(shapes[0]), False
         self._analyze()
