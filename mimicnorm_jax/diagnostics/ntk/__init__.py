@@ -2,8 +2,8 @@
 
 from mimicnorm_jax.diagnostics.ntk.axes import empirical_ntk_axes
 from mimicnorm_jax.diagnostics.ntk.empirical import EmpiricalNTK, empirical_ntk
-from mimicnorm_jax.diagnostics.ntk.features import Output
 from mimicnorm_jax.diagnostics.ntk.function import empirical_ntk_fn
+from mimicnorm_jax.diagnostics.ntk.jacobians import Output
 from mimicnorm_jax.diagnostics.ntk.linearized import linearize
 from mimicnorm_jax.diagnostics.ntk.ntk_vector_products import ntk_vector_product
 from mimicnorm_jax.diagnostics.ntk.operator import ntk_operator

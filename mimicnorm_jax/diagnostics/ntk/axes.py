@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mimicnorm_jax.diagnostics.ntk.empirical import NTKOptions, empirical_ntk
-from mimicnorm_jax.diagnostics.ntk.features import Output
+from mimicnorm_jax.diagnostics.ntk.jacobians import Output
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 
 

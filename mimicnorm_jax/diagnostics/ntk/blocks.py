@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from mimicnorm_jax.diagnostics.ntk.features import Output
 from mimicnorm_jax.diagnostics.ntk.guard import Guard
 from mimicnorm_jax.diagnostics.ntk.implementation import Implementation
+from mimicnorm_jax.diagnostics.ntk.jacobians import Output
 from mimicnorm_jax.diagnostics.ntk.job import digest_of
 from mimicnorm_jax.diagnostics.ntk.targets import ArrayTarget, FileTarget, Place, Target
 from mimicnorm_jax.utils.trees import all_finite

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from mimicnorm_jax.diagnostics.ntk.features import Output, in_grams
+from mimicnorm_jax.diagnostics.ntk.features import in_grams
+from mimicnorm_jax.diagnostics.ntk.jacobians import Output
 
 TURN, ENTRY = 40_000, 32
 """MACs of a large product in the time of one turn of the loops over pairs and outputs, and of multiplying and adding
@@ -41,3 +42,14 @@ def costs(
         return {"written": dense, "factored": half * n * m * g * s * s * (f + rows * c + ENTRY)}
     products = g * (s * s * f + s * s * rows * c + pairs * s * c)
     return {"written": dense, "factored": half * n * m * (products + TURN * (1 + rows))}
+
+
+def pooled_cost(sizes: Sequence[int], groups: tuple[int, int], outputs: int, output: Output, symmetric: bool) -> float:
+    """Likewise of a layer that reaches the outputs by one number a channel: a map for all outputs, and their columns.
+
+    Args:
+      sizes, groups, outputs, output, symmetric: as above, of groups of one example.
+    """
+    s, _, f, c = sizes
+    n, m = groups
+    return (n if symmetric else n + m) * s * f * c + n * m * c * (f + outputs * (outputs if output == "full" else 1))

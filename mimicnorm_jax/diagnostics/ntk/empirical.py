@@ -11,9 +11,9 @@ import numpy as np
 
 from mimicnorm_jax.diagnostics.ntk import validation
 from mimicnorm_jax.diagnostics.ntk.blocks import BlockedKernel
-from mimicnorm_jax.diagnostics.ntk.features import Output
 from mimicnorm_jax.diagnostics.ntk.guard import Guard
 from mimicnorm_jax.diagnostics.ntk.implementation import Request
+from mimicnorm_jax.diagnostics.ntk.jacobians import Output
 from mimicnorm_jax.diagnostics.ntk.plan import Name, Plan, choose
 from mimicnorm_jax.diagnostics.ntk.pseudo import PseudoLogit
 from mimicnorm_jax.diagnostics.ntk.weighting import Weights, all_parameters

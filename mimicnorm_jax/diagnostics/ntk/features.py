@@ -6,61 +6,16 @@ q, r examples of a group, o, p outputs, s, t positions, g groups of channels, f 
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-Output = Literal["full", "diagonal", "trace"]
-"""Kernel blocks `(a, o, b, p)` over all pairs of outputs, `(a, b, o)` of each with itself, or their sum `(a, b)`."""
+from mimicnorm_jax.diagnostics.ntk.jacobians import FactoredJacobian, Jacobian, Output, PooledJacobian
 
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Jacobian:
-    """Derivatives themselves: rows `(n, q, o, k)`."""
-
-    rows: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class FactoredJacobian:
-    """Derivatives as sums over positions of outer products, `(n, s, g, f)` with `(n, q, o, s, g, c)`.
-
-    `bias` is the weight of one more input, the constant 1; `rows` leaves it out. `factored` says that inner products
-    are cheaper without writing out the derivatives.
-    """
-
-    patches: jax.Array
-    cotangents: jax.Array
-    bias: jax.Array
-    factored: bool = field(metadata={"static": True})
-
-    def rows(self) -> Jacobian:
-        """The derivatives by the kernel, written out."""
-        return self.written(self.pieces(1)[0])
-
-    def pieces(self, count: int) -> jax.Array:
-        """Cotangents of some channels each, `(count, n, g, s, q o c)`."""
-        n, q, o, s, g, c = self.cotangents.shape
-        parts = self.cotangents.reshape(n, q, o, s, g, count, c // count)
-        return parts.transpose(5, 0, 4, 3, 1, 2, 6).reshape(count, n, g, s, q * o * (c // count))
-
-    def written(self, piece: jax.Array) -> Jacobian:
-        """The derivatives by a piece's channels, written out."""
-        n, q, o, s, g, _ = self.cotangents.shape
-        # One large product an example, of shapes (q o c, s) and (s, f), writes its rows where they stay. With one axis
-        # for the batch, even where G is 1: XLA's CPU products of two are slower by half.
-        patches = self.patches.swapaxes(1, 2).reshape(n * g, s, -1)
-        rows = jnp.einsum("bsf,bsk->bkf", patches, piece.reshape(n * g, s, -1))
-        return Jacobian(rows.reshape(n, g, q, o, -1).transpose(0, 2, 3, 1, 4).reshape(n, q, o, -1))
-
-
-Feature = Jacobian | FactoredJacobian
+Feature = Jacobian | FactoredJacobian | PooledJacobian
 Features = dict[tuple[int, int, int], Feature]
 """By a parameter's leaf, a number and a sign; contributions to the kernel add up with their sign."""
 
@@ -101,6 +56,8 @@ def contract(left: Feature, right: Feature, output: Output, symmetric: bool = Fa
     """
     if isinstance(left, Jacobian) and isinstance(right, Jacobian):
         return _dense(left.rows, right.rows, output, symmetric)
+    if isinstance(left, PooledJacobian) and isinstance(right, PooledJacobian):
+        return _pooled(left, right, output)
     assert isinstance(left, FactoredJacobian)
     assert isinstance(right, FactoredJacobian)
     if not left.factored:
@@ -137,15 +94,14 @@ def _written(left: FactoredJacobian, right: FactoredJacobian, output: Output, sy
     count = num_pieces(left.cotangents.shape, left.patches.shape[-1])
     halved = symmetric and output != "diagonal"
 
-    def product(pieces: Sequence[jax.Array]) -> Any:
-        rows = [side.written(piece).rows for side, piece in zip(sides, pieces, strict=True)]
+    def product(i: Any) -> Any:
+        rows = [side.written(side.piece(i, count)).rows for side in sides]
         return upper(_flat(_rows(rows[0]), output)) if halved else _dense(rows[0], rows[-1], output, False)
 
-    cut = [side.pieces(count) for side in sides]
-    total = product([pieces[0] for pieces in cut])
+    total = product(0)
     if count > 1:
-        others = [pieces[1:] for pieces in cut]
-        total = lax.scan(lambda t, pieces: (jax.tree.map(jnp.add, t, product(pieces)), None), total, others)[0]
+        indices = jnp.arange(1, count)
+        total = lax.scan(lambda t, i: (jax.tree.map(jnp.add, t, product(i)), None), total, indices)[0]
     if not halved:
         return total
     (n, q, o), whole = left.cotangents.shape[:3], assembled(total)
@@ -272,6 +228,21 @@ def _chain(left: FactoredJacobian, right: FactoredJacobian, output: Output, symm
         return blocks.transpose(0, 2, 3, 1, 4, 5).reshape(n * q, o, m * r, p)
     blocks = blocks.swapaxes(1, 2)
     return blocks.reshape(n * q, m * r, *((o,) if output == "diagonal" else ()))
+
+
+def _pooled(left: PooledJacobian, right: PooledJacobian, output: Output) -> jax.Array:
+    """Inner products of the maps, channel by channel, times the columns'."""
+    (_, o, c), m = left.columns.shape, len(right.columns)
+
+    def row(one: tuple[jax.Array, jax.Array]) -> jax.Array:
+        weights = jnp.einsum("fc,mfc->mc", one[0], right.maps)
+        if output == "full":
+            return jnp.einsum("mc,oc,mpc->omp", weights, one[1], right.columns)
+        if output == "trace":
+            return jnp.einsum("mc,oc,moc->m", weights, one[1], right.columns)
+        return jnp.einsum("mc,oc,moc->mo", weights, one[1], right.columns)
+
+    return lax.map(row, (left.maps, left.columns), batch_size=max(1, PIECE // (m * o * c)))
 
 
 def transposed(block: Any, output: Output) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mimicnorm_jax.diagnostics.ntk.features import Output
+from mimicnorm_jax.diagnostics.ntk.jacobians import Output
 from mimicnorm_jax.diagnostics.tracing.network import TracedNetwork
 
 Counts = tuple[int, int | None]

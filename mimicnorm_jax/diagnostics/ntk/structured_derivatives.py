@@ -3,7 +3,8 @@
 One backward sweep per output gives every layer's cotangents at once; with the layer's input they are its derivatives.
 A kernel that is a parameter, scaled or centered (or neither), contributes through its patches, scaled or centered; one
 with a factor by channel, such as a standardized one, also through two numbers a channel (`channel_scales`). A scalar
-folded into a kernel contributes through the product with the kernel's derivative. Everything else (biases,
+folded into a kernel contributes through the product with the kernel's derivative. A layer that reaches the outputs by
+one number a channel needs one map for all outputs, and a column of each (`tracing.pooled`). Everything else (biases,
 normalization parameters, layers of no known kind) is differentiated in the same sweep, example by example.
 
 Structured derivatives in the words of Novak, Sohl-Dickstein & Schoenholz (2022), Fast Finite Width Neural Tangent
@@ -21,20 +22,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mimicnorm_jax.diagnostics.ntk import kernel_derivatives
+from mimicnorm_jax.diagnostics.ntk import kernel_derivatives, pullbacks
 from mimicnorm_jax.diagnostics.ntk.channel_scales import ChannelScales, others
-from mimicnorm_jax.diagnostics.ntk.costs import costs
+from mimicnorm_jax.diagnostics.ntk.costs import costs, pooled_cost
 from mimicnorm_jax.diagnostics.ntk.features import (
     PIECE,
-    FactoredJacobian,
     Features,
-    Jacobian,
     contract_by_parameter,
     in_grams,
 )
 from mimicnorm_jax.diagnostics.ntk.implementation import Counts, Implementation, Request
+from mimicnorm_jax.diagnostics.ntk.jacobians import FactoredJacobian, Jacobian, PooledJacobian
 from mimicnorm_jax.diagnostics.ntk.matching import MatchedKernel, match_kernels, shared
 from mimicnorm_jax.diagnostics.tracing.network import LayerCall, TracedNetwork
+from mimicnorm_jax.diagnostics.tracing.pooled import pooled_layers
 
 _ByIndex = dict[int, jax.Array]
 
@@ -51,6 +52,7 @@ class StructuredDerivatives(Implementation):
       general: layers whose kernels are any other function of parameters.
       dense: leaves that are differentiated example by example.
       factored: by layer of `kernels`, whether its derivatives stay factored.
+      pooled: layers of `kernels` whose derivatives are a map for all outputs and their columns.
     """
 
     def __init__(self, request: Request, counts: Counts) -> None:
@@ -83,17 +85,22 @@ class StructuredDerivatives(Implementation):
         self.dense = tuple(sorted(dense))
         self.shared = shared(self.kernels)
         self._sizes = {leaf: int(np.prod(self.request.params[leaf].shape)) for leaf in self.dense}
-        self.factored, self._contraction_macs = self._choose()
+        self.factored, self.pooled, self._contraction_macs = self._choose()
         self._folded = self._folded_biases()
 
-    def _choose(self) -> tuple[dict[int, bool], float]:
-        """By layer, whether its derivatives stay factored, which is what is cheaper; and the MACs of all layers."""
-        factored, total = dict[int, bool](), 0.0
+    def _choose(self) -> tuple[dict[int, bool], set[int], float]:
+        """What is cheaper: by layer, whether its derivatives stay factored; pooled layers; and the MACs of all."""
+        factored, macs, by_columns = dict[int, bool](), dict[int, float](), dict[int, float]()
         for kernels in self.shared:
-            cheaper, macs = self._price(kernels)
+            first = kernels[0].layer.index
+            cheaper, macs[first] = self._price(kernels)
             factored |= {kernel.layer.index: cheaper for kernel in kernels}
-            total += macs
-        return factored, total
+            if len(kernels) == self.request.examples == 1 and not kernels[0].by_channel:
+                by_columns[first] = self._price_of_columns(kernels[0])
+        cheap = [self.network.layers[i] for i in sorted(by_columns) if by_columns[i] < macs[i]]
+        found = pooled_layers(self.network, self.request.x, cheap)
+        macs |= {i: by_columns[i] for i in found}
+        return factored | dict.fromkeys(found, False), found, sum(macs.values())
 
     def _price(self, kernels: Sequence[MatchedKernel]) -> tuple[bool, float]:
         """Whether derivatives are cheaper as factors than written out, and the MACs of what is cheaper."""
@@ -106,6 +113,12 @@ class StructuredDerivatives(Implementation):
             sweep = self._sides * 3 * s * g * c * (f + request.rows)
             cost["factored"] += sweep + self._pairs * pairs * 2 * g * c
         return cost["factored"] < cost["written"], min(cost.values())
+
+    def _price_of_columns(self, kernel: MatchedKernel) -> float:
+        """MACs of a layer of groups of one example, if it is a pooled one."""
+        request, groups = self.request, (self.counts[0], self.counts[1] or self.counts[0])
+        symmetric = self.counts[1] is None
+        return pooled_cost(kernel.layer.product.sizes, groups, request.outputs, request.output, symmetric)
 
     def _folded_biases(self) -> set[int]:
         """Biases whose contribution goes with their kernel's: it is that of one more input, the constant 1."""
@@ -124,13 +137,14 @@ class StructuredDerivatives(Implementation):
     def detail(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         factored, known = sum(self.factored.values()), len(self.kernels)
         by_channel = sum(kernel.by_channel for kernel in self.kernels)
+        columns = f", {len(self.pooled)} of the layers by a column an output" if self.pooled else ""
         scales = f", {by_channel} of the layers with a factor by channel" if by_channel else ""
         loops = f", {len(self.network.looped)} of the layers in unrolled loops" if self.network.looped else ""
         kept = f", loops differentiated by example: {'; '.join(self._long_loops)}" if self._long_loops else ""
         return (
             f" ({factored} layers from inputs and cotangents, {known - factored} from their products, "
             f"{len(self.general)} through their kernel's derivative, {len(self.dense)} other parameters"
-            f"{scales}{loops}{kept})"
+            f"{columns}{scales}{loops}{kept})"
         )
 
     @property
@@ -151,6 +165,11 @@ class StructuredDerivatives(Implementation):
             *([layer] for layer in self.general),
         ):
             s, (_, g, f, c) = sum(layer.product.sizes[0] for layer in layers), layers[0].product.sizes
+            if layers[0].index in self.pooled:
+                group += 2 * s * f + s * c + f * c + rows * c
+                row = right * rows * c
+                entries = max(entries, 2 * row * min(left, max(1, PIECE // row)))
+                continue
             group += 2 * s * g * f + rows * s * g * c
             if not self.factored.get(layers[0].index, False):  # written, and cut for the upper blocks of a product
                 group += max(copies, 2) * rows * g * f * c
@@ -180,6 +199,9 @@ class StructuredDerivatives(Implementation):
             if self._written_in_sweep(factored):
                 features[key] = Jacobian(functools.reduce(jnp.add, [blocks[i] for i in layers]))
                 continue
+            if layers[0] in self.pooled:
+                features[key] = PooledJacobian(patches[layers[0]], blocks[layers[0]][:, 0])
+                continue
             bias = 0.0 if kernel.bias is None or kernel.bias not in self._folded else self.weights[kernel.bias]
             # The derivative by a kernel of several uses is the sum over the positions of all of them.
             inputs = jnp.concatenate([patches[i] for i in layers], 1)
@@ -208,22 +230,25 @@ class StructuredDerivatives(Implementation):
         """One group of examples.
 
         Returns:
-          By layer, patches, scaled and centered like the kernel; by layer, cotangents `(q, o, s, g, c)` or derivatives
-          `(q, o, k)`; by leaf and sign, derivatives `(q, o, k)`.
+          By layer, patches, scaled and centered like the kernel, or of a pooled layer its map `(f, c)`; by layer,
+          cotangents `(q, o, s, g, c)`, derivatives `(q, o, k)` or columns `(q, o, c)`; by leaf and sign, derivatives
+          `(q, o, k)`.
         """
         network = self.network
         watched = [*(kernel.layer for kernel in self.kernels), *self.general]
         perturbations = {layer.index: jnp.zeros(layer.shape, layer.dtype) for layer in watched}
-        outputs, pull, operands = self._linearized(leaves, x, perturbations)
+        direct = {i: leaves[i] for i in self.dense if i in network.direct and i not in self._folded}
+        outputs, pull, operands = pullbacks.linearized(network, leaves, x, direct, perturbations, bool(self.pooled))
         wide = network.dtype
         raw = {layer.index: layer.product.patches(operands[layer.index]).astype(wide) for layer in watched}
         moved = {key: jnp.einsum("sgf,gfc->sgc", raw[key[1]], tangent) for key, tangent in tangents.items()}
         patches = {kernel.layer.index: self._like_kernel(kernel, raw, scales) for kernel in self.kernels}
+        patches |= pullbacks.maps(network, leaves, x, {i: patches[i] for i in sorted(self.pooled)})
         by_channel = channels.moved(raw)
         pull_kernels = kernel_derivatives.pullback(network, self.general, self.weights, leaves)
 
         def one(cotangent: jax.Array) -> tuple[_ByIndex, dict[tuple[int, int], jax.Array]]:
-            direct, by_layer = pull(cotangent)
+            direct, by_layer, column = pull(cotangent)
             dense = {leaf: rows.astype(wide) for leaf, rows in direct.items()}
             blocks = {layer.index: layer.product.outputs(by_layer[layer.index]).astype(wide) for layer in watched}
             for (scalar, i), tangent in moved.items():
@@ -237,24 +262,14 @@ class StructuredDerivatives(Implementation):
             for leaf, rows in of_factors.items():
                 dense[leaf] = dense.get(leaf, 0) + rows.astype(wide)
             blocks |= {i: blocks[i] * factors.factor[None] for i, factors in channels.factors.items()}
-            return self._kept(patches, blocks), signed | {(leaf, 1): rows.reshape(-1) for leaf, rows in dense.items()}
+            kept = self._kept(patches, blocks) | dict.fromkeys(self.pooled, column.astype(wide))
+            return kept, signed | {(leaf, 1): rows.reshape(-1) for leaf, rows in dense.items()}
 
         basis = self._basis(outputs)
         if outputs.shape[0] == 1:
             return patches, *jax.vmap(jax.vmap(one))(basis)
         rows = lax.map(one, basis.reshape(-1, *outputs.shape), batch_size=64)
         return patches, *jax.tree.map(lambda row: row.reshape(*basis.shape[:2], *row.shape[1:]), rows)
-
-    def _linearized(self, leaves: Sequence[jax.Array], x: jax.Array, perturbations: _ByIndex) -> Any:
-        """Outputs, their pullback to parameters used directly and to perturbations of the products, and operands."""
-        direct = {i: leaves[i] for i in self.dense if i in self.network.direct and i not in self._folded}
-
-        def forward(direct: _ByIndex, perturbations: _ByIndex) -> Any:
-            values = [direct.get(i, leaf) for i, leaf in enumerate(leaves)]
-            outputs, evaluation = self.network.run(values, x, perturbations=perturbations, frozen_kernels=True)
-            return outputs, evaluation.operands
-
-        return jax.vjp(forward, direct, perturbations, has_aux=True)
 
     def _kept(self, patches: _ByIndex, blocks: _ByIndex) -> _ByIndex:
         """By layer of known form, cotangents, or derivatives where these are written out in the sweep."""

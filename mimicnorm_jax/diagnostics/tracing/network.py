@@ -6,7 +6,7 @@ parameters count as used directly. Of `TracedNetwork.unrolled`, scans of few tur
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -174,6 +174,7 @@ class TracedNetwork:
         x: jax.Array,
         *,
         perturbations: Mapping[int, jax.Array] | None = None,
+        operands: Mapping[int, Callable[[jax.Array], jax.Array]] | None = None,
         frozen_kernels: bool = False,
     ) -> tuple[jax.Array, Evaluation]:
         """Evaluates the network.
@@ -182,17 +183,20 @@ class TracedNetwork:
           params: parameters.
           x: inputs, of the shape given at construction.
           perturbations: by layer, what is added to its product; the derivative by it is the product's cotangent.
+          operands: by layer, what takes the place of its activations' operand, a function of that.
           frozen_kernels: whether derivatives stop at the kernels of all layers.
 
         Returns:
           The outputs and what the layers saw.
         """
-        perturbations = perturbations or {}
+        perturbations, operands = perturbations or {}, operands or {}
         evaluation = Evaluation([], [], [])
 
         def on_product(equation: Any, inputs: Sequence[Value], form: Conv | Dot, kernel_first: bool) -> jax.Array:
             index = len(evaluation.products)
             kernel, operand = inputs[not kernel_first].value, inputs[kernel_first].value
+            if index in operands:
+                operand = operands[index](operand)
             if frozen_kernels:
                 kernel = jax.lax.stop_gradient(kernel)
             y = jaxprs.evaluate(equation, [kernel, operand] if kernel_first else [operand, kernel])

@@ -187,7 +187,7 @@ class Conv:
         return positions, self.groups, fan_in, self.kernel_shape[features] // self.groups
 
     def patches(self, x: jax.Array) -> jax.Array:
-        positions, groups, fan_in, _ = self.sizes
+        positions, groups, _, _ = self.sizes
         batch, channels, *space = self.dimensions.lhs_spec
         x = x.transpose(batch, *space, channels)
         borders = [(low, high, d - 1) for (low, high), d in zip(self.padding, self.x_dilation, strict=True)]
@@ -198,7 +198,7 @@ class Conv:
             stop = [a + (n - 1) * s + 1 for a, n, s in zip(start, self._image, self.strides, strict=True)]
             ends = ([0, *start, 0], [x.shape[0], *stop, x.shape[-1]], [1, *self.strides, 1])
             taps.append(lax.slice(x, *ends).reshape(positions, groups, -1))
-        return taps[0] if len(taps) == 1 else jnp.stack(taps, 2).reshape(positions, groups, fan_in)
+        return jnp.concatenate(taps, 2)
 
     def outputs(self, y: jax.Array) -> jax.Array:
         positions, groups, _, channels = self.sizes

@@ -6,7 +6,8 @@ import pytest
 
 from mimicnorm_jax.diagnostics.ntk import features
 from mimicnorm_jax.diagnostics.ntk.costs import costs
-from mimicnorm_jax.diagnostics.ntk.features import FactoredJacobian, Jacobian, contract, gram
+from mimicnorm_jax.diagnostics.ntk.features import contract, gram
+from mimicnorm_jax.diagnostics.ntk.jacobians import FactoredJacobian, Jacobian
 
 pytestmark = pytest.mark.usefixtures("x64")
 # Groups of examples, examples in a group, outputs, positions, groups of channels, fan-in, channels.
