@@ -1,8 +1,8 @@
 """What a tangent kernel costs at least, and what share of that time is reached on one core.
 
 The bound counts products by the best order known here: one forward pass; one backward sweep an output, from the outputs
-to the first layer's product; and each layer's contraction in its cheaper order (derivatives written out, or left as
-factors), the symmetric half once. Multiplications are ordinary ones (no Strassen, no Winograd). Bytes: inputs and
+to the first layer's product; and each layer's contraction in its cheapest order (derivatives written out, left as
+factors, or one map for all outputs where a layer is pooled), the symmetric half once. Multiplications are ordinary ones (no Strassen, no Winograd). Bytes: inputs and
 parameters read once, the kernel written once. Peak: the fastest of several 1024 x 1024 products in float32, which go in
 turn with the kernel. Each case is a process of its own, with one thread on one core.
 
@@ -40,6 +40,7 @@ def least_macs(implementation: Any) -> float:
       implementation: of the kernel of all examples with themselves.
     """
     request, groups = implementation.request, implementation.counts[0]
+    pooled = getattr(implementation, "pooled", ())
     macs = [float(np.prod(layer.product.sizes)) for layer in request.network.layers]
     total = groups * (sum(macs) + request.rows * sum(macs[1:]))
     for layer in request.network.layers:
@@ -51,7 +52,8 @@ def least_macs(implementation: Any) -> float:
             factored = groups**2 * g * f + pairs * g * c
         else:
             factored = groups**2 / 2 * g * s * s * (f + request.rows * c) + pairs * g * s * c
-        total += min(written, factored)
+        one_map = groups * s * f * c + (groups**2 / 2 * f * c + pairs * c) if layer.index in pooled else float("inf")
+        total += min(written, factored, one_map)
     return total
 
 
@@ -122,7 +124,7 @@ def page(records: list[Record]) -> str:
     return f"""# What a tangent kernel takes at least on one core
 
 *lower bound*: one forward pass, one backward sweep an output to the first layer's product, each layer's contraction in
-its cheaper order with the symmetric half once, by ordinary multiplication (no Strassen, no Winograd); bytes of inputs,
+its cheapest order with the symmetric half once, by ordinary multiplication (no Strassen, no Winograd); bytes of inputs,
 parameters and kernel, each once. *compiled*: as XLA counts its program, which counts a loop's body once, so that cases
 with loops (convolutions, BatchNorm over the batch) show less than is done. *peak*: the fastest product of 1024 x
 1024 matrices in the same run, in turn with the kernel. *share*: of the lower bound's time in the median of the measured
