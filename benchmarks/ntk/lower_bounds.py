@@ -2,9 +2,10 @@
 
 The bound counts products by the best order known here: one forward pass; one backward sweep an output, from the outputs
 to the first layer's product; and each layer's contraction in its cheapest order (derivatives written out, left as
-factors, or one map for all outputs where a layer is pooled), the symmetric half once. Multiplications are ordinary ones (no Strassen, no Winograd). Bytes: inputs and
-parameters read once, the kernel written once. Peak: the fastest of several 1024 x 1024 products in float32, which go in
-turn with the kernel. Each case is a process of its own, with one thread on one core.
+factors, or one map for all outputs where a layer is pooled), the symmetric half once. Multiplications are ordinary
+ones (no Strassen, no Winograd). Bytes: inputs and parameters read once, the kernel written once. Peak: the fastest of
+several 1024 x 1024 products in float32, which go in turn with the kernel. Each case is a process of its own, with one
+thread on one core.
 
   python -m benchmarks.ntk.lower_bounds
   python -m benchmarks.ntk.lower_bounds --cases "a full" c --rounds 9

@@ -12,6 +12,8 @@ Several processes share one study: each takes runs that no other living one has.
 core, as of resnet8 on a CPU, one on each core does twice as much:
 
   for core in 0 1; do taskset -c $core python -m benchmarks.paper.reproduce convergence --data_dir=DIR & done; wait
+
+On Linux GLIBC_TUNABLES=glibc.malloc.hugetlb=1 spares a CPU most page faults of a step's temporary memory.
 """
 
 import argparse

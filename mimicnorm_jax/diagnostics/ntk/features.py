@@ -233,16 +233,13 @@ def _chain(left: FactoredJacobian, right: FactoredJacobian, output: Output, symm
 def _pooled(left: PooledJacobian, right: PooledJacobian, output: Output) -> jax.Array:
     """Inner products of the maps, channel by channel, times the columns'."""
     (_, o, c), m = left.columns.shape, len(right.columns)
+    columns = {"full": "mc,oc,mpc->omp", "trace": "mc,oc,moc->m", "diagonal": "mc,oc,moc->mo"}[output]
+    products = jnp.einsum("nfc,mfc->nmc", left.maps, right.maps)
 
     def row(one: tuple[jax.Array, jax.Array]) -> jax.Array:
-        weights = jnp.einsum("fc,mfc->mc", one[0], right.maps)
-        if output == "full":
-            return jnp.einsum("mc,oc,mpc->omp", weights, one[1], right.columns)
-        if output == "trace":
-            return jnp.einsum("mc,oc,moc->m", weights, one[1], right.columns)
-        return jnp.einsum("mc,oc,moc->mo", weights, one[1], right.columns)
+        return jnp.einsum(columns, *one, right.columns)
 
-    return lax.map(row, (left.maps, left.columns), batch_size=max(1, PIECE // (m * o * c)))
+    return lax.map(row, (products, left.columns), batch_size=max(1, PIECE // (m * o * c)))
 
 
 def transposed(block: Any, output: Output) -> Any:

@@ -168,7 +168,7 @@ class StructuredDerivatives(Implementation):
             if layers[0].index in self.pooled:
                 group += 2 * s * f + s * c + f * c + rows * c
                 row = right * rows * c
-                entries = max(entries, 2 * row * min(left, max(1, PIECE // row)))
+                entries = max(entries, 2 * left * right * c + 2 * row * min(left, max(1, PIECE // row)))
                 continue
             group += 2 * s * g * f + rows * s * g * c
             if not self.factored.get(layers[0].index, False):  # written, and cut for the upper blocks of a product

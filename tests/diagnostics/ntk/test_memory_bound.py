@@ -30,7 +30,9 @@ CASES = {
     # The kernel is larger than what it is made of.
     "outputs": (_dense, _shaped([((8, 16), (16,)), ((16, 10), (10,))]), jnp.ones((192, 8))),
     # Derivatives written out are larger than all else.
-    "parameters": (_conv, _shaped([(3, 3, 3, 24), (3, 3, 24, 24), (24, 8)]), jnp.ones((24, 4, 4, 3))),
+    "parameters": (_conv, _shaped([(3, 3, 3, 24), (3, 3, 24, 24), (3, 3, 24, 24), (24, 8)]), jnp.ones((24, 4, 4, 3))),
+    # Of a pooled layer, one map for all outputs is.
+    "maps": (_conv, _shaped([(3, 3, 3, 48), (48, 8)]), jnp.ones((96, 4, 4, 3))),
     # Derivatives stay factors, whose Gram matrices are multiplied entry by entry.
     "few positions": (_conv, _shaped([(3, 3, 3, 24), (3, 3, 24, 24), (24, 8)]), jnp.ones((96, 2, 2, 3))),
     # Patches and cotangents are.
