@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from benchmarks._results import table
+from benchmarks._results import mean_and_deviation, table
 from benchmarks.ntk import compare
-from benchmarks.paper import reproduce
+from benchmarks.paper import convergence, reproduce
+from benchmarks.paper.comparison import final
+from benchmarks.paper.convergence import NETS
 from benchmarks.tables.memory import OURS, STEPS, measured, peak_and_time
 from benchmarks.tables.registry import named
-from benchmarks.tables.training import faults, final
+from benchmarks.tables.training import faults
 
 
 @named("headline")
@@ -28,6 +30,19 @@ def _headline(results: Path) -> str:
     return "\n".join(sentences)
 
 
+def _at_the_end(results: Path) -> list[tuple[str, str, str]]:
+    """Accuracy at convergence of each network that both MimicNorm and BatchNorm have trained."""
+    study, rows = reproduce.make_study("convergence", False, None, "float32"), []
+    groups = convergence.home_groups(study, list(study.store.read(results).values()))
+    for net, runs in groups.items():
+        records = {arm.method: found for arm, found in runs}
+        if apart := convergence.difference(runs, "mimicnorm"):
+            cells = [f"{m} {mean_and_deviation([final(r) for r in records[m]])}" for m in ("mimicnorm", "batchnorm")]
+            what = f"final test accuracy after {runs[0][0].fields['epochs']} epochs of CIFAR-100, {NETS[net]}, %"
+            rows.append((what, f"{', '.join(cells)}; by seed {apart}", study.name))
+    return rows
+
+
 @named("summary")
 def _summary(results: Path) -> str:
     """One row a result, with links."""
@@ -39,11 +54,7 @@ def _summary(results: Path) -> str:
                 peak, time = peak_and_time(records[net, variant], records[net, "batchnorm"])
                 what = f"ResNet-50 step at 224 x 224, bfloat16, batch 256, {device}: {STEPS[variant]}"
                 rows.append((what, f"{peak:.3f} of BatchNorm's memory, {time:.3f} of its time", "confirm_plan"))
-    study = reproduce.make_study("figure6", True, None, "float32")
-    runs = {arm.method: found for arm, found in study.runs(list(study.store.read(results).values()))}
-    accuracies = [f"{method} {final(runs[method], 'test_accuracy', 100)}" for method in ("mimicnorm", "batchnorm")]
-    setting = f"test accuracy after {study.experiment.epochs} epochs of CIFAR-100, VGG-11 of width 0.25, %"
-    rows.append((setting, ", ".join(accuracies), study.name))
+    rows += _at_the_end(results)
     cases = compare.STORE.read(results).values()
     speedups = [record["speedup"] for record in cases if record["case"] in compare.MAIN]
     many = f"tangent kernels on one CPU core, {len(speedups)} cases"
