@@ -91,6 +91,11 @@ def expected_calibration_error(bins: Record) -> float:
     return float(apart.sum() / sum(bins["count"]))
 
 
+def overconfidence(bins: Record) -> float:
+    """Mean confidence less accuracy, from the bins of `reliability`; below 0 where a network is too modest."""
+    return float((sum(bins["confidence"]) - sum(bins["correct"])) / sum(bins["count"]))
+
+
 def of_run(folder: Path) -> Record:
     """`reliability` of a finished run.
 

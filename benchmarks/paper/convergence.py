@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks import _results
 from benchmarks._results import Record, mean_and_deviation, table
 from benchmarks.paper import comparison, why
-from benchmarks.paper.calibration import BINS, expected_calibration_error
+from benchmarks.paper.calibration import BINS, expected_calibration_error, overconfidence
 from benchmarks.paper.comparison import Study, best, final
 from benchmarks.paper.experiments import Arm, Comparison
 from benchmarks.paper.paired import Paired, paired
@@ -26,7 +26,8 @@ _SETTING = (
     "taken by seed; brackets are 95 % intervals of their mean by Student's t. `best` is the best test epoch, which the "
     "paper reports and which is chosen on the test images; all else is of the final epoch. A run that did not survive "
     f"counts as chance ({comparison.CHANCE:g} %) and is not in the figures. Calibration error: {BINS} bins of equal "
-    "width of the most probable class's probability."
+    "width of the most probable class's probability; confidence - accuracy: over all test images, the last BatchNorm "
+    "having no scale by which logits could grow as a network becomes sure."
 )
 
 
@@ -149,12 +150,13 @@ def _pictures(study: Study, folder: Path, records: Sequence[Record], prefix: str
 def methods(runs: Runs) -> str:
     """A row a method of one comparison."""
     header = ["method", "seeds", "best", "at epoch", "final", "final - batchnorm", "test loss", "calibration error, %"]
-    header += ["training accuracy", "ended early"]
+    header += ["confidence - accuracy, points", "training accuracy", "ended early"]
     rows = []
     for arm, unordered in runs:
         found = sorted(unordered, key=lambda record: record["seed"])
         apart = None if arm.method == "batchnorm" else difference(runs, arm.method)
         survived = [record for record in found if not record["ended"]]
+        modesty = [100 * overconfidence(record["calibration"]) for record in survived]
         errors = [100 * expected_calibration_error(record["calibration"]) for record in survived]
         at = (max(r["curve"], key=lambda row: (row["test_accuracy"], row["epoch"]))["epoch"] for r in survived)
         rows.append(
@@ -167,6 +169,7 @@ def methods(runs: Runs) -> str:
                 "" if apart is None else apart,
                 mean_and_deviation([r["curve"][-1]["test_loss"] for r in survived], ".3f", ".3f"),
                 mean_and_deviation(errors),
+                mean_and_deviation(modesty, "+.2f"),
                 mean_and_deviation([100 * record["curve"][-1]["train_accuracy"] for record in survived]),
                 "; ".join(f"seed {record['seed']}: {record['ended']}" for record in found if record["ended"]),
             )

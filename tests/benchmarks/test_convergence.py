@@ -105,6 +105,9 @@ def test_calibration_of_hand_made_answers():
     assert bins["loss"] == pytest.approx(-math.log(0.5 * 0.75 * 0.1) / 3, rel=1e-5)
     assert calibration.expected_calibration_error(bins) == pytest.approx((0.5 + abs(1 - 1.5)) / 3, rel=1e-5)
     assert sum(bins["count"]) == 3
+    modest, wrong = (calibration.reliability(logits[part], np.array([0])) for part in (slice(1), slice(2, 3)))
+    assert calibration.overconfidence(modest) == pytest.approx(-0.5, rel=1e-5)
+    assert calibration.overconfidence(wrong) == pytest.approx(0.75, rel=1e-5)
 
 
 def test_a_confidence_of_one_is_in_the_last_bin():
