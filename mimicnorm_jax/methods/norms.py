@@ -63,7 +63,8 @@ class GroupNorm:
     """Flax's GroupNorm (Wu & He 2018).
 
     Attributes:
-      groups: of channels; where they do not divide the channels, the greatest divisor of both.
+      groups: of channels; where they do not divide the channels, the greatest divisor of both. Of narrow layers half as
+        many groups as channels: a channel by itself would be instance normalization.
     """
 
     groups: int = 32
@@ -71,7 +72,9 @@ class GroupNorm:
 
     def __call__(self, train: bool, options: NormOptions) -> Callable[[jax.Array], jax.Array]:
         def norm(x: jax.Array) -> jax.Array:
-            groups = math.gcd(self.groups, x.shape[-1])
+            channels = x.shape[-1]
+            groups = math.gcd(self.groups, channels)
+            groups = max(1, channels // 2) if groups == channels else groups
             layer = nn.GroupNorm(groups, epsilon=1e-5, dtype=options.dtype, param_dtype=options.param_dtype, name="gn")
             return layer(x)
 

@@ -14,6 +14,7 @@ from flax import linen as nn
 from mimicnorm_jax import models
 from mimicnorm_jax.functional import scaled_standardize, standardize, ungrouped
 from mimicnorm_jax.methods import METHODS
+from mimicnorm_jax.methods.norms import NormOptions
 from mimicnorm_jax.models.resnet import Bottleneck, ResNet
 from tests.conftest import also
 
@@ -243,6 +244,23 @@ def test_groupnorm_of_standardized_kernels_is_ws_gn(name, x64):
     found, expected = (jax.jit(net.apply)({"params": p}, images) for net, p in zip(nets, (done, params), strict=True))
     assert float(abs(expected).max()) > 1e-3
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("channels", "together"), [(2, 2), (16, 2), (32, 2), (24, 3), (58, 29), (64, 2), (256, 8)])
+def test_groupnorm_normalizes_no_channel_by_itself(channels, together):
+    """32 groups as published, from 64 channels on; fewer in narrow layers."""
+    norm = METHODS["groupnorm"].norm
+    assert norm is not None
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return norm(False, NormOptions())(x)
+
+    x = jax.random.normal(_key(), (1, 2, 2, channels))
+    variables = Net().init(_key(), x)
+    by_input = jax.grad(lambda x: Net().apply(variables, x)[0, 0, 0, 0])(x)
+    assert int((jnp.abs(by_input).max((0, 1, 2)) > 0).sum()) == together
 
 
 def test_the_gain_of_a_normalizer_free_relu_keeps_the_variance_of_a_normal_input(x64):
