@@ -60,7 +60,7 @@ def neighbors_table(results: Path) -> str:
     ]
     for method, (name, claim) in BASELINES.items():
         run = f"method `{method}`, `benchmarks.paper.reproduce baselines`"
-        rows.append((name, claim, run, _baseline(results, method), "ImageNet"))
+        rows.append((name, claim, run, _baseline(results, method), "ResNet-18 for 150 epochs; ImageNet"))
     return table(["system", "claims", "run here", "came out", "not run"], rows)
 
 
@@ -139,12 +139,16 @@ def _search(results: Path) -> str:
 
 
 def _baseline(results: Path, method: str) -> str:
-    study = reproduce.make_study("baselines", False, None, "float32")
-    runs = {arm.method: found for arm, found in study.runs(list(study.store.read(results).values()))}
-    if not runs.get(method):
-        return NOT_RUN
-    ours, plain = (
-        mean_and_deviation([comparison.final(record) for record in runs.get(name, [])])
-        for name in (method, "batchnorm")
-    )
-    return _link(f"{ours} % (batchnorm {plain or NOT_RUN})", "baselines")
+    """What came out in each form of the study of rivals."""
+    parts = []
+    for study in (reproduce.make_study("baselines", small, None, "float32") for small in (False, True)):
+        runs = {arm.method: (arm.net, found) for arm, found in study.runs(list(study.store.read(results).values()))}
+        net, found = runs[method]
+        if found:
+            ours, plain = (
+                mean_and_deviation([comparison.final(record) for record in some])
+                for some in (found, runs["batchnorm"][1])
+            )
+            what = f"{net}, {study.experiment.epochs} epochs: {ours} % (batchnorm {plain or NOT_RUN})"
+            parts.append(_link(what, study.name))
+    return "; ".join(parts) or NOT_RUN
