@@ -142,13 +142,10 @@ def _baseline(results: Path, method: str) -> str:
     """What came out in each form of the study of rivals."""
     parts = []
     for study in (reproduce.make_study("baselines", small, None, "float32") for small in (False, True)):
-        runs = {arm.method: (arm.net, found) for arm, found in study.runs(list(study.store.read(results).values()))}
-        net, found = runs[method]
-        if found:
-            ours, plain = (
-                mean_and_deviation([comparison.final(record) for record in some])
-                for some in (found, runs["batchnorm"][1])
-            )
-            what = f"{net}, {study.experiment.epochs} epochs: {ours} % (batchnorm {plain or NOT_RUN})"
+        runs = {arm.method: found for arm, found in study.runs(list(study.store.read(results).values()))}
+        if runs[method]:
+            ours, plain = (mean_and_deviation([*map(comparison.final, runs[name])]) for name in (method, "batchnorm"))
+            net, epochs = study.experiment.arms[0].net, study.experiment.epochs
+            what = f"{net}, {epochs} epochs: {ours} % (batchnorm {plain or NOT_RUN})"
             parts.append(_link(what, study.name))
     return "; ".join(parts) or NOT_RUN

@@ -68,6 +68,15 @@ def difference(runs: Runs, method: str) -> Paired | None:
     return paired(_of(runs, method), _of(runs, "batchnorm"), final)
 
 
+def accuracies(runs: Runs, apart: Paired) -> tuple[str, str]:
+    """Final accuracies of MimicNorm and of BatchNorm, over the seeds of their difference."""
+    ours, theirs = (
+        mean_and_deviation([final(record) for record in _of(runs, method) if record["seed"] in apart.by_seed])
+        for method in ("mimicnorm", "batchnorm")
+    )
+    return ours, theirs
+
+
 def _against(apart: Paired, other: str) -> str:
     """A paired difference in words."""
     words = f"{abs(apart.mean):.2f} points {'above' if apart.mean >= 0 else 'below'} {other}"
@@ -81,17 +90,14 @@ def _against(apart: Paired, other: str) -> str:
 def conclusion(study: Study, records: Sequence[Record]) -> str:
     """What one may conclude, and what not, in three sentences; of the first network."""
     net, runs = next(iter(home_groups(study, records).items()))
-    ours, theirs = _of(runs, "mimicnorm"), _of(runs, "batchnorm")
-    apart = paired(ours, theirs, final)
+    apart = difference(runs, "mimicnorm")
     if apart is None:
         return "Nothing yet: BatchNorm and MimicNorm have not both been run."
-    both = [[final(record) for record in found if record["seed"] in apart.by_seed] for found in (ours, theirs)]
-    accuracies = " and ".join(mean_and_deviation(values) for values in both)
     text = [
         f"After {_epochs(runs)} epochs of CIFAR-100 a {NETS.get(net, net)} ends with MimicNorm "
-        f"{_against(apart, 'BatchNorm')}: final test accuracies {accuracies} %."
+        f"{_against(apart, 'BatchNorm')}: final test accuracies {' and '.join(accuracies(runs, apart))} %."
     ]
-    if (none := best_none(runs)) and (gain := paired(ours, none[1], final)):
+    if (none := best_none(runs)) and (gain := paired(_of(runs, "mimicnorm"), none[1], final)):
         text.append(
             f"Compared with the network without any of it (`{none[0]}`, the better of two initializations by this very "
             f"test accuracy), MimicNorm ends {_against(gain, 'it')}."
@@ -156,7 +162,7 @@ def methods(runs: Runs) -> str:
         found = sorted(unordered, key=lambda record: record["seed"])
         apart = None if arm.method == "batchnorm" else difference(runs, arm.method)
         survived = [record for record in found if not record["ended"]]
-        modesty = [100 * overconfidence(record["calibration"]) for record in survived]
+        overconfident = [100 * overconfidence(record["calibration"]) for record in survived]
         errors = [100 * expected_calibration_error(record["calibration"]) for record in survived]
         at = (max(r["curve"], key=lambda row: (row["test_accuracy"], row["epoch"]))["epoch"] for r in survived)
         rows.append(
@@ -169,7 +175,7 @@ def methods(runs: Runs) -> str:
                 "" if apart is None else apart,
                 mean_and_deviation([r["curve"][-1]["test_loss"] for r in survived], ".3f", ".3f"),
                 mean_and_deviation(errors),
-                mean_and_deviation(modesty, "+.2f"),
+                mean_and_deviation(overconfident, "+.2f"),
                 mean_and_deviation([100 * record["curve"][-1]["train_accuracy"] for record in survived]),
                 "; ".join(f"seed {record['seed']}: {record['ended']}" for record in found if record["ended"]),
             )

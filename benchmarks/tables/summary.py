@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from benchmarks._results import mean_and_deviation, table
+from benchmarks._results import table
 from benchmarks.ntk import compare
 from benchmarks.paper import convergence, reproduce
-from benchmarks.paper.comparison import final
 from benchmarks.paper.convergence import NETS
 from benchmarks.tables.memory import OURS, STEPS, measured, peak_and_time
 from benchmarks.tables.registry import named
@@ -35,11 +34,10 @@ def _at_the_end(results: Path) -> list[tuple[str, str, str]]:
     study, rows = reproduce.make_study("convergence", False, None, "float32"), []
     groups = convergence.home_groups(study, list(study.store.read(results).values()))
     for net, runs in groups.items():
-        records = {arm.method: found for arm, found in runs}
         if apart := convergence.difference(runs, "mimicnorm"):
-            cells = [f"{m} {mean_and_deviation([final(r) for r in records[m]])}" for m in ("mimicnorm", "batchnorm")]
+            ours, theirs = convergence.accuracies(runs, apart)
             what = f"final test accuracy after {runs[0][0].fields['epochs']} epochs of CIFAR-100, {NETS[net]}, %"
-            rows.append((what, f"{', '.join(cells)}; by seed {apart}", study.name))
+            rows.append((what, f"mimicnorm {ours}, batchnorm {theirs}; by seed {apart}", study.name))
     return rows
 
 

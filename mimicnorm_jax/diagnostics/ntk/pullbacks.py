@@ -1,6 +1,5 @@
 """What one example's backward sweeps start from, and the one sweep for all outputs of what is pooled."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mimicnorm_jax.diagnostics.tracing.network import TracedNetwork
-from mimicnorm_jax.diagnostics.tracing.pooled import pooled, pooled_at
+from mimicnorm_jax.diagnostics.tracing.pooled import pooled, pooled_at, pooled_size
 
 _ByIndex = Mapping[int, jax.Array]
 Pull = Callable[[jax.Array], tuple[dict[int, jax.Array], dict[int, jax.Array], jax.Array]]
@@ -42,8 +41,7 @@ def linearized(
         moved = outputs + shift.reshape(outputs.shape) if with_pooled and after is None else outputs
         return moved, evaluation.operands
 
-    size = network.outputs.size if after is None else math.prod(network.layers[after].product.sizes[:3])
-    shift = jnp.zeros(size if with_pooled else 0, network.outputs.dtype)
+    shift = jnp.zeros(pooled_size(network) if with_pooled else 0, network.outputs.dtype)
     return jax.vjp(forward, direct, perturbations, shift, has_aux=True)
 
 

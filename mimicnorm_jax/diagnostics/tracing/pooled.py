@@ -29,6 +29,12 @@ def pooled_at(network: TracedNetwork) -> int | None:
     return after if after < len(network.layers) else None
 
 
+def pooled_size(network: TracedNetwork) -> int:
+    """How many numbers h has."""
+    after = pooled_at(network)
+    return network.outputs.size if after is None else math.prod(network.layers[after].product.sizes[:3])
+
+
 def pooled(network: TracedNetwork, leaves: Sequence[Any], x: Any, perturbations: Perturbations) -> jax.Array:
     """h, in one axis, with these perturbations of the layers' products."""
     after = pooled_at(network)
@@ -44,9 +50,8 @@ def pooled_layers(network: TracedNetwork, x: Any, candidates: Sequence[LayerCall
       x: its inputs, an array or a shape.
       candidates: layers to look at.
     """
-    after = pooled_at(network)
-    size = network.outputs.size if after is None else math.prod(network.layers[after].product.sizes[:3])
-    fitting = [layer for layer in candidates if _channels(layer) == size and (after is None or layer.index < after)]
+    size = pooled_size(network)
+    fitting = [layer for layer in candidates if _channels(layer) == size]
     if not fitting:
         return set()
     moved = {layer.index: jax.ShapeDtypeStruct(layer.shape, layer.dtype) for layer in fitting}
@@ -54,7 +59,8 @@ def pooled_layers(network: TracedNetwork, x: Any, candidates: Sequence[LayerCall
     program = pruned(jax.make_jaxpr(lambda *arguments: pooled(network, *arguments))(*shapes))
     if without_jvp(program):
         return set()  # a hand-written backward pass need not be linear
-    around = _around(network, shapes)
+    (h,) = program.out_avals
+    around = _around(network, (*shapes, jax.ShapeDtypeStruct(h.shape, h.dtype)))
     return {layer.index for layer in fitting if layer.index not in around and _is_separate(program, shapes, layer)}
 
 
@@ -65,20 +71,19 @@ def _channels(layer: LayerCall) -> int:
     return channels if positions > 1 and groups == len(wide) == 1 else 0
 
 
-def _around(network: TracedNetwork, shapes: tuple[Any, Any, dict[int, Any]]) -> set[int]:
-    """The layers whose products reach the outputs in another way than through h."""
+def _around(network: TracedNetwork, shapes: tuple[Any, Any, dict[int, Any], Any]) -> set[int]:
+    """The layers whose products reach the outputs in another way than through h, the last of what has these shapes."""
     after = pooled_at(network)
     if after is None:
         return set()
-    operand = jax.eval_shape(lambda *arguments: pooled(network, *arguments), *shapes)
 
     def outputs(leaves: Sequence[Any], x: Any, moved: Perturbations, h: jax.Array) -> jax.Array:
         given = {after: lambda before: h.reshape(before.shape).astype(before.dtype)}
         return network.run(leaves, x, perturbations=moved, operands=given)[0]
 
-    jaxpr = pruned(jax.make_jaxpr(outputs)(*shapes, operand)).jaxpr
+    jaxpr = pruned(jax.make_jaxpr(outputs)(*shapes)).jaxpr
     used = {id(atom) for equation in jaxpr.eqns for atom in equation.invars} | set(map(id, jaxpr.outvars))
-    arguments = jax.tree.unflatten(jax.tree.structure((*shapes, operand)), jaxpr.invars)
+    arguments = jax.tree.unflatten(jax.tree.structure(shapes), jaxpr.invars)
     return {i for i, variable in arguments[2].items() if id(variable) in used}
 
 
