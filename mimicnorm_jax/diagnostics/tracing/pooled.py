@@ -32,7 +32,7 @@ def pooled_at(network: TracedNetwork) -> int | None:
 def pooled_size(network: TracedNetwork) -> int:
     """How many numbers h has."""
     after = pooled_at(network)
-    return network.outputs.size if after is None else math.prod(network.layers[after].product.sizes[:3])
+    return network.outputs.size if after is None else math.prod(network.layers[after].product.x_shape)
 
 
 def pooled(network: TracedNetwork, leaves: Sequence[Any], x: Any, perturbations: Perturbations) -> jax.Array:

@@ -35,6 +35,11 @@ class Product(Protocol):
         ...
 
     @property
+    def x_shape(self) -> tuple[int, ...]:
+        """Of the activations' operand, of which a convolution of one position need not read everything."""
+        ...
+
+    @property
     def kernel_map(self) -> tuple[Any, ...]:
         """What `kernel` depends on; of two products with equal ones, it is the same map."""
         ...

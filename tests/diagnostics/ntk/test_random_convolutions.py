@@ -1,0 +1,92 @@
+"""Whatever its convolutions, a network's tangent kernel is the product of its Jacobians, in each of a layer's forms.
+
+`MIMICNORM_TEST_PROGRAMS=1000 pytest -m slow` on this file tries a thousand, in half an hour.
+"""
+
+import os
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+
+from mimicnorm_jax.diagnostics import EmpiricalNTK
+from mimicnorm_jax.diagnostics.ntk import structured_derivatives
+from tests.diagnostics.networks import reference
+from tests.diagnostics.ntk.random_convolutions import ConvProgram
+
+pytestmark = pytest.mark.usefixtures("x64")
+MANY = int(os.environ.get("MIMICNORM_TEST_PROGRAMS", "24"))
+FIRST = int(os.environ.get("MIMICNORM_TEST_FIRST", "1000"))
+CHEAPEST = {
+    "as it costs": {},
+    "pooled": {"pooled_cost": lambda *_: -1.0},
+    "factors": {"costs": lambda *_: {"factored": 0.0, "written": 1e99}},
+    "written out": {"costs": lambda *_: {"factored": 1e99, "written": 0.0}},
+}
+
+
+def _expected(program):
+    full = reference(program, program.params, program.x)
+    return {
+        "full": full,
+        "diagonal": np.einsum("nmoo->nmo", full),
+        "trace": np.einsum("nmoo->nm", full),
+        0: full[:, :, 0, 0],
+    }[program.output]
+
+
+def _outcome(seed, form):
+    """`agreed`, `nothing to compare` or how far off; and what was planned."""
+    program = ConvProgram(seed)
+    with np.errstate(all="ignore"):
+        expected = _expected(program)
+    scale = np.abs(expected).max()
+    if not np.isfinite(expected).all() or not 1e-8 < scale < 1e8:
+        return program, "nothing to compare", ""
+    kernel = EmpiricalNTK(program, output=program.output, implementation="structured_derivatives", check=False)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, cost in CHEAPEST[form].items():
+            patch.setattr(structured_derivatives, name, cost)
+        detail = kernel.plan(program.params, program.x).detail
+        found = np.asarray(kernel(program.params, program.x))
+    error = np.abs(found - expected).max() / scale
+    # Roundings of float64; in a random network that divides by a deviation they grow.
+    return program, "agreed" if error < 1e-9 else f"off by {error:.2g}", detail
+
+
+@pytest.mark.parametrize(
+    ("seed", "form"),
+    [
+        (6, "pooled"),
+        (169, "pooled"),
+        (64, "pooled"),
+        (72, "pooled"),
+        (9, "factors"),
+        (12, "written out"),
+        (5, "as it costs"),
+    ],
+)
+def test_random_convolutions(seed, form):
+    program, found, detail = _outcome(seed, form)
+    assert found == "agreed", program.steps
+    # 169 ends in a convolution of one position that reads more than one number a channel.
+    assert ("by a column" in detail) == (form == "pooled" and seed != 169)
+
+
+@pytest.mark.slow
+def test_many_random_convolutions():
+    counts: Counter[str] = Counter()
+    wrong = []
+    for seed in range(FIRST, FIRST + MANY):
+        form = list(CHEAPEST)[seed % len(CHEAPEST)]
+        program, found, detail = _outcome(seed, form)
+        counts[found] += 1
+        counts["by a column"] += "by a column" in detail
+        if found not in ("agreed", "nothing to compare"):
+            wrong.append((seed, form, found, program.steps))
+        if seed % 20 == 19:
+            jax.clear_caches()
+    print(dict(counts))
+    assert not wrong, wrong
+    assert counts["agreed"] > MANY / 2
