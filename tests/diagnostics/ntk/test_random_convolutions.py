@@ -37,7 +37,7 @@ def _expected(program):
 
 
 def _outcome(seed, form):
-    """`agreed`, `nothing to compare` or how far off; and what was planned."""
+    """`agreed`, `refused`, `nothing to compare` or how far off; and what was planned."""
     program = ConvProgram(seed)
     with np.errstate(all="ignore"):
         expected = _expected(program)
@@ -49,7 +49,13 @@ def _outcome(seed, form):
         for name, cost in CHEAPEST[form].items():
             patch.setattr(structured_derivatives, name, cost)
         detail = kernel.plan(program.params, program.x).detail
-        found = np.asarray(kernel(program.params, program.x))
+        try:
+            found = np.asarray(kernel(program.params, program.x))
+        except ValueError as error:
+            # A maximum's derivative is shared by all that equal it, which are none once XLA rounds it otherwise.
+            if "not finite" not in str(error) or program.pool not in ("maximum", "both"):
+                raise
+            return program, "refused", detail
     error = np.abs(found - expected).max() / scale
     # Roundings of float64; in a random network that divides by a deviation they grow.
     return program, "agreed" if error < 1e-9 else f"off by {error:.2g}", detail
@@ -83,7 +89,7 @@ def test_many_random_convolutions():
         program, found, detail = _outcome(seed, form)
         counts[found] += 1
         counts["by a column"] += "by a column" in detail
-        if found not in ("agreed", "nothing to compare"):
+        if found not in ("agreed", "refused", "nothing to compare"):
             wrong.append((seed, form, found, program.steps))
         if seed % 20 == 19:
             jax.clear_caches()
