@@ -70,7 +70,7 @@ OPS = {
     "cumulative positions": lambda h, x: jnp.cumsum(h, 1),
     "sorted positions": lambda h, x: jnp.sort(h, 1),
     "rows": lambda h, x: _rows(h),
-    "by example": lambda h, x: lax.map(lambda one: one - one.max((0, 1)), h),
+    "by example": lambda h, x: lax.map(lambda one: one - one.max((0, 1), keepdims=True), h),
     "turns": lambda h, x: lax.fori_loop(0, 2, lambda _, h: jnp.tanh(h), h),
     "position mask": lambda h, x: jnp.where(_mask(1, *h.shape[1:3], 1), h, 0),
     "mask": lambda h, x: jnp.where(_mask(1, *h.shape[1:]), h, 0),
