@@ -53,8 +53,7 @@ def _neighbours(h):
 
 
 # Of activations (examples, rows, columns, channels) h and of what the layer read, x; the shape stays.
-OPS = {
-    # Channel by channel.
+BY_CHANNEL = {
     "relu": lambda h, x: jax.nn.relu(h),
     "tanh": lambda h, x: jnp.tanh(h),
     "relu6": lambda h, x: jnp.clip(h, 0, 1),
@@ -84,6 +83,8 @@ OPS = {
     "plus what it read": lambda h, x: h + x.mean((1, 2, 3), keepdims=True),
     "gated by position": lambda h, x: _gate(h, x.mean((1, 2), keepdims=True).sum(-1, keepdims=True)),
     "one channel of what it read": lambda h, x: h + x.mean((1, 2), keepdims=True)[..., :1],
+}
+OPS = BY_CHANNEL | {
     # These bring channels together, or exchange them.
     "over channels": lambda h, x: _over(h, 3),
     "over all": lambda h, x: _over(h, 1, 2, 3),
@@ -104,7 +105,7 @@ OPS = {
 }
 
 # From activations to (examples, features).
-POOLS = {
+POOLS_BY_CHANNEL = {
     "mean": lambda h: h.mean((1, 2)),
     "sum": lambda h: h.reshape(len(h), -1, h.shape[-1]).sum(1),
     "maximum": lambda h: h.max((1, 2)),
@@ -113,6 +114,8 @@ POOLS = {
     "dot": lambda h: jnp.einsum("nijc,ij->nc", h, jnp.linspace(0, 1, h[0, :, :, 0].size).reshape(h.shape[1:3])),
     "logarithm": lambda h: jax.nn.logsumexp(h, (1, 2)),
     "power": lambda h: jnp.sqrt((h**2).mean((1, 2)) + 0.1),
+}
+POOLS = POOLS_BY_CHANNEL | {
     "flat": lambda h: h.reshape(len(h), -1),
     "both": lambda h: jnp.concatenate([h.mean((1, 2)), h.max((1, 2))], -1),
     "rows": lambda h: h.mean(2).reshape(len(h), -1),
@@ -153,8 +156,10 @@ class ConvProgram:
         rng = self._rng = np.random.default_rng((self.seed, 7))
         self.x = self._draw(N, *rng.integers(2, 6, 2), int(rng.integers(1, 4)))
         self.params = {"gain": self._draw(), "channels": self._draw(18)}
-        self.layers = [self._layer(rng) for _ in range(rng.choice((1, 2, 3), p=(0.3, 0.5, 0.2)))]
-        self.pool, self.again = str(rng.choice(list(POOLS))), bool(rng.random() < 0.2)
+        ops, pools = (BY_CHANNEL, POOLS_BY_CHANNEL) if rng.random() < 0.5 else (OPS, POOLS)
+        before = int(rng.choice(3, p=(0.3, 0.5, 0.2)))
+        self.layers = [*(self._layer(rng, list(OPS)) for _ in range(before)), self._layer(rng, list(ops))]
+        self.pool, self.again = str(rng.choice(list(pools))), bool(rng.random() < 0.2)
         self.head = str(rng.choice(("dense", "two", "none", "scaled", "squared"), p=(0.5, 0.15, 0.15, 0.1, 0.1)))
         self.output = (*("full", "diagonal", "trace"), 0)[rng.integers(4)]
         self._complete: dict[str, Any] | None = None
@@ -174,8 +179,8 @@ class ConvProgram:
         return params[name]
 
     @staticmethod
-    def _layer(rng: np.random.Generator) -> dict[str, Any]:
-        ops = [str(op) for op in rng.choice(list(OPS), rng.choice(4, p=(0.15, 0.45, 0.3, 0.1)))]
+    def _layer(rng: np.random.Generator, known: list[str]) -> dict[str, Any]:
+        ops = [str(op) for op in rng.choice(known, rng.choice(4, p=(0.15, 0.45, 0.3, 0.1)))]
         tall, wide = (int(size) for size in rng.integers(1, 4, 2))
         spread = tuple(int(d) for d in rng.choice((1, 2), 2, p=(0.9, 0.1)))
         named = spread == (1, 1) and rng.random() < 0.7

@@ -117,6 +117,17 @@ def test_another_way_to_the_outputs():
     assert _names(apply_fn, _params()) == set()
 
 
+def test_a_convolution_of_one_position_that_reads_a_map():
+    """It may skip what it was given, as this stride does: not one number a channel, though it multiplies as many."""
+
+    def apply_fn(p, x):
+        y = jnp.sin(_conv(jnp.tanh(_conv(x, p["first"])), p["second"])[:, :2, :2])
+        last = p["head"].reshape(1, 1, C, 3)
+        return lax.conv_general_dilated(y, last, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))[:, 0, 0]
+
+    assert _names(apply_fn, _params()) == set()
+
+
 def test_outputs_that_are_pooled_themselves():
     """Of a classifier that is a convolution, the columns are those of the identity."""
 

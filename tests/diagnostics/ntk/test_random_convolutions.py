@@ -63,21 +63,12 @@ def _outcome(seed, form):
 
 @pytest.mark.parametrize(
     ("seed", "form"),
-    [
-        (6, "pooled"),
-        (169, "pooled"),
-        (64, "pooled"),
-        (72, "pooled"),
-        (9, "factors"),
-        (12, "written out"),
-        (5, "as it costs"),
-    ],
+    [(8, "pooled"), (53, "pooled"), (18, "pooled"), (9, "factors"), (15, "written out"), (23, "as it costs")],
 )
 def test_random_convolutions(seed, form):
     program, found, detail = _outcome(seed, form)
     assert found == "agreed", program.steps
-    # 169 ends in a convolution of one position that reads more than one number a channel.
-    assert ("by a column" in detail) == (form == "pooled" and seed != 169)
+    assert ("by a column" in detail) == (form == "pooled")
 
 
 @pytest.mark.slow
