@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from mimicnorm_jax.diagnostics.ntk.features import in_grams
+from mimicnorm_jax.diagnostics.ntk.implementation import Counts, sides
 from mimicnorm_jax.diagnostics.ntk.jacobians import Output
 
 TURN, ENTRY = 40_000, 32
@@ -10,9 +11,7 @@ TURN, ENTRY = 40_000, 32
 up one entry of two Gram matrices, by their time on a CPU."""
 
 
-def costs(
-    sizes: Sequence[int], groups: tuple[int, int], examples: int, outputs: int, output: Output, symmetric: bool
-) -> dict[str, float]:
+def costs(sizes: Sequence[int], counts: Counts, examples: int, outputs: int, output: Output) -> dict[str, float]:
     """Multiply-accumulates that a layer's contribution takes with its derivatives written out, or left as factors.
 
     Of many positions, factors are multiplied pair by pair in a loop (`_chain`), whose turns count as well, or,
@@ -20,17 +19,17 @@ def costs(
 
     Args:
       sizes: positions S, groups of channels G, fan-in F, output channels C.
-      groups: of examples, on each side.
+      counts: groups of examples on each side.
       examples: in a group.
       outputs: of the network that are differentiated.
       output: which pairs of outputs.
-      symmetric: whether both sides are the same examples.
 
     Returns:
       MACs with the derivatives `written` out and `factored`.
     """
     s, g, f, c = sizes
-    n, m = groups
+    n, m = sides(counts)
+    symmetric = counts[1] is None
     rows = examples * outputs
     pairs = examples**2 * outputs * (outputs if output == "full" else 1)
     half = 0.5 if symmetric else 1.0
@@ -44,12 +43,14 @@ def costs(
     return {"written": dense, "factored": half * n * m * (products + TURN * (1 + rows))}
 
 
-def pooled_cost(sizes: Sequence[int], groups: tuple[int, int], outputs: int, output: Output, symmetric: bool) -> float:
+def pooled_cost(sizes: Sequence[int], counts: Counts, outputs: int, output: Output) -> float:
     """Likewise of a layer that reaches the outputs by one number a channel: a map for all outputs, and their columns.
 
     Args:
-      sizes, groups, outputs, output, symmetric: as above, of groups of one example.
+      sizes, counts, outputs, output: as above, of groups of one example.
     """
     s, _, f, c = sizes
-    n, m = groups
-    return (n if symmetric else n + m) * s * f * c + n * m * c * (f + outputs * (outputs if output == "full" else 1))
+    n, m = sides(counts)
+    return (n if counts[1] is None else n + m) * s * f * c + n * m * c * (
+        f + outputs * (outputs if output == "full" else 1)
+    )

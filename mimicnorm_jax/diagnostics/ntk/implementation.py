@@ -14,6 +14,11 @@ Counts = tuple[int, int | None]
 """Groups of examples on each side; None where the second side is the first."""
 
 
+def sides(counts: Counts) -> tuple[int, int]:
+    """Groups of examples on each side, also where the second is the first."""
+    return counts[0], counts[1] or counts[0]
+
+
 @dataclass(frozen=True)
 class Request:
     """What is to be computed.
@@ -122,7 +127,7 @@ class Implementation:
 
     def _is_whole(self, left: int, right: int) -> bool:
         """Whether blocks of so many groups are the whole kernel, which one program computes."""
-        return left == self.counts[0] and right == (self.counts[1] or self.counts[0])
+        return (left, right) == sides(self.counts)
 
     def _sum_of_bytes(self, left: int, right: int, group: float, terms: int) -> int:
         groups = left if self.counts[1] is None and left == self.counts[0] else left + right

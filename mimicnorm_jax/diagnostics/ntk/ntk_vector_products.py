@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mimicnorm_jax.diagnostics.ntk.implementation import Implementation
+from mimicnorm_jax.diagnostics.ntk.implementation import Implementation, sides
 from mimicnorm_jax.diagnostics.ntk.weighting import Weights, all_parameters
 from mimicnorm_jax.diagnostics.tracing import jaxprs, validation
 from mimicnorm_jax.diagnostics.tracing.outputs import evaluable
@@ -23,8 +23,8 @@ class NTKVectorProducts(Implementation):
 
     @property
     def macs(self) -> float:
-        columns = (self.counts[1] or self.counts[0]) * self.request.rows
-        return columns * self.request.forward_macs * (3 + 3 * self.counts[0])
+        left, right = sides(self.counts)
+        return right * self.request.rows * self.request.forward_macs * (3 + 3 * left)
 
     def bytes(self, left: int, right: int) -> int:
         parameters = sum(self.request.network.sizes)

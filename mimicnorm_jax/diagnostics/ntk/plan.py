@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mimicnorm_jax.diagnostics.ntk.implementation import Counts, Implementation, Request
+from mimicnorm_jax.diagnostics.ntk.implementation import Counts, Implementation, Request, sides
 from mimicnorm_jax.diagnostics.ntk.jacobian_contraction import JacobianContraction
 from mimicnorm_jax.diagnostics.ntk.ntk_vector_products import NTKVectorProducts
 from mimicnorm_jax.diagnostics.ntk.structured_derivatives import StructuredDerivatives
@@ -95,16 +95,16 @@ def _affordable(
     candidates: Mapping[str, Implementation], counts: Counts, memory: int, examples: int
 ) -> tuple[str, tuple[int, int]]:
     """The candidate of fewest MACs that fits the memory, and how many groups it takes on each side."""
-    second = counts[1] or counts[0]
+    first, second = sides(counts)
     for name in sorted(candidates, key=lambda name: candidates[name].macs):
         bytes_of = candidates[name].bytes
-        if bytes_of(counts[0], second) <= memory:
-            return name, (counts[0], second)
-        size = max(counts[0], second)
+        if bytes_of(first, second) <= memory:
+            return name, (first, second)
+        size = max(first, second)
         while size > 1 and bytes_of(size, size) > memory:
             size = (size + 1) // 2
         if bytes_of(size, size) <= memory:
-            return name, (min(size, counts[0]), min(size, second))
+            return name, (min(size, first), min(size, second))
     least = min(candidate.bytes(1, 1) for candidate in candidates.values())
     batch = "a smaller batch (coupled examples cannot be split), " if examples > 1 else ""
     raise ValueError(

@@ -13,6 +13,7 @@ jaxpr, and the order of contractions follows from a layer's sizes.
 """
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -31,7 +32,7 @@ from mimicnorm_jax.diagnostics.ntk.features import (
     contract_by_parameter,
     in_grams,
 )
-from mimicnorm_jax.diagnostics.ntk.implementation import Counts, Implementation, Request
+from mimicnorm_jax.diagnostics.ntk.implementation import Counts, Implementation, Request, sides
 from mimicnorm_jax.diagnostics.ntk.jacobians import FactoredJacobian, Jacobian, PooledJacobian
 from mimicnorm_jax.diagnostics.ntk.matching import MatchedKernel, match_kernels, shared
 from mimicnorm_jax.diagnostics.tracing.network import LayerCall, TracedNetwork
@@ -96,7 +97,8 @@ class StructuredDerivatives(Implementation):
             cheaper, macs[first] = self._price(kernels)
             factored |= {kernel.layer.index: cheaper for kernel in kernels}
             if len(kernels) == self.request.examples == 1 and not kernels[0].by_channel:
-                by_columns[first] = self._price_of_columns(kernels[0])
+                sizes = kernels[0].layer.product.sizes
+                by_columns[first] = pooled_cost(sizes, self.counts, self.request.outputs, self.request.output)
         cheap = [self.network.layers[i] for i in sorted(by_columns) if by_columns[i] < macs[i]]
         found = pooled_layers(self.network, self.request.x, cheap)
         macs |= {i: by_columns[i] for i in found}
@@ -106,19 +108,12 @@ class StructuredDerivatives(Implementation):
         """Whether derivatives are cheaper as factors than written out, and the MACs of what is cheaper."""
         request, (_, g, f, c) = self.request, kernels[0].layer.product.sizes
         s = sum(kernel.layer.product.sizes[0] for kernel in kernels)
-        groups, symmetric = (self.counts[0], self.counts[1] or self.counts[0]), self.counts[1] is None
-        cost = costs((s, g, f, c), groups, request.examples, request.outputs, request.output, symmetric)
+        cost = costs((s, g, f, c), self.counts, request.examples, request.outputs, request.output)
         if kernels[0].by_channel:  # two more numbers a channel
             pairs = request.rows * (request.rows if request.output == "full" else request.examples)
             sweep = self._sides * 3 * s * g * c * (f + request.rows)
             cost["factored"] += sweep + self._pairs * pairs * 2 * g * c
         return cost["factored"] < cost["written"], min(cost.values())
-
-    def _price_of_columns(self, kernel: MatchedKernel) -> float:
-        """MACs of a layer of groups of one example, if it is a pooled one."""
-        request, groups = self.request, (self.counts[0], self.counts[1] or self.counts[0])
-        symmetric = self.counts[1] is None
-        return pooled_cost(kernel.layer.product.sizes, groups, request.outputs, request.output, symmetric)
 
     def _folded_biases(self) -> set[int]:
         """Biases whose contribution goes with their kernel's: it is that of one more input, the constant 1."""
@@ -150,8 +145,12 @@ class StructuredDerivatives(Implementation):
     @property
     def macs(self) -> float:
         request = self.request
-        groups = self.counts[0] * (self.counts[1] or self.counts[0])
-        pairs = groups * request.examples**2 * request.outputs * (request.outputs if request.output == "full" else 1)
+        pairs = (
+            math.prod(sides(self.counts))
+            * request.examples**2
+            * request.outputs
+            * (request.outputs if request.output == "full" else 1)
+        )
         dense = pairs * sum(size for leaf, size in self._sizes.items() if leaf not in self._folded)
         return self._sides * request.forward_macs * (request.rows + 1) + (self._contraction_macs + dense)
 

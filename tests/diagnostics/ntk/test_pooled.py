@@ -224,6 +224,6 @@ def test_inner_products(monkeypatch, output):
 def test_price():
     """Of a network with one output there is nothing to share; with many the price does not grow with their number."""
     sizes = (256, 1, 576, 64)
-    one, ten, hundred = (pooled_cost(sizes, (32, 32), outputs, "trace", True) for outputs in (1, 10, 100))
+    one, ten, hundred = (pooled_cost(sizes, (32, None), outputs, "trace") for outputs in (1, 10, 100))
     assert ten < 1.1 * one
     assert hundred < 2 * one
