@@ -30,6 +30,11 @@ _SETTING = (
     "having no scale by which logits could grow as a network becomes sure."
 )
 
+_TEMPERATURE = (
+    "Logits divided by a temperature (Guo et al. 2017) that is fitted on half of the test images, and what the other "
+    "half says before and then. The first runs were not measured so."
+)
+
 
 def _compared(study: Study, records: Sequence[Record]) -> Runs:
     """The runs of all arms but those of `why`."""
@@ -137,6 +142,7 @@ def page(study: Study, folder: Path, records: Sequence[Record]) -> str:
         text += _pictures(study, folder, records, f"{study.name}-{net}")
     text += ["", "## Learning rates", "", rates(study, records)]
     text += _pictures(study, folder, records, f"{study.name}_rates")
+    text += ["", "## Confidence", "", _TEMPERATURE, "", confidence(study, records)]
     text += ["", "## Why", "", why.ABOUT, "", why.table(study, records)]
     text += [
         "",
@@ -181,6 +187,22 @@ def methods(runs: Runs) -> str:
             )
         )
     return table(header, rows)
+
+
+def confidence(study: Study, records: Sequence[Record]) -> str:
+    """What one number that all logits are divided by mends, where that was measured."""
+    rows = []
+    for arm, found in _compared(study, records):
+        scalings = [s for r in found if (s := r.get("calibration", {}).get("temperature_scaling"))]
+        if scalings:
+            sides = [[scaling[side] for scaling in scalings] for side in ("before", "after")]
+            losses = (mean_and_deviation([bins["loss"] for bins in side], ".3f", ".3f") for side in sides)
+            errors = (mean_and_deviation([100 * expected_calibration_error(bins) for bins in side]) for side in sides)
+            temperature = mean_and_deviation([scaling["temperature"] for scaling in scalings])
+            rate = f"{arm.fields['learning_rate']:g}"
+            rows.append((NETS.get(arm.net, arm.net), arm.method, rate, len(scalings), temperature, *losses, *errors))
+    header = ["network", "method", "learning rate", "runs", "temperature", "test loss", "then", "calibration error, %"]
+    return table([*header, "then"], rows)
 
 
 def _by_rate(study: Study, records: Sequence[Record]) -> dict[str, dict[float, Record | None]]:

@@ -116,6 +116,22 @@ def test_a_confidence_of_one_is_in_the_last_bin():
     assert bins["loss"] == 0.0
 
 
+def test_a_temperature_is_found_again_and_mends_what_it_spoiled():
+    """Labels are drawn from a softmax whose logits are then shrunk: too modest, as under a BatchNorm without scale."""
+    rng = np.random.default_rng(0)
+    honest = 2.0 * rng.standard_normal((20_000, 10))
+    labels = (honest + rng.gumbel(size=honest.shape)).argmax(1)
+    found = calibration.temperature_scaling(0.25 * honest, labels)
+    # 10,000 images tell the temperature of their own loss to about 1 %.
+    assert found["temperature"] == pytest.approx(0.25, rel=0.05)
+    assert calibration.overconfidence(found["before"]) < -0.2
+    assert abs(calibration.overconfidence(found["after"])) < 0.02
+    assert found["after"]["accuracy"] == found["before"]["accuracy"]
+    assert found["after"]["loss"] == pytest.approx(
+        calibration.reliability(honest[1::2], labels[1::2])["loss"], abs=2e-3
+    )
+
+
 def test_a_network_that_does_not_answer_as_its_run_did_is_refused(tmp_path, monkeypatch):
     (tmp_path / "summary.json").write_text(json.dumps({"final_accuracy": 0.5}))
     monkeypatch.setattr(calibration._process, "measure", lambda *_: {"accuracy": 0.52})
