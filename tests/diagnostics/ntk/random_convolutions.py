@@ -104,6 +104,13 @@ OPS = BY_CHANNEL | {
     "stopped": lambda h, x: h - lax.stop_gradient(h.max(-1, keepdims=True)),
 }
 
+BATCH_OPS = {
+    "batch norm": lambda h, x: _over(h, 0, 1, 2),
+    "batch softmax": lambda h, x: jax.nn.softmax(h, 0),
+    "batch rolled": lambda h, x: h + jnp.roll(h, 1, 0),
+    "batch gate": lambda h, x: _gate(h, x.mean((0, 1, 2, 3), keepdims=True)),
+}
+
 # From activations to (examples, features).
 POOLS_BY_CHANNEL = {
     "mean": lambda h: h.mean((1, 2)),
@@ -136,7 +143,7 @@ KERNEL_OPS = {
 
 @dataclass
 class ConvProgram:
-    """A random network of convolutions; examples never influence one another.
+    """A random network of convolutions.
 
     Attributes:
       seed: of everything about it.
@@ -144,6 +151,7 @@ class ConvProgram:
       params: its parameters.
       x: inputs.
       output: what kernel to ask for.
+      coupled: whether examples may influence one another.
     """
 
     seed: int
@@ -161,13 +169,16 @@ class ConvProgram:
         self.layers = [*(self._layer(rng, list(OPS)) for _ in range(before)), self._layer(rng, list(ops))]
         self.pool, self.again = str(rng.choice(list(pools))), bool(rng.random() < 0.2)
         self.head = str(rng.choice(("dense", "two", "none", "scaled", "squared"), p=(0.5, 0.15, 0.15, 0.1, 0.1)))
+        self.coupled = bool(rng.random() < 0.25)
+        if self.coupled:
+            self.layers[0]["ops"].append(str(rng.choice(list(BATCH_OPS))))
         self.output = (*("full", "diagonal", "trace"), 0)[rng.integers(4)]
         self._complete: dict[str, Any] | None = None
         self.x = jnp.asarray(self.x)
         shapes = jax.eval_shape(self, self.params, self.x)  # draws kernels as their shapes become known
         self._complete = self.params = jax.tree.map(jnp.asarray, self.params)
         self.steps = [f"x {self.x.shape}", *map(str, self.layers), f"{self.pool}, {self.head}, again {self.again}"]
-        self.steps += [f"output {self.output} of {shapes.shape[1]}"]
+        self.steps += [f"output {self.output} of {shapes.shape[1]}, coupled {self.coupled}"]
 
     def _draw(self, *shape: int) -> np.ndarray:
         return np.asarray(self._rng.standard_normal(shape) / np.sqrt(max(np.prod(shape[:-1]), 1)))
@@ -228,7 +239,7 @@ class ConvProgram:
             if not h.size:
                 return jnp.zeros((len(x), O))
             for op in layer["ops"]:
-                h = OPS[op](h, before)
+                h = (OPS | BATCH_OPS)[op](h, before)
             if layer["shortcut"] and h.shape == before.shape:
                 h = h + before
             if layer["concatenated"] and h.shape[:3] == before.shape[:3]:

@@ -44,7 +44,13 @@ def _outcome(seed, form):
     scale = np.abs(expected).max()
     if not np.isfinite(expected).all() or not 1e-8 < scale < 1e8:
         return program, "nothing to compare", ""
-    kernel = EmpiricalNTK(program, output=program.output, implementation="structured_derivatives", check=False)
+    kernel = EmpiricalNTK(
+        program,
+        output=program.output,
+        implementation="structured_derivatives",
+        batch_coupled=program.coupled,
+        check=False,
+    )
     with pytest.MonkeyPatch.context() as patch:
         for name, cost in CHEAPEST[form].items():
             patch.setattr(structured_derivatives, name, cost)
@@ -63,7 +69,7 @@ def _outcome(seed, form):
 
 @pytest.mark.parametrize(
     ("seed", "form"),
-    [(8, "pooled"), (54, "pooled"), (18, "pooled"), (9, "factors"), (15, "written out"), (23, "as it costs")],
+    [(8, "pooled"), (44, "pooled"), (18, "pooled"), (9, "factors"), (15, "written out"), (23, "as it costs")],
 )
 def test_random_convolutions(seed, form):
     program, found, detail = _outcome(seed, form)
