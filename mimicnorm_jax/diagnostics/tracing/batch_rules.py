@@ -21,7 +21,7 @@ _REDUCTIONS = (
     *(f"reduce_{n}" for n in ("sum", "max", "min", "prod", "and", "or", "xor")),
 )
 _CUMULATIVE = ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
-_WINDOWS = ("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min")
+_WINDOWS = (*(f"reduce_window{n}" for n in ("", "_sum", "_max", "_min")), "select_and_gather_add")
 _MATRICES = ("cholesky", "eigh", "svd", "qr", "lu", "schur", "triangular_solve", "householder_product", "geqrf")
 ACROSS = "brings different examples of the batch together"
 

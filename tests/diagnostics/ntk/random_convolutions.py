@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mimicnorm_jax.functional import relu_save_mask
+
 N, O = 2, 3
 
 
@@ -59,6 +61,8 @@ BY_CHANNEL = {
     "relu6": lambda h, x: jnp.clip(h, 0, 1),
     "square": lambda h, x: h * h,
     "smooth": lambda h, x: _smooth(h),
+    "mask kept": lambda h, x: relu_save_mask(h),
+    "factor without gradient": lambda h, x: h * lax.stop_gradient(jax.nn.softmax(h)),
     "rematerialized": lambda h, x: jax.checkpoint(jnp.sin)(h),
     "max pool": lambda h, x: _pool(h, lax.max, -jnp.inf),
     "average pool": lambda h, x: _pool(h, lax.add, 0.0) / 4,

@@ -15,7 +15,7 @@ from mimicnorm_jax.diagnostics.ntk.features import contract
 from mimicnorm_jax.diagnostics.ntk.jacobians import PooledJacobian
 from mimicnorm_jax.diagnostics.tracing import TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.pooled import pooled_layers
-from mimicnorm_jax.functional import relu
+from mimicnorm_jax.functional import relu, relu_save_mask
 from tests.diagnostics.networks import close, draw, filled, reference
 from tests.diagnostics.ntk.random_programs import centered
 
@@ -59,6 +59,8 @@ def _wide_max(y):
 POOLED = {
     "mean": lambda y, x, p: _mean(jax.nn.relu(y + p["b"].reshape(1, 1, 1, C))),
     "lean ReLU": lambda y, x, p: _mean(relu(y)),
+    "ReLU that keeps a mask": lambda y, x, p: _mean(relu_save_mask(y)),
+    "by a factor without gradient": lambda y, x, p: _mean(y * lax.stop_gradient(jax.nn.softmax(y))),
     "maximum": lambda y, x, p: _wide_max(jnp.tanh(y)),
     "shortcut": lambda y, x, p: _mean(jax.nn.relu(y * 0.3 + x)),
     "scaled by channel": lambda y, x, p: _mean(jnp.exp(y) * p["b"][None, None, None] + 1) ** 2,
