@@ -118,6 +118,26 @@ def test_logit_gradient_and_what_a_last_norm_takes_of_it(x64):
     assert abs(updates.logit_gradient(normalized, params, batch).sum(0)).max() > 1e-3
 
 
+def test_the_gradient_before_a_norm_is_by_image_and_class_however_the_last_layer_is_written(x64):
+    """Without a norm it is that by the logits, of a kernel on the left and of a convolution before an average too."""
+    x, labels, w = draw(0, 8, 4, 3, 5), jnp.arange(8) % 3, draw(1, 5, 3)
+    written = {
+        "kernel first": lambda w, x: (w.T @ x.mean((1, 2)).T).T,
+        "convolution": lambda w, x: jax.lax.conv_general_dilated(
+            x, w[None, None], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        ).mean((1, 2)),
+        "every position": lambda w, x: jnp.einsum("nijc,co->oijn", x, w).mean((1, 2)).T,
+    }
+    for name, apply_fn in written.items():
+        plain, before = (
+            updates.logit_gradient(apply_fn, w, Batch(x, labels), before_last_norm=before) for before in (False, True)
+        )
+        np.testing.assert_allclose(before, plain, atol=1e-15, err_msg=name)
+    four = Batch(x[:4], labels[:4])
+    with pytest.raises(ValueError, match="which axis counts the 4 examples is not clear, of axes"):
+        updates.logit_gradient(written["every position"], w, four, before_last_norm=True)
+
+
 def test_what_cannot_be_measured_is_refused_by_name():
     x, params = jnp.ones((2, 3)), {"w": jnp.ones((3, 2))}
 

@@ -21,6 +21,7 @@ from mimicnorm_jax.diagnostics.tracing.layers import (
     ByLayer,
     View,
     coupled_groups,
+    example_axis,
     prepared,
     select,
     static,
@@ -75,13 +76,10 @@ def names(apply_fn: ApplyFn, params: Any, x: jax.Array) -> tuple[str, ...]:
     return tuple(layer.name for layer in select(trace(*prepared(apply_fn, params, x)), None))
 
 
-def _units(value: jax.Array, layer: LayerCall, examples: int, batch_coupled: bool) -> jax.Array:
+def _units(value: jax.Array, layer: LayerCall, examples: int, view: View, part: Part) -> jax.Array:
     """A layer's value for groups of examples as `(N, d)`."""
-    if batch_coupled and value.shape[1] != examples:
-        raise ValueError(
-            f"layer {layer.name!r} has no leading axis of {examples} examples (its value has shape {value.shape[1:]}), "
-            "so a coupled batch cannot be told apart there: leave it out by naming the layers"
-        )
+    if view.batch_coupled:
+        value = jnp.moveaxis(value[0], example_axis(layer, examples, of_product=part == "product"), 0)
     return value.reshape(examples, -1).astype(jnp.promote_types(value.dtype, jnp.float32))
 
 
@@ -97,7 +95,7 @@ def _run(apply_fn: ApplyFn, params: Any, x: jax.Array, view: View, part: Part) -
         return [seen[layer.index] for layer in chosen], outputs
 
     values, outputs = jax.vmap(one)(coupled_groups(x, batch_coupled))
-    units = tuple(_units(value, layer, len(x), batch_coupled) for value, layer in zip(values, chosen, strict=True))
+    units = tuple(_units(value, layer, len(x), view, part) for value, layer in zip(values, chosen, strict=True))
     return ByLayer(tuple(layer.name for layer in chosen), units), outputs.reshape(len(x), -1)
 
 

@@ -132,6 +132,24 @@ def select(network: TracedNetwork, names: str | Sequence[str] | None) -> list[La
     return [layer for layer in network.layers if layer.index in wanted]
 
 
+def example_axis(layer: LayerCall, examples: int, *, of_product: bool) -> int:
+    """The axis of a layer's product, or of the activations that it multiplies, that counts a whole batch's examples.
+
+    Raises:
+      ValueError: if none has so many places, or several that may.
+    """
+    shape = layer.shape if of_product else layer.product.x_shape
+    axes = layer.product.example_axes[of_product]
+    found = [axis for axis in axes if shape[axis] == examples]
+    if len(found) != 1:
+        raise ValueError(
+            f"layer {layer.name!r} {'gives' if of_product else 'reads'} an array of shape {shape}: which axis counts "
+            f"the {examples} examples is not clear, of axes {axes}. Take a number of examples that no other axis has, "
+            "or leave the layer out by naming others"
+        )
+    return found[0]
+
+
 def check_floating(x: jax.Array) -> None:
     """Raises ValueError unless `x` can be differentiated by."""
     if not jnp.issubdtype(jnp.result_type(x), jnp.floating):

@@ -40,6 +40,11 @@ class Product(Protocol):
         ...
 
     @property
+    def example_axes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The axes of the activations' operand that may count a batch's examples, and those of the product."""
+        ...
+
+    @property
     def kernel_map(self) -> tuple[Any, ...]:
         """What `kernel` depends on; of two products with equal ones, it is the same map."""
         ...
@@ -138,6 +143,11 @@ class Dot:
             return tuple(range(count))
         return (*range(groups), *range(groups + others, others + count))
 
+    @property
+    def example_axes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        rank = len(self.channel_axes) + len(self._free)
+        return self._free, _complement(rank, self.channel_axes)
+
     def unkernel(self, w: jax.Array) -> jax.Array:
         axes = self._kernel_axes
         return w.reshape([self.kernel_shape[axis] for axis in axes]).transpose(_inverse(axes))
@@ -226,6 +236,10 @@ class Conv:
     @property
     def channel_axes(self) -> tuple[int, ...]:
         return (self.dimensions.out_spec[1],)
+
+    @property
+    def example_axes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (self.dimensions.lhs_spec[0],), (self.dimensions.out_spec[0],)
 
     def unkernel(self, w: jax.Array) -> jax.Array:
         features, inputs, *space = self.dimensions.rhs_spec

@@ -1,5 +1,6 @@
 """What a gradient is made of: terms that agree or cancel, and classes that dominate."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax.diagnostics.tracing import forms
-from mimicnorm_jax.diagnostics.tracing.layers import ByLayer, select, trace
+from mimicnorm_jax.diagnostics.tracing.layers import ByLayer, example_axis, select, trace
 from mimicnorm_jax.diagnostics.tracing.network import LayerCall, TracedNetwork
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 from mimicnorm_jax.diagnostics.updates.steps import Batch, LossFn, canonical, checked_arguments, checked_gradient
@@ -91,7 +92,15 @@ def _logit_gradient(
     network = trace(apply_fn, params, x, batch_coupled=True)
     last = select(network, None)[-1]
     cotangents, _ = _cotangents(network, [last], params, x, lambda outputs: loss(outputs, targets))
-    return cotangents[last.index].reshape(len(x), -1)
+    return _by_class(last, cotangents[last.index], len(x))
+
+
+def _by_class(layer: LayerCall, cotangent: jax.Array, examples: int) -> jax.Array:
+    """`(N, C)`, summed over positions."""
+    channels, example = layer.product.channel_axes, example_axis(layer, examples, of_product=True)
+    positions = [axis for axis in range(len(layer.shape)) if axis not in (*channels, example)]
+    classes = math.prod(layer.shape[axis] for axis in channels)
+    return cotangent.transpose(example, *channels, *positions).reshape(examples, classes, -1).sum(2)
 
 
 def logit_gradient(apply_fn: ApplyFn, params: Any, batch: Batch, *, before_last_norm: bool = False) -> np.ndarray:
@@ -100,13 +109,13 @@ def logit_gradient(apply_fn: ApplyFn, params: Any, batch: Batch, *, before_last_
     Args:
       apply_fn, params, batch: as in `relative_losses`.
       before_last_norm: by what the last layer's kernel gives instead, which is another thing where a norm stands on the
-        logits.
+        logits; by a shift of a class at all positions, where that layer has some.
 
     Returns:
       `(N, O)`.
 
     Raises:
-      ValueError: as `relative_losses`.
+      ValueError: as `relative_losses`, and where it is not clear which axis of the last layer counts the examples.
     """
     apply_fn, params, x, targets = checked_arguments(apply_fn, params, batch)
     checked_gradient(apply_fn, params, x, targets, batch.loss)

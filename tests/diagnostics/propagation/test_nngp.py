@@ -165,10 +165,16 @@ def test_bad_input_is_named():
         nngp.kernels(apply_fn, params, x[:0])
     with pytest.raises(ValueError, match="has no layers to name"):
         nngp.names(lambda params, x: x * params["first"].sum(), params, x)
-    with pytest.raises(ValueError, match="layer 'last' has no leading axis of 4 examples"):
-        nngp.kernels(
-            lambda params, x: (params["last"].T @ x.T).T, {"last": jnp.ones((2, 1))}, x, View(batch_coupled=True)
-        )
+
+
+@pytest.mark.parametrize("part", ["product", "input"])
+def test_examples_of_a_coupled_batch_are_found_where_the_kernel_comes_first(part, x64):
+    """Also where there are as many of them as channels; where tokens are as many as they, nothing tells them apart."""
+    x, w, view = draw(0, 4, 4), {"w": draw(1, 4, 4)}, View(batch_coupled=True)
+    found = nngp.kernels(lambda params, x: (params["w"].T @ x.T).T, w, x, view, part=part)["w"]
+    np.testing.assert_allclose(found, nngp.kernels(lambda params, x: x @ params["w"], w, x, part=part)["w"], rtol=1e-12)
+    with pytest.raises(ValueError, match="which axis counts the 4 examples is not clear, of axes"):
+        nngp.kernels(lambda params, x: (x @ params["w"]).sum(1), w, draw(2, 4, 4, 4), view, part=part)
 
 
 def test_vanishing_layer_has_no_correlation():
