@@ -19,6 +19,9 @@ Runs = Sequence[tuple[Arm, list[Record]]]
 """Arms of one comparison with their finished runs."""
 NETS = {"resnet8": "ResNet-8 (16, 32 and 64 channels)", "squeezenet": "SqueezeNet"}
 
+HALVES = {"weightmean": "weight centering", "lastbn": "the last BatchNorm"}
+"""What MimicNorm consists of, by the method that is that alone."""
+
 _SETTING = (
     "All of CIFAR-100's 50,000 training images, the paper's augmentation, batch 128; learning rate 0.05 (the paper's "
     "0.1 at batch 256, in proportion) unless said, one epoch of warm-up, divided by ten at 0.53, 0.73 and 0.9 of the "
@@ -102,11 +105,18 @@ def conclusion(study: Study, records: Sequence[Record]) -> str:
         f"After {_epochs(runs)} epochs of CIFAR-100 a {NETS.get(net, net)} ends with MimicNorm "
         f"{_against(apart, 'BatchNorm')}: final test accuracies {' and '.join(accuracies(runs, apart))} %."
     ]
+    parts = []
     if (none := best_none(runs)) and (gain := paired(_of(runs, "mimicnorm"), none[1], final)):
-        text.append(
-            f"Compared with the network without any of it (`{none[0]}`, the better of two initializations by this very "
-            f"test accuracy), MimicNorm ends {_against(gain, 'it')}."
+        parts.append(
+            f"compared with the network without any of it (`{none[0]}`, the better of two initializations by this very "
+            f"test accuracy), MimicNorm ends {_against(gain, 'it')}"
         )
+    for method, half in HALVES.items():
+        if gain := paired(_of(runs, method), _of(runs, "mimicnorm"), final):
+            parts.append(f"{half} alone (`{method}`) ends {_against(gain, 'MimicNorm')}")
+    if parts:
+        parts[0] = parts[0][0].upper() + parts[0][1:]
+        text.append("; ".join(parts) + ".")
     text.append(
         "This is one small network on one data set, in a fifth of the paper's epochs, at the paper's learning rate and "
         "not each method's best: it says nothing of larger networks or longer runs, and the intervals are about seeds "
