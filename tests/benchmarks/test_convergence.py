@@ -116,6 +116,12 @@ def test_a_page_says_what_may_be_concluded_from_what_there_is(tmp_path):
     page = _written(tmp_path, *more, _record(he, 0, 0.2))
     # Differences -2 and -2.
     assert "paired over seeds 0, 1; 95 % interval -2.00 to -2.00, which excludes 0" in page
+    assert "(`weightmean`)" not in page
+    half = _record(_first("weightmean"), 0, 0.65)
+    words = (
+        "MimicNorm ends 28.00 points above it (seed 0 only: no interval); weight centering alone (`weightmean`) ends"
+    )
+    assert f"{words} 7.00 points above MimicNorm (seed 0 only" in _written(tmp_path, half)
     # `none` is better where both initializations have run, in seed 0.
     assert "(`none`, the better of two initializations by this very test accuracy), MimicNorm ends 28.00 points" in page
 
