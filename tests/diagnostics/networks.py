@@ -64,6 +64,16 @@ def reference(apply_fn: Any, params: Any, x: jax.Array) -> Any:
     return total
 
 
+def by_output(full: Any) -> dict[Any, Any]:
+    """What `EmpiricalNTK` gives for each `output`, and for the first alone, where `full` is of all pairs."""
+    return {
+        "full": full,
+        "diagonal": np.einsum("nmoo->nmo", full),
+        "trace": np.einsum("nmoo->nm", full),
+        0: full[:, :, 0, 0],
+    }
+
+
 def close(measured: Any, expected: Any, rtol: float = 1e-12) -> None:
     """Equal up to a share of the largest entry."""
     np.testing.assert_allclose(measured, expected, rtol=0, atol=rtol * np.abs(expected).max())

@@ -11,6 +11,16 @@ TURN, ENTRY = 40_000, 32
 up one entry of two Gram matrices, by their time on a CPU."""
 
 
+def output_pairs(outputs: int, output: Output) -> int:
+    """Pairs of outputs whose derivatives are multiplied, those of a trace included, which are added up.
+
+    Args:
+      outputs: of the network that are differentiated.
+      output: which pairs of outputs.
+    """
+    return outputs * (outputs if output == "full" else 1)
+
+
 def costs(sizes: Sequence[int], counts: Counts, examples: int, outputs: int, output: Output) -> dict[str, float]:
     """Multiply-accumulates that a layer's contribution takes with its derivatives written out, or left as factors.
 
@@ -31,7 +41,7 @@ def costs(sizes: Sequence[int], counts: Counts, examples: int, outputs: int, out
     n, m = sides(counts)
     symmetric = counts[1] is None
     rows = examples * outputs
-    pairs = examples**2 * outputs * (outputs if output == "full" else 1)
+    pairs = examples**2 * output_pairs(outputs, output)
     half = 0.5 if symmetric else 1.0
     written = (n if symmetric else n + m) * rows * s * g * f * c
     dense = written + half * n * m * pairs * g * f * c
@@ -51,6 +61,5 @@ def pooled_cost(sizes: Sequence[int], counts: Counts, outputs: int, output: Outp
     """
     s, _, f, c = sizes
     n, m = sides(counts)
-    return (n if counts[1] is None else n + m) * s * f * c + n * m * c * (
-        f + outputs * (outputs if output == "full" else 1)
-    )
+    maps = (n if counts[1] is None else n + m) * s * f * c
+    return maps + n * m * c * (f + output_pairs(outputs, output))

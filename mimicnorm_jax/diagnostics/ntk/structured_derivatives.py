@@ -25,7 +25,7 @@ from jax import lax
 
 from mimicnorm_jax.diagnostics.ntk import kernel_derivatives, pullbacks
 from mimicnorm_jax.diagnostics.ntk.channel_scales import ChannelScales, others
-from mimicnorm_jax.diagnostics.ntk.costs import costs, pooled_cost
+from mimicnorm_jax.diagnostics.ntk.costs import costs, output_pairs, pooled_cost
 from mimicnorm_jax.diagnostics.ntk.features import (
     PIECE,
     Features,
@@ -145,12 +145,8 @@ class StructuredDerivatives(Implementation):
     @property
     def macs(self) -> float:
         request = self.request
-        pairs = (
-            math.prod(sides(self.counts))
-            * request.examples**2
-            * request.outputs
-            * (request.outputs if request.output == "full" else 1)
-        )
+        examples = math.prod(sides(self.counts)) * request.examples**2
+        pairs = examples * output_pairs(request.outputs, request.output)
         dense = pairs * sum(size for leaf, size in self._sizes.items() if leaf not in self._folded)
         return self._sides * request.forward_macs * (request.rows + 1) + (self._contraction_macs + dense)
 

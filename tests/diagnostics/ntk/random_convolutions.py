@@ -162,7 +162,6 @@ class ConvProgram:
     steps: list[str] = field(default_factory=list)
     params: dict[str, Any] = field(default_factory=dict)
     x: Any = None
-    dtype: str = "float64"
 
     def __post_init__(self) -> None:
         rng = self._rng = np.random.default_rng((self.seed, 7))

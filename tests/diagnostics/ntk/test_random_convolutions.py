@@ -12,7 +12,7 @@ import pytest
 
 from mimicnorm_jax.diagnostics import EmpiricalNTK
 from mimicnorm_jax.diagnostics.ntk import structured_derivatives
-from tests.diagnostics.networks import reference
+from tests.diagnostics.networks import by_output, reference
 from tests.diagnostics.ntk.random_convolutions import ConvProgram
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -26,21 +26,11 @@ CHEAPEST = {
 }
 
 
-def _expected(program):
-    full = reference(program, program.params, program.x)
-    return {
-        "full": full,
-        "diagonal": np.einsum("nmoo->nmo", full),
-        "trace": np.einsum("nmoo->nm", full),
-        0: full[:, :, 0, 0],
-    }[program.output]
-
-
 def _outcome(seed, form):
     """`agreed`, `refused`, `nothing to compare` or how far off; and what was planned."""
     program = ConvProgram(seed)
     with np.errstate(all="ignore"):
-        expected = _expected(program)
+        expected = by_output(reference(program, program.params, program.x))[program.output]
     scale = np.abs(expected).max()
     if not np.isfinite(expected).all() or not 1e-8 < scale < 1e8:
         return program, "nothing to compare", ""
