@@ -134,20 +134,30 @@ def _converged(net: str, methods: Sequence[str], *, rate: float = 0.05, **about:
     return tuple(replace(_arm(net, method, **fields), **about) for method in methods)
 
 
-WHY: tuple[Mapping[str, Any], ...] = (
-    {"warmup_epochs": 5.0},
-    {"init_scheme": "exact"},
-    {"init_scheme": "text"},
-    {"decay_scalars": False},
-    {"scalar_rate": 0.1},
+WHY: tuple[tuple[str, Any, int], ...] = (
+    ("logit_scale", 2.0, 3),
+    ("logit_scale", 3.0, 1),
+    ("warmup_epochs", 5.0, 1),
+    ("init_scheme", "exact", 1),
+    ("init_scheme", "text", 1),
+    ("decay_scalars", False, 1),
+    ("scalar_rate", 0.1, 1),
 )
-"""What might be the reason where MimicNorm is behind, each tried by one run; `last_norm` has what evaluation tells."""
+"""What might be the reason where MimicNorm is behind: a field, another value of it, and how many seeds try it; what
+evaluation tells is in `last_norm`."""
 
 
 def _why() -> tuple[Arm, ...]:
     (home,) = _converged("resnet8", ("mimicnorm",), stage=5, against="mimicnorm")
-    named = ((f"{home.method}, {name}={value}", {name: value}) for change in WHY for name, value in change.items())
-    return tuple(replace(home, method=method, fields={**home.fields, **change}) for method, change in named)
+    return tuple(
+        replace(
+            home,
+            method=f"{home.method}, {name}={value}",
+            fields={**home.fields, name: value},
+            seeds=tuple(range(count)),
+        )
+        for name, value, count in WHY
+    )
 
 
 def _convergence() -> tuple[Arm, ...]:

@@ -1,5 +1,6 @@
 """Normalization of logits: what the last BatchNorm computes, whoever holds its running averages."""
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,6 +28,12 @@ def check_running_variance(kind: str) -> None:
     """Raises ValueError for what `running_averages` does not know."""
     if kind not in ("biased", "unbiased"):
         raise ValueError(f"running_variance is 'biased' or 'unbiased'; got {kind!r}")
+
+
+def check_scale(scale: float) -> None:
+    """Raises ValueError for what `normalize` cannot multiply by."""
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale of normalized logits is a positive number; got {scale!r}")
 
 
 def wide_logits(logits: jax.Array) -> jax.Array:
@@ -89,6 +96,6 @@ def running_averages(
     return momentum * mean + (1 - momentum) * batch.mean, momentum * var + (1 - momentum) * shown
 
 
-def normalize(z: jax.Array, mean: jax.Array, var: jax.Array, epsilon: float) -> jax.Array:
-    r"""$(z - \mu) / \sqrt{\sigma^2 + \epsilon}$ of logits `(B, C)` (section 3.2, "last BN layer")."""
-    return (z - mean[None]) * lax.rsqrt(var + epsilon)[None]
+def normalize(z: jax.Array, mean: jax.Array, var: jax.Array, epsilon: float, scale: float = 1.0) -> jax.Array:
+    r"""$s (z - \mu) / \sqrt{\sigma^2 + \epsilon}$ of logits `(B, C)` (section 3.2, "last BN layer", has s = 1)."""
+    return (z - mean[None]) * (lax.rsqrt(var + epsilon) * scale)[None]

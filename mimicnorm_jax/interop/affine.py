@@ -214,7 +214,9 @@ class _Reader:
             )
         mean, var = (self._leaf("batch_stats", path, name) for name in ("mean", "var"))
         factor = jax.lax.rsqrt(var + norm.epsilon)
-        if getattr(norm, "use_scale", False):
+        if isinstance(norm, LastBatchNorm):
+            factor = factor * norm.scale
+        elif norm.use_scale:
             factor = factor * self._leaf("params", path, "scale")
         layer = self._found[before].shifted(-mean).scaled(factor)
         if getattr(norm, "use_bias", False):

@@ -243,4 +243,9 @@ def rules_of(model: Any) -> Rules:
             f"no PyTorch network with known names is under method={method.name!r}: choose batchnorm, mimicnorm, "
             "weightmean, lastbn, none or, for a ResNet, fixup"
         )
+    if method.last_batch_norm and (scale := getattr(model.factory.last_batch_norm(train=False), "scale", 1.0)) != 1.0:
+        raise StateDictError(
+            f"the last BatchNorm of the PyTorch code has no scale, and this network's multiplies logits by {scale:g}: "
+            "use the network with logit_scale 1, whose variables are the same and whose logits lack that factor"
+        )
     return FAMILIES[type(model)](model)

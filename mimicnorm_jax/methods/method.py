@@ -59,6 +59,7 @@ class Method:
       residual: what happens to residual branches, and the scalars around them.
       activation: what stands between layers.
       last_norm: on the logits, or None.
+      logit_scale: constant that it multiplies normalized logits by, as `LastBatchNorm.scale`; the paper has 1.
       conv_biases: whether every convolution has a bias, also those that a network leaves without one.
       relu6: whether a network's ReLU6 stays one although no norm keeps activations in its range.
       for_binary: whether it is written for networks of binary convolutions only.
@@ -71,6 +72,7 @@ class Method:
     residual: Residual = PLAIN
     activation: Activation = LEAN
     last_norm: LastNorm | None = None
+    logit_scale: float = 1.0
     conv_biases: bool = False
     relu6: bool = False
     for_binary: bool = False

@@ -129,6 +129,11 @@ def create(
 def _require_sense(name: str, method: Method, init: str, remat: str) -> None:
     if objection := _objection(name, method):
         raise ValueError(f"{objection}. Methods for {name}: {', '.join(methods_of(name))}")
+    if method.logit_scale != 1.0 and not method.last_batch_norm:
+        raise ValueError(
+            f"logit_scale is {method.logit_scale:g}, but method={method.name!r} has no norm on the logits to scale: "
+            "leave it 1, or choose mimicnorm or lastbn"
+        )
     if SCHEMES[init].batch_norm_only and not method.batch_norm:
         raise ValueError(
             f"init={init!r} is what networks with BatchNorm start with, and method={method.name!r} has none between "

@@ -171,7 +171,9 @@ class LayerFactory:
         """The norm on the logits, with its variables under `LAST_BN`; raises ValueError for a method without."""
         if self.method.last_norm is None:
             raise ValueError(f"the method {self.method.name} has no norm on the logits")
-        options = {"axis_name": self.axis_name, "running_variance": self.running_variance}
+        options: dict[str, Any] = {"axis_name": self.axis_name, "running_variance": self.running_variance}
+        if self.method.logit_scale != 1.0:  # which a norm of your own need not know
+            options["scale"] = self.method.logit_scale
         return self.method.last_norm(use_running_average=not train, name=LAST_BN, **options)
 
     def _dense(self, features: int, name: str, kernel_init: initializers.Initializer) -> nn.Dense:

@@ -12,6 +12,7 @@ from mimicnorm_jax.functional.logits import (
     RunningVariance,
     batch_statistics,
     check_running_variance,
+    check_scale,
     normalize,
     running_averages,
     wide_logits,
@@ -54,16 +55,16 @@ class IdentityNorm(nnx.BatchNorm):
 
 
 class LastBatchNorm(nnx.Module):
-    r"""BatchNorm without scale and bias on the logits (section 3.2, "last BN layer").
+    r"""BatchNorm without learned scale and bias on the logits (section 3.2, "last BN layer").
 
-    $\hat z = (z - \mu) / \sqrt{\sigma^2 + \epsilon}$ with the batch's mean and biased variance in
+    $\hat z = s (z - \mu) / \sqrt{\sigma^2 + \epsilon}$ with the batch's mean and biased variance in
     training and their running averages, the `nnx.BatchStat`s `mean` and `var`, otherwise. Statistics and result are in
     at least float32. Inside `nnx.pmap` or `jax.shard_map`, `axis_name` synchronizes the statistics.
 
     Attributes:
       num_features: C, the number of classes.
       use_running_average: as in `nnx.BatchNorm`, so that a module's `train()` and `eval()` and `nnx.view` set it.
-      axis_name, epsilon, momentum, running_variance: as in `mimicnorm_jax.linen.LastBatchNorm`.
+      axis_name, epsilon, momentum, running_variance, scale: as in `mimicnorm_jax.linen.LastBatchNorm`.
       mean, var: the running averages, `(C,)`.
 
     Example:
@@ -83,21 +84,23 @@ class LastBatchNorm(nnx.Module):
         epsilon: float = 1e-5,
         momentum: float = 0.9,
         running_variance: RunningVariance = "biased",
+        scale: float = 1.0,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ) -> None:
         """Args beside the attributes.
 
         Args:
-          num_features, use_running_average, axis_name, epsilon, momentum, running_variance: see the class.
+          num_features, use_running_average, axis_name, epsilon, momentum, running_variance, scale: see the class.
           param_dtype: of the running averages; at least float32.
           rngs: nothing is drawn; here so that the class can stand where `nnx.BatchNorm` does.
 
         Raises:
-          ValueError: for an unknown `running_variance`.
+          ValueError: for an unknown `running_variance`, and for a `scale` that is not positive.
         """
         del rngs
         check_running_variance(running_variance)
+        check_scale(scale)
         dtype = jnp.promote_types(param_dtype, jnp.float32)
         self.mean = nnx.BatchStat(jnp.zeros((num_features,), dtype))
         self.var = nnx.BatchStat(jnp.ones((num_features,), dtype))
@@ -107,6 +110,7 @@ class LastBatchNorm(nnx.Module):
         self.epsilon = epsilon
         self.momentum = momentum
         self.running_variance: RunningVariance = running_variance
+        self.scale = scale
 
     def __call__(self, logits: jax.Array, use_running_average: bool | None = None) -> jax.Array:
         """Normalizes logits, and in training moves the running averages.
@@ -127,12 +131,12 @@ class LastBatchNorm(nnx.Module):
             raise ValueError(f"LastBatchNorm({self.num_features}) normalizes as many logits; got shape {logits.shape}")
         mean, var = self.mean[...], self.var[...]
         if self.use_running_average if use_running_average is None else use_running_average:
-            return normalize(z, mean, var, self.epsilon)
+            return normalize(z, mean, var, self.epsilon, self.scale)
         batch = batch_statistics(z, self.axis_name)
         moved = running_averages(mean, var, batch, self.momentum, self.running_variance)
         # No gradient: a variable may be a reference to memory, which a tangent cannot be written to.
         self.mean[...], self.var[...] = (lax.stop_gradient(new).astype(mean.dtype) for new in moved)
-        return normalize(z, batch.mean, batch.var, self.epsilon)
+        return normalize(z, batch.mean, batch.var, self.epsilon, self.scale)
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """What `nnx.view` calls.

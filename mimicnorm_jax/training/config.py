@@ -85,6 +85,7 @@ class TrainConfig:
     running_variance: Literal["biased", "unbiased"] = _one_of(
         "of the last BatchNorm: Flax's or PyTorch's convention", "biased", "unbiased"
     )
+    logit_scale: float = _above_zero(1.0, "constant that the last BatchNorm multiplies logits by; the paper has 1")
     batch_size: int = _at_least(64, 2, "images in a step, over all devices")
     steps_per_call: int = _at_least(
         1, 1, "steps that the devices do in one go, for small networks on fast devices; slow on a CPU if above 1"

@@ -1,7 +1,7 @@
 """What a run is, known before any data is read: checked, with the network built, once."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -29,6 +29,7 @@ NETWORK_FIELDS = (
     "centering",
     "sync_bn",
     "running_variance",
+    "logit_scale",
     "remat",
 )
 """What a config says of a network of this package, and cannot say of one of your own."""
@@ -149,9 +150,10 @@ def validate_run(config: TrainConfig, model: Any = None) -> RunSpec:
 
 def make_model(config: TrainConfig, **options: Any) -> Any:
     """The config's network; `options` are those of `models.create` that its purpose decides."""
+    scaled = config.logit_scale != 1.0 and config.method in METHODS
     return models.create(
         config.model,
-        method=config.method,
+        method=replace(METHODS[config.method], logit_scale=config.logit_scale) if scaled else config.method,
         num_classes=dataset_of(config).num_classes,
         init=config.init_scheme,
         width=config.width_multiplier,

@@ -83,7 +83,7 @@ def test_output_and_gradients_are_those_of_linen(kind, name):
 )
 def test_last_batch_norm_is_that_of_linen_in_graph_and_tree_mode(kind, dtype, mode):
     z = (3 * jax.random.normal(jax.random.key(1), (3, 16, 5)) + 1).astype(dtype)
-    options = {"running_variance": kind, "momentum": 0.8, "epsilon": 1e-3}
+    options = {"running_variance": kind, "momentum": 0.8, "epsilon": 1e-3, "scale": 1.5}
     layer, ours = linen.LastBatchNorm(**options), LastBatchNorm(5, **options)
     stats = layer.init(jax.random.key(0), z[0], use_running_average=False)["batch_stats"]
     _equal(_pure(ours, nnx.BatchStat), stats)
@@ -142,6 +142,8 @@ def test_last_batch_norm_refuses_what_it_cannot_normalize():
         LastBatchNorm(1, use_running_average=True)(jnp.ones((2, 4)))
     with pytest.raises(ValueError, match="'exact'"):
         LastBatchNorm(3, running_variance="exact")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"positive number; got 0\.0"):
+        LastBatchNorm(3, scale=0.0)
 
 
 @pytest.mark.parametrize("ours", [TransformedConv, TransformedLinear])

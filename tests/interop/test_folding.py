@@ -126,6 +126,16 @@ def test_a_folded_network_is_the_same_function_of_plain_convolutions(name, metho
         assert {"sub", "rsqrt"} <= before
 
 
+def test_the_scale_of_normalized_logits_is_folded():
+    shape = (8, 8, 3)
+    model, variables = _network("resnet8", "mimicnorm", shape=shape)
+    surer = dataclasses.replace(model.factory.method, logit_scale=2.0)
+    scaled = models.create("resnet8", method=surer, num_classes=5, width=0.125)
+    plain, plain_variables = interop.fold(scaled, variables, image_shape=shape)
+    x = _images(shape)
+    _assert_same_logits(2 * _logits(model, variables, x), _logits(plain, plain_variables, x))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), [("resnet34", "batchnorm"), ("shufflenetv2_x1", "mimicnorm")])
 def test_whole_networks_fold(name, method, x64):

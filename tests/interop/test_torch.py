@@ -1,5 +1,7 @@
 """State dicts: what they may be wrapped in, what is refused and named, and the function that is loaded."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from mimicnorm_jax import LastBatchNorm, cli, interop, models
 from mimicnorm_jax.errors import StateDictError
 from mimicnorm_jax.interop import layouts
+from mimicnorm_jax.methods import METHODS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.*:DeprecationWarning")
 
@@ -83,6 +86,9 @@ def test_networks_without_names_there_are_refused():
         interop.torch.load({}, models.create("resnet18", method="skipinit"))
     with pytest.raises(StateDictError, match="ImageNet ResNet under fixup"):
         interop.torch.load({}, models.create("resnet18_imagenet", method="fixup"))
+    surer = dataclasses.replace(METHODS["mimicnorm"], logit_scale=2.0)
+    with pytest.raises(StateDictError, match="multiplies logits by 2: use the network with logit_scale 1"):
+        interop.torch.load({}, models.create("resnet18", method=surer))
     with pytest.raises(StateDictError, match="of a LastBatchNorm are not known"):
         interop.torch.load({}, LastBatchNorm())
 

@@ -27,6 +27,14 @@ def test_last_batch_norm_against_its_definition(x64):
     np.testing.assert_allclose(unbiased["batch_stats"]["var"], 0.9 + 0.1 * np.var(z, 0, ddof=1), rtol=1e-12)
 
 
+def test_a_scale_multiplies_what_is_normalized_and_leaves_the_averages():
+    z = jax.random.normal(jax.random.key(0), (16, 5))
+    for train in (True, False):
+        (plain, averages), (scaled, same) = (_normalize(z, train=train, scale=scale) for scale in (1.0, 4.0))
+        np.testing.assert_array_equal(scaled, 4 * plain)  # by a power of two, which rounds nothing
+        jax.tree.map(np.testing.assert_array_equal, same, averages)
+
+
 def test_last_batch_norm_agrees_with_flax():
     z = jax.random.normal(jax.random.key(0), (16, 5))
     flax = nn.BatchNorm(use_running_average=False, momentum=0.9, use_scale=False, use_bias=False)
@@ -90,3 +98,6 @@ def test_last_batch_norm_refuses_what_it_cannot_normalize():
         _normalize(jnp.ones((2, 3, 4)))
     with pytest.raises(ValueError, match="'exact'"):
         _normalize(jnp.ones((2, 3)), running_variance="exact")
+    for scale in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"positive number; got {scale}"):
+            _normalize(jnp.ones((2, 3)), scale=scale)

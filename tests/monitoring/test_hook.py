@@ -122,6 +122,16 @@ def test_batch_norm_is_taken_over_the_batch():
     np.testing.assert_allclose(found.apply_fn(scaled, x), hidden, atol=1e-3 * float(jnp.abs(hidden).max()))
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_scale_of_logits_is_that_of_the_measured_network(training):
+    x = networks.images(_config(), 4, "random", "float32")
+    plain, surer = (
+        networks.initialized(_config(width_multiplier=0.125, logit_scale=scale), "float32", training=training)
+        for scale in (1.0, 2.0)
+    )
+    np.testing.assert_array_equal(surer.apply_fn(surer.params, x), 2 * plain.apply_fn(plain.params, x))
+
+
 def test_what_cannot_be_measured_is_named(tmp_path):
     with pytest.raises(DataError, match=r"361 images .* 360"):
         networks.images(_config(), 361, "real", "float32")

@@ -9,6 +9,7 @@ BAD = {
     "seed": -1,
     "dtype": "float16",
     "width_multiplier": 0.0,
+    "logit_scale": 0.0,
     "batch_size": 1,
     "microbatches": 0,
     "steps_per_call": 0,

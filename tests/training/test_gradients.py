@@ -13,6 +13,7 @@ from flax import linen as nn
 from mimicnorm_jax import models
 from mimicnorm_jax.data import Augmentation, Batch
 from mimicnorm_jax.linen import LastBatchNorm
+from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.models import LastBatchNormHead, LayerFactory
 from mimicnorm_jax.models.head import LAST_BN
 from mimicnorm_jax.training import AXIS, StepConfig, train_step
@@ -26,6 +27,9 @@ SHAPE = (8, 8, 1)
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (16, *SHAPE)).astype(np.uint8)
 LABELS = RNG.integers(0, 5, 16).astype(np.int32)
+
+
+SURER = replace(METHODS["mimicnorm"], logit_scale=2.0)
 
 
 def _model(method, axis_name=None):
@@ -47,7 +51,7 @@ def _furthest(a, b):
 def test_a_step_in_microbatches_is_the_step_on_the_whole_batch(devices, sync, count):
     """At a learning rate of 1 the new parameters are the old ones minus the gradient."""
     config = StepConfig(
-        model=_model("mimicnorm", AXIS if sync else None),
+        model=_model(SURER, AXIS if sync else None),
         tx=optax.sgd(1.0),
         augmentation=Augmentation(1, True),
         mean=(0.5,),

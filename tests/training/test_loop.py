@@ -125,6 +125,8 @@ def test_a_non_finite_loss_stops_with_a_message_and_a_report(tmp_path):
         ({"model": "vgg16"}, ConfigError, "config.model='vgg16'.* needs at least 32 x 32"),
         ({"model": "resnt18"}, ConfigError, "did you mean resnet18"),
         ({"method": "batchnrm"}, ConfigError, "did you mean batchnorm"),
+        ({"method": "batchnrm", "logit_scale": 2.0}, ConfigError, "did you mean batchnorm"),
+        ({"method": "batchnorm", "logit_scale": 2.0}, ConfigError, "logit_scale is 2, but .*'batchnorm' has no norm"),
         ({"model": "squeezenet", "method": "fixup"}, ConfigError, "fixup is about residual branches"),
         (
             {"method": "batchnorm", "centering": "after_step"},
