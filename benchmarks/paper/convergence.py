@@ -114,6 +114,10 @@ def conclusion(study: Study, records: Sequence[Record]) -> str:
     for method, half in HALVES.items():
         if gain := paired(_of(runs, method), _of(runs, "mimicnorm"), final):
             parts.append(f"{half} alone (`{method}`) ends {_against(gain, 'MimicNorm')}")
+    of_method = {arm.method: of_arm for arm, of_arm in study.runs(records) if arm.against}
+    for arm, home in why.pairs(study.experiment.arms):
+        if (gain := paired(of_method[arm.method], _of(runs, home.method), final)) and len(arm.seeds) > 1:
+            parts.append(f"`{arm.method}` ends {_against(gain, home.method)}")
     if parts:
         parts[0] = parts[0][0].upper() + parts[0][1:]
         text.append("; ".join(parts) + ".")

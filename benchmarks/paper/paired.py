@@ -52,10 +52,14 @@ class Paired:
         return None if half is None else (self.mean - half, self.mean + half)
 
     def __str__(self) -> str:
+        return self.shown("+.2f")
+
+    def shown(self, digits: str) -> str:
+        """Mean and interval, or why there is none, in this format."""
         if self.interval is None:
-            return f"{self.mean:+.2f} ({self.no_interval}: no interval)"
+            return f"{self.mean:{digits}} ({self.no_interval}: no interval)"
         low, high = self.interval
-        return f"{self.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+        return f"{self.mean:{digits}} [{low:{digits}}, {high:{digits}}]"
 
     @property
     def seeds(self) -> str:

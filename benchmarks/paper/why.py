@@ -11,13 +11,15 @@ from benchmarks.paper.last_norm import AS_TRAINED, RULES
 from benchmarks.paper.paired import Paired, paired
 
 ABOUT = (
-    "What might be the reason where MimicNorm is behind: each row is MimicNorm's run of the table above with one thing "
-    "changed, against that run with the same seed; above 0 the change is a gain. One pair of runs cannot tell a "
-    "difference from what seeds do, which the deviation in the first row shows. On this network `exact` changes the "
-    "scalars alone, to g^k / l of Theorem 3's gain g, where the published ones are 1.2^k / l; `text` has scalars "
-    "1 / sqrt(l), with the gain in the kernels. The last BatchNorm's running statistics are read by evaluation alone: "
-    "those rows are other evaluations of the same trained networks. A factor common to all classes, as that of the "
-    "unbiased variance is but for epsilon, changes no network's answer, only how confident it is."
+    "What might be the reason where MimicNorm is behind: each row is MimicNorm's run of the table above with one "
+    "thing changed, against that run with the same seed; above 0 the change is a gain. One pair of runs cannot tell "
+    "a difference from what seeds do, which the deviation in the first row shows. `logit_scale` multiplies "
+    "normalized logits, which otherwise have a variance of 1 in each class however sure the network is. On this "
+    "network `exact` changes the scalars alone, to g^k / l of Theorem 3's gain g, where the published ones are "
+    "1.2^k / l; `text` has scalars 1 / sqrt(l), with the gain in the kernels. The last BatchNorm's running "
+    "statistics are read by evaluation alone: those rows are other evaluations of the same trained networks. A "
+    "factor common to all classes, as that of the unbiased variance is but for epsilon, changes no network's "
+    "answer, only how confident it is."
 )
 
 
@@ -54,10 +56,21 @@ def table(study: Study, records: Sequence[Record]) -> str:
             if (its.comparison, its.method) == home:
                 of_arm = found[arm.comparison, arm.method]
                 ((name, (there, here)),) = changed(arm, its).items()
-                apart = [paired(of_arm, found[home], value) for value in (final, _test_loss)]
-                rows.append((f"`{name}`", there, here, *_whole(of_arm), *_shown(apart)))
+                apart = [
+                    (paired(of_arm, found[home], final), "+.2f"),
+                    (paired(of_arm, found[home], _test_loss), "+.4f"),
+                ]
+                shown = (_difference(one, digits) for one, digits in apart)
+                rows.append((f"`{name}`", there, here, *_whole(of_arm), *shown))
         rows += _evaluations(found[home])
     return _results.table(header, rows)
+
+
+def _difference(apart: Paired | None, digits: str) -> str:
+    """Of one pair of runs without the words that there is no interval: the seeds stand beside it."""
+    if apart is None:
+        return ""
+    return f"{apart.mean:{digits}}" if apart.interval is None else apart.shown(digits)
 
 
 def _whole(records: Sequence[Record]) -> tuple[str, str]:
@@ -67,11 +80,6 @@ def _whole(records: Sequence[Record]) -> tuple[str, str]:
 
 def _test_loss(record: Record) -> float:
     return float("nan") if record["ended"] else record["curve"][-1]["test_loss"]
-
-
-def _shown(apart: Sequence[Paired | None]) -> Iterator[str]:
-    for value, digits in zip(apart, ("+.2f", "+.4f"), strict=True):
-        yield "" if value is None else mean_and_deviation(list(value.by_seed.values()), digits, digits[1:])
 
 
 def _evaluations(records: Sequence[Record]) -> Iterator[tuple[Any, ...]]:
