@@ -21,7 +21,7 @@ def centered_he(
     with a kernel that is not centered. What a layer that centers always takes is `centered_he()`.
 
     Args:
-      rule: which kernels are centered, such as a transform's `takes`; asked with the shape `(..., n_out)`.
+      rule: which kernels are centered, such as a transform's `centers`; asked with the shape `(..., n_out)`.
       groups: of the layer; asked of the rule.
       out_axis: axis or axes of the output channels, as in `jax.nn.initializers.variance_scaling`; -2 for the kernel of
         an `nn.ConvTranspose` with `transpose_kernel`.

@@ -139,4 +139,5 @@ def _centered(kernel: jax.Array) -> jax.Array:
 
 def _energy(centered: jax.Array) -> jax.Array:
     """n times the variance of each output channel."""
-    return (centered**2).sum(axis=tuple(range(centered.ndim - 1)), keepdims=True)
+    square = abs(centered) ** 2 if jnp.iscomplexobj(centered) else centered**2
+    return square.sum(axis=tuple(range(centered.ndim - 1)), keepdims=True)

@@ -31,8 +31,8 @@ def max_pool(x: jax.Array, window: Sequence[int], strides: Sequence[int], paddin
       at the lower and right edge is left out.
 
     Raises:
-      ValueError: if `x` is not such an image batch, the window has more than 256 places or does not
-        fit into the padded image.
+      ValueError: if `x` is not such an image batch, window or strides are not two positive numbers each, or the window
+        has more than 256 places or does not fit into the padded image.
 
     Example:
       >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), (2, 2), (2, 2))[0, :, :, 0].tolist()
@@ -40,6 +40,8 @@ def max_pool(x: jax.Array, window: Sequence[int], strides: Sequence[int], paddin
     """
     if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"max_pool takes floating-point images (B, H, W, C); got {x.dtype} of shape {x.shape}")
+    if not all(len(pair) == 2 and min(pair) > 0 for pair in (window, strides)):
+        raise ValueError(f"window and strides of max_pool are two positive numbers each; got {window} and {strides}")
     height, width = window
     if math.prod(window) > 256:
         raise ValueError(f"max_pool keeps the winner's place in one byte: a window of {height} x {width} is too large")

@@ -37,8 +37,22 @@ class KernelTransform:
         """Whether it, or one that follows, takes the kernel of this shape in a layer with this many groups."""
         return self.rule(shape, groups) or any(one.takes(shape, groups) for one in self.then)
 
+    def functions(self, shape: Shape, groups: int = 1) -> tuple[KernelFunction, ...]:
+        """The functions that a kernel of this shape goes through, from the first to the last.
+
+        Args:
+          shape: of the kernel.
+          groups: of its layer's channels.
+        """
+        own = (self.function,) if self.rule(shape, groups) else ()
+        return sum((one.functions(shape, groups) for one in self.then), own)
+
+    def centers(self, shape: Shape, groups: int = 1) -> bool:
+        """Whether `kernels.center` is one of the `functions`."""
+        return any(function is center for function in self.functions(shape, groups))
+
     def names(self, shape: Shape, groups: int = 1) -> tuple[str, ...]:
-        """Names of the functions that a kernel of this shape goes through, from the first to the last.
+        """Names of the `functions`.
 
         Args:
           shape: of the kernel.
@@ -48,8 +62,7 @@ class KernelTransform:
           >>> CENTER_PUBLISHED.names((3, 3, 64, 64)), CENTER_PUBLISHED.names((3, 3, 3, 64))
           (('center',), ())
         """
-        own = (getattr(self.function, "__name__", repr(self.function)),) if self.rule(shape, groups) else ()
-        return sum((one.names(shape, groups) for one in self.then), own)
+        return tuple(getattr(one, "__name__", repr(one)) for one in self.functions(shape, groups))
 
     def __call__(self, kernel: jax.Array, groups: int = 1) -> jax.Array:
         """The transformed kernel.

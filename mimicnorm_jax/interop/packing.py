@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 from mimicnorm_jax.functional.binary import binarize
 from mimicnorm_jax.functional.transform import KernelTransform
@@ -50,12 +51,11 @@ def packed_size(model: nn.Module, image_shape: tuple[int, ...]) -> PackedSize:
     variables = nn.meta.unbox(jax.eval_shape(model.init, jax.random.key(0), image))
     leaves: list[Any] = jax.tree.leaves(variables)
     stored = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    binary = [kernel for kernel in find_kernels(model, image).values() if reads_signs(kernel)]
-    itemsize = max((leaf.dtype.itemsize for leaf in leaves), default=4)
-    shapes = [kernel.layout.shape for kernel in binary]
-    weights = sum(map(math.prod, shapes))
-    packed = sum(math.ceil(math.prod(shape) / 8) + itemsize * shape[-1] for shape in shapes)
-    return PackedSize(weights, packed, stored - itemsize * weights, stored)
+    params: dict[tuple[str, ...], Any] = flatten_dict(variables["params"])
+    binary = [params[path] for path, kernel in find_kernels(model, image).items() if reads_signs(kernel)]
+    packed = sum(math.ceil(leaf.size / 8) + leaf.dtype.itemsize * leaf.shape[-1] for leaf in binary)
+    others = stored - sum(leaf.size * leaf.dtype.itemsize for leaf in binary)
+    return PackedSize(sum(leaf.size for leaf in binary), packed, others, stored)
 
 
 def reads_signs(kernel: LayerKernel) -> bool:

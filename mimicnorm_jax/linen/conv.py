@@ -53,7 +53,7 @@ def kernel_shape(layer: Any, inputs: jax.Array) -> tuple[int, ...]:
 def read_kernel(layer: Any, inputs: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """Kernel and bias of an `nn.Conv` or `nn.Dense` in its compact method; only ours may have no `kernel_init`."""
     groups = getattr(layer, "feature_group_count", 1)
-    kernel_init = layer.kernel_init or centered_he(layer.kernel_transform.takes, groups)
+    kernel_init = layer.kernel_init or centered_he(layer.kernel_transform.centers, groups)
     # Flax's names and order: the random numbers are those of the plain layer.
     kernel = layer.param("kernel", kernel_init, kernel_shape(layer, inputs), layer.param_dtype)
     bias = layer.param("bias", layer.bias_init, (layer.features,), layer.param_dtype) if layer.use_bias else None

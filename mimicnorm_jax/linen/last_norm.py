@@ -47,6 +47,9 @@ class WithLastBatchNorm(nn.Module):
     wrapped: nn.Module
     norm: Callable[..., nn.Module] | None = LastBatchNorm
 
+    def setup(self) -> None:
+        nn.share_scope(self, self.wrapped)
+
     @nn.compact
     def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
         """The module's logits, normalized.
@@ -58,15 +61,16 @@ class WithLastBatchNorm(nn.Module):
           `(B, C)`, in at least float32.
 
         Raises:
-          ValueError: if the output is no array `(B, C)`; if BatchNorms and arguments disagree on whether this is
+          ValueError: if the output is no array `(B, C)`, or the module has a `last_bn` already; if BatchNorms and arguments disagree on whether this is
             training, or none says; and as `LastBatchNorm`.
         """
-        nn.share_scope(self, self.wrapped)
         told = _Norms(set(), set())
 
         def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
                 _note(told, context.module, *args, **kwargs)
+            elif self.norm is not None and self.path_of(context.module) == (*self.path, LAST_BN):
+                raise ValueError(f"{type(self.wrapped).__name__} has a layer {LAST_BN!r} already, a last BatchNorm")
             return call(*args, **kwargs)
 
         with nn.intercept_methods(note):

@@ -15,7 +15,7 @@ from mimicnorm_jax.linen.interception import intercept
 from mimicnorm_jax.linen.layouts import KERNEL_LAYERS, equation_of, layout_of
 from mimicnorm_jax.linen.wrapper import Transformed
 from mimicnorm_jax.optim.projection import Select
-from mimicnorm_jax.utils.trees import path_names
+from mimicnorm_jax.utils.trees import abstract_call, path_names
 
 _Path = tuple[str, ...]
 
@@ -70,17 +70,8 @@ def find_kernels(module: nn.Module, *args: Any, **kwargs: Any) -> dict[tuple[str
     def record(layer: nn.Module, kernel: LayerKernel) -> None:
         found[*layer.path, "kernel"] = kernel
 
-    leaves, tree = jax.tree.flatten((args, kwargs))
-    is_array = [hasattr(leaf, "shape") for leaf in leaves]  # a train=True stays what it is
-
-    def init(*arrays: Any) -> Any:
-        given = iter(arrays)
-        whole = (next(given) if one else leaf for one, leaf in zip(is_array, leaves, strict=True))
-        args, kwargs = jax.tree.unflatten(tree, whole)
-        return module.init(jax.random.key(0), *args, **kwargs)
-
     with intercept(noting(record), object()):
-        variables = jax.eval_shape(init, *(leaf for one, leaf in zip(is_array, leaves, strict=True) if one))
+        variables = abstract_call(module.init, jax.random.key(0), *args, **kwargs)
     made = {path_names(path) for path, _ in jax.tree.leaves_with_path(nn.meta.unbox(variables.get("params", {})))}
     return {_real_path(path, made): kernel for path, kernel in found.items()}
 

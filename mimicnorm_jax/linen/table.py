@@ -15,7 +15,8 @@ def tabulate(module: nn.Module, rngs: Any, **options: Any) -> Callable[..., str]
     """`nn.tabulate` with one more column, `kernel`: what each layer reads its kernel through, by the function's name.
 
     `center` for a centered kernel, `raw` for one that the rule leaves out or that has no transform. No number in the
-    table changes.
+    table changes. Layers in a lifted transformation (`nn.scan`, `nn.vmap`) are not marked, unless it lifts the
+    collection `kernel` too.
 
     Args:
       module, rngs, options: as `nn.tabulate` takes them.
@@ -38,6 +39,8 @@ def tabulate(module: nn.Module, rngs: Any, **options: Any) -> Callable[..., str]
 
     def mark(layer: nn.Module, kernel: LayerKernel) -> None:
         layout = kernel.layout
+        if not layer.is_mutable_collection("kernel"):  # a lifted transformation keeps it out
+            return
         # Flax's table shows variables only; an empty one counts for nothing.
         for name in kernel.transform.names(layout.flat_shape, layout.groups) or ("raw",):
             layer.put_variable("kernel", name, jnp.zeros((0,), bool))

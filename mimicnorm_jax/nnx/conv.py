@@ -157,7 +157,7 @@ class CenteredConv(TransformedConv):
         kernel_init: initializers.Initializer | None = None,
         **options: Any,
     ) -> None:
-        kernel_init = kernel_init or centered_he(kernel_transform.takes, options.get("feature_group_count", 1))
+        kernel_init = kernel_init or centered_he(kernel_transform.centers, options.get("feature_group_count", 1))
         super().__init__(*args, kernel_transform=kernel_transform, kernel_init=kernel_init, **options)
 
 
@@ -179,5 +179,5 @@ class CenteredLinear(TransformedLinear):
         kernel_init: initializers.Initializer | None = None,
         **options: Any,
     ) -> None:
-        kernel_init = kernel_init or centered_he(kernel_transform.takes)
+        kernel_init = kernel_init or centered_he(kernel_transform.centers)
         super().__init__(*args, kernel_transform=kernel_transform, kernel_init=kernel_init, **options)

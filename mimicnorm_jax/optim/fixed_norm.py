@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mimicnorm_jax.utils.trees import path_names
+from mimicnorm_jax.utils.trees import leaf_names
 
 SelectNorm = Callable[[tuple[str, ...], jax.Array], bool]
 """Whether the norm of the leaf at this path of a parameter tree is kept."""
@@ -67,7 +67,7 @@ def _map(select: SelectNorm, function: Callable[..., Any], otherwise: Callable[.
     """Applies one function to the leaves whose norm is kept, another to the rest; the last tree is the parameters'."""
 
     def at(path: Any, *leaves: Any) -> Any:
-        return function(*leaves) if select(path_names(path), leaves[-1]) else otherwise(*leaves)
+        return function(*leaves) if select(leaf_names(path), leaves[-1]) else otherwise(*leaves)
 
     return jax.tree_util.tree_map_with_path(at, *trees)
 

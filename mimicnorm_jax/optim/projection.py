@@ -1,7 +1,7 @@
 """Centering of whole parameter trees, outside of the layers: once, or after every optimizer step."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import optax
 
 from mimicnorm_jax.functional.kernels import center
 from mimicnorm_jax.functional.transform import CENTER_PUBLISHED, KernelFunction, KernelTransform
-from mimicnorm_jax.utils.trees import path_names
+from mimicnorm_jax.utils.trees import leaf_names
 
 Select = Callable[[tuple[str, ...], jax.Array], bool | KernelFunction]
 """Whether to center the leaf at this path of a parameter tree, or what to do with it in place of `center`, such as
@@ -52,13 +52,6 @@ def select_conv_kernels(transform: KernelTransform = CENTER_PUBLISHED, *, window
     return _ConvKernels(transform, window)
 
 
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """Without the field in which a box (such as `nn.Partitioned`) holds its leaf."""
-    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
-        path = path[:-1]
-    return path_names(path)
-
-
 def center_params(params: optax.Params, select: Select | None = None) -> optax.Params:
     """Centers the selected leaves of a parameter tree, or does to them what `select` returns or was given.
 
@@ -74,7 +67,7 @@ def center_params(params: optax.Params, select: Select | None = None) -> optax.P
         is not `(n_out,)`: its axes but the last are not fan-in.
     """
     select = select or select_conv_kernels()
-    by_path = {_names(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    by_path = {leaf_names(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
 
     def projected(names: tuple[str, ...], leaf: jax.Array) -> jax.Array:
         chosen = select(names, leaf)
@@ -89,7 +82,7 @@ def center_params(params: optax.Params, select: Select | None = None) -> optax.P
             raise ValueError(_doubt(names, leaf, "has no bias beside it that would tell"))
         return select.transform(leaf) if isinstance(select, _ConvKernels) else center(leaf)
 
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: projected(_names(path), leaf), params)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: projected(leaf_names(path), leaf), params)
 
 
 def keep_kernels_centered(select: Select | None = None) -> optax.GradientTransformation:

@@ -62,3 +62,9 @@ def test_rules():
     assert published == [False, False, True]
     assert [rules.ungrouped(depthwise, 64), rules.ungrouped(stem, 1)] == [False, True]
     assert [rules.always(depthwise, 64), rules.never(wide, 1)] == [True, False]
+
+
+@pytest.mark.parametrize("function", [kernels.standardize, kernels.scaled_standardize])
+def test_complex_kernels_are_standardized_by_their_modulus(function, x64):
+    real = np.random.default_rng(0).normal(size=(3, 3, 4, 5))
+    np.testing.assert_allclose(function(jnp.asarray(1j * real)), 1j * function(jnp.asarray(real)), atol=1e-14)

@@ -70,3 +70,9 @@ def test_a_nan_is_not_pooled_away():
 def test_refuses_what_it_cannot_pool(x, window, message):
     with pytest.raises(ValueError, match=message):
         max_pool(x, window, (2, 2))
+
+
+@pytest.mark.parametrize(("window", "strides"), [((2, 2), (0, 2)), ((2, 2), (2,)), ((0, 2), (2, 2))])
+def test_refuses_windows_and_strides_that_are_none(window, strides):
+    with pytest.raises(ValueError, match="two positive numbers each"):
+        max_pool(jnp.ones((1, 4, 4, 1)), window, strides)

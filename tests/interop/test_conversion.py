@@ -229,6 +229,29 @@ def test_a_checkpoint_of_the_plain_network_loads_where_flax_made_up_the_names():
     assert_equal(*(applied(one, variables, IMAGES, train=False) for one in (ours, by_name)))
 
 
+class Twice(nn.Module):
+    """A network that sees two batches, as in contrastive training."""
+
+    def setup(self):
+        self.net = mimic(Net())
+
+    def __call__(self, both):
+        return self.net(both[0], train=False), self.net(both[1], train=False)
+
+
+def test_a_converted_network_can_be_called_twice():
+    """Within one apply, and bound: with the variables of one call."""
+    model = mimic(Net())
+    variables = filled(model, IMAGES)
+    both = (IMAGES, IMAGES[::-1] + 1)
+    once = tuple(applied(model, variables, x, train=False) for x in both)
+    inside = {name: {"net": tree} for name, tree in variables.items()}
+    assert shapes(jax.eval_shape(Twice().init, jax.random.key(0), both)) == shapes(inside)
+    assert_equal(applied(Twice(), inside, both), once)
+    bound = model.bind(variables)
+    assert_equal(bound(IMAGES, False), bound(IMAGES, False))
+
+
 def test_the_last_norm_is_synchronized_where_the_norms_were():
     model = mimic(ResNet((1,), 8, 5, axis_name="batch"))
     variables = filled(model, IMAGES)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from mimicnorm_jax import models
 from mimicnorm_jax.data import DATASETS
 from mimicnorm_jax.functional import never
 from mimicnorm_jax.interop import mimic
-from mimicnorm_jax.linen import LastBatchNorm
+from mimicnorm_jax.linen import LastBatchNorm, WithLastBatchNorm
 from mimicnorm_jax.training.model import require_trainable, train_option
 from tests.diagnostics.networks import filled
 from tests.interop.foreign import IMAGES, Net, UNet, applied, pooled
@@ -49,6 +50,7 @@ class WithRenorm(nn.Module):
         (lambda: mimic(nn.Dense(3)), "a dense layer, which the rule does not take"),
         (lambda: mimic(UNet((8, 16))), r"stands on logits \(B, C\); UNet gives \(4, 8, 8, 2\)"),
         (lambda: mimic(WithRenorm()), "renorm is a Renorm, a BatchNorm with a __call__ of its own"),
+        (lambda: WithLastBatchNorm(models.create("resnet8", num_classes=5)), "ResNet has a layer 'last_bn' already"),
         (lambda: mimic(mimic(Net())), "Net has a last BatchNorm already"),
         (lambda: mimic(nn.Sequential([mimic(Net())])), "converted twice"),
     ],

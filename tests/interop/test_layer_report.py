@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import nnx
 
-from mimicnorm_jax import CenteredDense, models
-from mimicnorm_jax.functional import KernelTransform, always, center, gain
+from mimicnorm_jax import CenteredConv, CenteredDense, models
+from mimicnorm_jax import nnx as ours_nnx
+from mimicnorm_jax.functional import KernelTransform, always, center, compose, gain
+from mimicnorm_jax.functional.transform import CENTER, CENTER_PUBLISHED
 from mimicnorm_jax.interop import layer_report, mimic
 from tests.diagnostics.networks import filled
 from tests.interop.foreign import IMAGES, assert_equal
@@ -110,3 +113,23 @@ def test_the_report_of_our_own_networks_says_which_kernels_are_centered():
     assert {one.action for one in rest if one.shape[0] == 3} == {"centered"}
     assert "stem/conv" in str(report)
     assert layer_report(models.create("resnet8", method="batchnorm", num_classes=10), IMAGES).paths("centered") == []
+
+
+def test_the_report_asks_each_transform_of_a_composition_by_its_own_rule():
+    half = KernelTransform(lambda kernel: kernel / 2)
+    for transform, actions in (
+        (compose(CENTER_PUBLISHED, half), ["left", "centered"]),  # the rule leaves out a fan-in of 27
+        (compose(half, CENTER), ["centered", "centered"]),
+    ):
+        layers = [CenteredConv(8, (3, 3), kernel_transform=transform) for _ in range(2)]
+        report = layer_report(nn.Sequential(layers), IMAGES)
+        assert [one.action for one in report.layers] == actions
+        twins = [ours_nnx.CenteredConv(n, 8, (3, 3), kernel_transform=transform, rngs=nnx.Rngs(0)) for n in (3, 8)]
+        assert [one.action for one in layer_report(nnx.Sequential(*twins)).layers] == actions
+
+
+def test_inputs_can_be_shapes_by_position_and_by_name():
+    shape = jax.ShapeDtypeStruct(IMAGES.shape, IMAGES.dtype)
+    model = mimic(Various(), rule=always)
+    expected = str(layer_report(model, IMAGES, train=False))
+    assert str(layer_report(model, shape, train=False)) == str(layer_report(model, x=shape, train=False)) == expected

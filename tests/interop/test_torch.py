@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from mimicnorm_jax import LastBatchNorm, cli, interop, models
@@ -120,6 +121,18 @@ def test_a_file_of_arrays_is_imported_by_the_command_and_read_back(tmp_path, cap
     interop.write_variables(out, variables)
     assert _equal(interop.read_variables(out), variables)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["variables.npz", "weights.npz"]
+
+
+def test_variables_that_a_file_would_change_are_refused_and_boxes_left_out(tmp_path):
+    out = tmp_path / "variables.npz"
+    weight = np.ones((2, 3), np.float32)
+    with pytest.raises(StateDictError, match="'Dense_0/kernel/scale' has a slash"):  # as nn.WeightNorm names it
+        interop.write_variables(out, {"params": {"WeightNorm_0": {"Dense_0/kernel/scale": weight}}})
+    with pytest.raises(StateDictError, match="collection 'ema' has no place"):
+        interop.write_variables(out, {"params": {"kernel": weight}, "ema": {"kernel": weight}})
+    assert not out.exists()
+    interop.write_variables(out, {"params": {"kernel": nn.Partitioned(weight, (None, "model"))}})
+    assert _equal(interop.read_variables(out), {"params": {"kernel": weight}})
 
 
 @pytest.mark.parametrize(

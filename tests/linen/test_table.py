@@ -4,7 +4,7 @@ from flax import linen as nn
 
 from mimicnorm_jax import models
 from mimicnorm_jax.functional import KernelTransform, center
-from mimicnorm_jax.linen import Transformed, find_kernels, tabulate
+from mimicnorm_jax.linen import CenteredConv, Transformed, find_kernels, tabulate
 
 WIDE = {"force_terminal": False, "width": 400}
 
@@ -36,3 +36,15 @@ def test_no_number_of_flax_own_table_changes():
     assert _column(ours, "params") == _column(flax, "params")
     assert ours.splitlines()[-2].strip() == flax.splitlines()[-2].strip()  # the total
     assert "kernel" not in flax.splitlines()[3]
+
+
+def test_layers_that_are_lifted_without_the_mark_are_in_the_table():
+    class Body(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return CenteredConv(8, (3, 3), name="conv")(x), None
+
+    net = nn.scan(Body, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)()
+    x = jnp.ones((1, 6, 6, 8))
+    ours, flax = (table(net, jax.random.key(0), console_kwargs=WIDE)(x, None) for table in (tabulate, nn.tabulate))
+    assert _column(ours, "params") == _column(flax, "params")

@@ -202,6 +202,13 @@ def test_packed_bits_take_the_bytes_that_are_reported():
     assert size.binary_weights == sum(kernel.size for kernel in binary.values())
     everything = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
     assert size.stored_bytes == everything == size.other_bytes + 4 * size.binary_weights
+    half = interop.packed_size(
+        model.clone(factory=dataclasses.replace(model.factory, param_dtype=jnp.bfloat16)), (8, 8, 3)
+    )
+    assert half.binary_weights == size.binary_weights
+    # Running averages stay in float32, whatever the kernels are in.
+    averages = sum(leaf.nbytes for leaf in jax.tree.leaves(variables["batch_stats"]))
+    assert half.other_bytes - averages == (size.other_bytes - averages) / 2
     assert interop.packed_size(models.create("resnet8", width=0.25), (8, 8, 3)).binary_weights == 0
 
 

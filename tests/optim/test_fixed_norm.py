@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
+from flax import nnx
 
 from mimicnorm_jax.optim import center_params, hyperball, keep_kernels_centered, lawn
 
@@ -160,3 +162,22 @@ def test_zero_leaves_and_bad_arguments(x64):
             tx.update(PARAMS, tx.init(PARAMS))
     with pytest.raises(ValueError, match="free_steps is -1"):
         lawn(optax.sgd(0.1), -1)
+
+
+@pytest.mark.parametrize("make", [lambda: lawn(optax.sgd(0.1), 0), lambda: hyperball(optax.scale_by_adam(), 0.3)])
+def test_norms_of_boxed_kernels_and_of_nnx_variables_are_kept(make):
+    """Boxes and variables hold their array in a field, and `nnx.Optimizer` shows one in `init` and none in `update`."""
+    tx = make()
+    dense = nn.Dense(4, kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model")))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 5)), jnp.float32)
+    params = dense.init(jax.random.key(0), x)
+    state, before = tx.init(params), jnp.linalg.norm(params["params"]["kernel"].value)
+    layer = nnx.Linear(5, 4, rngs=nnx.Rngs(0))
+    optimizer, ours = nnx.Optimizer(layer, tx, wrt=nnx.Param), jnp.linalg.norm(layer.kernel[...])
+    for _ in range(3):
+        updates, state = tx.update(jax.grad(lambda p: (dense.apply(p, x) ** 2).sum())(params), state, params)
+        params = optax.apply_updates(params, updates)
+        optimizer.update(layer, nnx.grad(lambda layer: (layer(x) ** 2).sum())(layer))
+    # float32, three scalings.
+    np.testing.assert_allclose(jnp.linalg.norm(params["params"]["kernel"].value), before, rtol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(layer.kernel[...]), ours, rtol=1e-5)

@@ -182,7 +182,7 @@ def _record(path: Path, layer: Any, normalized: bool) -> LayerRecord | None:
         one = _layer(path, layer)
         assert one.shape is not None
         transform = getattr(layer, "kernel_transform", None)
-        if transform is not None and transform.takes(one.shape, one.groups) and transform.function is center:
+        if transform is not None and transform.centers(one.shape, one.groups):
             return kind(one.shape, one.groups, action="centered", gain=exact_gain(one.shape))
         gain = 1.0 if normalized and isinstance(layer, nnx.Conv) else None
         return kind(one.shape, one.groups, gain=gain, reason="not centered")

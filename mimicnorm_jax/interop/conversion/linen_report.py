@@ -24,21 +24,15 @@ from mimicnorm_jax.linen.conv import TransformedKernel, kernel_shape
 from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
 from mimicnorm_jax.linen.norm import IdentityNorm, LastBatchNorm
 from mimicnorm_jax.linen.wrapper import Transformed
-from mimicnorm_jax.utils.trees import Path
+from mimicnorm_jax.utils.trees import Path, abstract_call
 
 
 def linen_report(model: nn.Module, *inputs: Any, **options: Any) -> Report:
     """See `interop.layer_report`."""
     noted = _Noted()
-    arrays = [one for one in inputs if _is_array(one)]
-
-    def call(arrays: list[Any]) -> Any:
-        rest = iter(arrays)
-        args = [next(rest) if _is_array(one) else one for one in inputs]
-        return model.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, *args, **options)
-
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     with nn.intercept_methods(noted.intercept):
-        jax.eval_shape(call, arrays)
+        abstract_call(model.init, keys, *inputs, **options)
     return Report(tuple(noted.records.values()))
 
 
@@ -134,8 +128,8 @@ def _kernel(path: Path, layer: Any, x: jax.Array, transform: KernelTransform | N
     if transform is None or not transform.takes(one.shape, groups):
         rule = f"by its rule: fan-in {fan_in(one.shape)}, groups {groups}"
         return replace(one, reason=reason or ("no transform" if transform == IDENTITY else rule))
-    if transform.function is not center:
-        return replace(one, reason=f"its transform is {getattr(transform.function, '__name__', 'another')}")
+    if not transform.centers(one.shape, groups):
+        return replace(one, reason=f"its transform is {', '.join(transform.names(one.shape, groups))}")
     return replace(one, action="centered", gain=exact_gain(one.shape))
 
 
@@ -156,8 +150,3 @@ def _starts_at_zero(norm: Any) -> bool:
     with jax.ensure_compile_time_eval():
         scale = nn.meta.unbox(norm.scale_init(jax.random.key(0), (1,), norm.param_dtype))
         return bool((scale == 0).all())
-
-
-def _is_array(value: Any) -> bool:
-    leaves = jax.tree.leaves(value)
-    return bool(leaves) and all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves)

@@ -120,7 +120,10 @@ def nothing_centered(name: str, reasons: Iterable[str]) -> str:
     """The sentence for a network without a centered kernel, from the reasons why each was left."""
     each = ", ".join(sorted(set(reasons)))
     if not each:
-        return f"{name} has no convolution and no dense layer of Flax's: there is no kernel to center"
+        return (
+            f"{name} has no convolution and no dense layer of Flax's own (ours keep their transform): there is no "
+            "kernel to center"
+        )
     return f"no kernel of {name} is centered. What it has is left: {each}. Give a rule or select that takes some"
 
 
