@@ -61,8 +61,8 @@ class WithLastBatchNorm(nn.Module):
           `(B, C)`, in at least float32.
 
         Raises:
-          ValueError: if the output is no array `(B, C)`, or the module has a `last_bn` already; if BatchNorms and arguments disagree on whether this is
-            training, or none says; and as `LastBatchNorm`.
+          ValueError: if the output is no array `(B, C)`, or the module has a `last_bn` already; if BatchNorms and
+            arguments disagree on whether this is training, or none says; and as `LastBatchNorm`.
         """
         told = _Norms(set(), set())
 

@@ -1,5 +1,7 @@
 """Modules of other kinds, inputs and outputs of other shapes, and the kernel as a pure function."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,6 +173,31 @@ def test_axes_of_outputs(axes, equation):
 def test_axes_that_are_none(axes):
     with pytest.raises(ValueError, match="axes"):
         empirical_ntk_axes(_tensor, {"first": draw(0, 4, 2, 3), "mixing": draw(1, 4, 4)}, draw(2, 3, 4), axes=axes)
+
+
+def test_axes_take_what_the_kernel_takes_and_refuse_what_is_no_network():
+    params, x = {"first": draw(0, 4, 2, 3), "mixing": draw(1, 4, 4)}, draw(2, 3, 4)
+    expected = empirical_ntk_axes(_tensor, params, x, axes=((1, 2), ()))
+    close(empirical_ntk_axes(_tensor, {**params, "activation": "tanh"}, x.tolist(), axes=((1, 2), ())), expected)
+    with pytest.raises(ValueError, match="must be one array"):
+        empirical_ntk_axes(lambda p, x: (_tensor(p, x), x), params, x)
+    with pytest.raises(ValueError, match="x is a NoneType"):
+        empirical_ntk_axes(_tensor, params, None)
+    with pytest.raises(ValueError, match="from_linen"):
+        empirical_ntk_axes(Noisy(), params, x)
+
+
+@dataclasses.dataclass
+class ByValue:
+    factor: float = 2.0
+
+    def __call__(self, params, x):
+        return self.factor * x @ params
+
+
+def test_a_network_that_cannot_be_hashed_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"ByValue that cannot be hashed.*lambda params, x"):
+        empirical_ntk(ByValue(), draw(0, 4, 2), draw(1, 3, 4))
 
 
 def _smooth(params, x):

@@ -8,9 +8,12 @@ from typing import Any, Unpack
 import jax
 import jax.numpy as jnp
 
+from mimicnorm_jax.diagnostics.ntk import validation
 from mimicnorm_jax.diagnostics.ntk.empirical import NTKOptions, empirical_ntk
 from mimicnorm_jax.diagnostics.ntk.jacobians import Output
-from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
+from mimicnorm_jax.diagnostics.tracing.outputs import evaluable
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, bind
+from mimicnorm_jax.diagnostics.tracing.validation import arguments
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,12 @@ def empirical_ntk_axes(
     """
     if "output" in options or options.get("per_parameter"):
         raise ValueError("axes say which outputs are compared: leave out output and per_parameter")
-    shape = jax.eval_shape(apply_fn, params, x1).shape
+    arguments(apply_fn, params, x1)
+    bound, arrays = bind(apply_fn, params)
+    x1 = jnp.asarray(x1)
+    validation.inputs(x1, None, False)
+    evaluable(FlatOutputs(bound), arrays, x1)
+    shape = jax.eval_shape(bound, arrays, x1).shape
     traced, diagonal = (_named(group, len(shape)) for group in axes)
     named = traced | diagonal
     if 0 in named or len(named) < len(axes[0]) + len(axes[1]):

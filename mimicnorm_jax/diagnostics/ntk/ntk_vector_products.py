@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mimicnorm_jax.diagnostics.ntk import validation
 from mimicnorm_jax.diagnostics.ntk.implementation import Implementation, sides
 from mimicnorm_jax.diagnostics.ntk.weighting import Weights, all_parameters
-from mimicnorm_jax.diagnostics.tracing import jaxprs, validation
+from mimicnorm_jax.diagnostics.tracing import jaxprs
 from mimicnorm_jax.diagnostics.tracing.outputs import evaluable
-from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, Split, bind, is_differentiated, off_mesh
+from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn, Split, bind, is_differentiated, off_mesh, titles
+from mimicnorm_jax.diagnostics.tracing.validation import arguments
 from mimicnorm_jax.utils.trees import path_names
 
 
@@ -76,16 +78,17 @@ def ntk_vector_product(
       weights: factor on each parameter's contribution.
 
     Raises:
-      ValueError: if these cannot be a network's, or if its derivative has no forward mode.
+      ValueError: if these cannot be a network's, two sides of it and weights, or if its derivative has no forward mode.
 
     Example:
       >>> x = jnp.array([[1.0, 0.0], [1.0, 2.0]])
       >>> ntk_vector_product(lambda params, x: x @ params, jnp.ones((2, 1)), x)(jnp.ones((2, 1))).tolist()
       [[2.0], [6.0]]
     """
-    validation.arguments(apply_fn, params, x1)
+    arguments(apply_fn, params, x1)
     apply_fn, params = bind(apply_fn, params)
     params, x1, x2 = off_mesh((params, jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)))
+    validation.inputs(x1, x2, False)
     evaluable(apply_fn, params, x1)
     if hand_written := jaxprs.without_jvp(jax.make_jaxpr(apply_fn)(params, x1)):
         raise ValueError(
@@ -93,11 +96,10 @@ def ntk_vector_product(
             "EmpiricalNTK"
         )
     split = Split.of(params)
-    factors = [
-        weights(path_names(path), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        if is_differentiated(leaf)
-    ]
+    leaves = [(path_names(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    differentiated = [(path, leaf) for path, leaf in leaves if is_differentiated(leaf)]
+    factors = [weights(path, leaf) for path, leaf in differentiated]
+    validation.weights(titles([path for path, _ in differentiated]), factors)
     pull = jax.vjp(lambda p: apply_fn(split.join(p), x1 if x2 is None else x2), split.arrays)[1]
 
     def apply(v: jax.Array) -> jax.Array:

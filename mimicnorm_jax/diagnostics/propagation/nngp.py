@@ -128,8 +128,10 @@ def _compared(
     apply_fn: ApplyFn, params: Any, sides: tuple[Any, Any], view: View, part: Part, cosine: bool
 ) -> dict[str, jax.Array]:
     x, x2 = sides
-    if x2 is not None and x2.shape[1:] != x.shape[1:]:
-        raise ValueError(f"x2 has shape {x2.shape}, x {x.shape}: they may differ in the number of examples only")
+    if x2 is not None and np.shape(x2)[1:] != np.shape(x)[1:]:
+        raise ValueError(
+            f"x2 has shape {np.shape(x2)}, x {np.shape(x)}: they may differ in the number of examples only"
+        )
     _check_part(part)
     x2 = None if x2 is None else prepared(apply_fn, params, x2, view.batch_coupled)[2]
     apply_fn, params, x = prepared(apply_fn, params, x, view.batch_coupled)

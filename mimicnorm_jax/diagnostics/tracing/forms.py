@@ -102,10 +102,10 @@ def transfer(equation: Any, forms: Sequence[Form], depends_on_params: bool) -> l
     if name == "optimization_barrier":
         return list(forms)
     moved = [form for form in forms if isinstance(form, Entries | Sums | Other)]
-    differentiable = [jnp.issubdtype(v.aval.dtype, jnp.floating) for v in outputs]
+    real = jnp.issubdtype(outputs[0].aval.dtype, jnp.floating)
     if "custom_vjp" in name and depends_on_params:
         return [OTHER] * len(outputs)  # its derivative is any function
-    if name in (*KEEP, *SHAPES, "neg", "mul", "div", "add", "add_any", "sub", "reduce_sum") and differentiable[0]:
+    if name in (*KEEP, *SHAPES, "neg", "mul", "div", "add", "add_any", "sub", "reduce_sum") and real:
         found = _linear(equation, forms) if moved else None
         if found is not None:
             return [found]
@@ -113,7 +113,8 @@ def transfer(equation: Any, forms: Sequence[Form], depends_on_params: bool) -> l
     constant = _constant(equation, forms)
     if not large or name == "stop_gradient":
         return [constant] * len(outputs)
-    return [OTHER if moves else constant for moves in differentiable]
+    # A complex value carries derivatives too, although no form but a factor of 1 is known through it.
+    return [OTHER if jnp.issubdtype(v.aval.dtype, jnp.inexact) else constant for v in outputs]
 
 
 def _constant(equation: Any, forms: Sequence[Form]) -> Form:
@@ -122,7 +123,8 @@ def _constant(equation: Any, forms: Sequence[Form]) -> Form:
     if len(forms) == 1 and (name in KEEP or name in SHAPES) and isinstance(forms[0], Uniform):
         root = forms[0].root
         if isinstance(root, float) and name == "convert_element_type":
-            return Uniform(float(np.asarray(root).astype(aval.dtype)))
+            value = np.asarray(root).astype(aval.dtype)
+            return Uniform(object()) if value.dtype.kind == "c" else Uniform(float(value))
         return forms[0] if isinstance(root, float) or name in SHAPES else Uniform(object())
     known = name in ELEMENTWISE and name not in CUSTOM
     if math.prod(aval.shape) == 1 or (known and all(_uniform(form) is not None for form in forms)):

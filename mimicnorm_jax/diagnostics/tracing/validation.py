@@ -19,6 +19,13 @@ def arguments(apply_fn: Any, params: Any, x: Any) -> None:
         )
     if not callable(apply_fn):
         raise ValueError(f"apply_fn is a {type(apply_fn).__name__}: give a function (params, x) -> outputs (N, O)")
+    try:
+        hash(apply_fn)
+    except TypeError as error:
+        raise ValueError(
+            f"apply_fn is a {type(apply_fn).__name__} that cannot be hashed, as a dataclass that compares by value: "
+            "make it frozen (or eq=False), or pass lambda params, x: network(params, x)"
+        ) from error
     if not is_array(x) and not isinstance(x, list | tuple | int | float):
         swapped = ": are params and x swapped?" if is_array(params) else ""
         raise ValueError(

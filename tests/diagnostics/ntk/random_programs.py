@@ -37,6 +37,11 @@ def as_matrix(w):
     return (wide - wide.mean(0, keepdims=True)).reshape(w.shape)
 
 
+def _wide(w: jax.Array) -> jax.Array:
+    """In a precision that has a Fourier transform."""
+    return w.astype(jnp.promote_types(w.dtype, jnp.float32))
+
+
 KERNEL_OPS = {
     # What a kernel may be known as, and near misses of it.
     "double": lambda w, p, c: 2 * w,
@@ -81,6 +86,8 @@ KERNEL_OPS = {
     "square": lambda w, p, c: w * w,
     "standardized": lambda w, p, c: centered(w) / jnp.sqrt((centered(w) ** 2).mean(0, keepdims=True) + 0.125),
     "normalized": lambda w, p, c: w / (0.5 + jnp.sqrt((w**2).sum())),
+    "spectral norm": lambda w, p, c: w / (0.5 + jnp.abs(jnp.fft.fft2(_wide(w))).max()),
+    "filtered": lambda w, p, c: w + jnp.fft.fft(_wide(w), axis=0).real,
     "fixed norm": lambda w, p, c: w / lax.stop_gradient(jnp.sqrt((w**2).sum())),
     "stopped": lambda w, p, c: 0.5 * w + lax.stop_gradient(w),
     "softmax": lambda w, p, c: jax.nn.softmax(w, 0),

@@ -7,7 +7,14 @@ import pytest
 import scipy.sparse.linalg
 
 from mimicnorm_jax.diagnostics import EmpiricalNTK, empirical_ntk, from_linen
-from mimicnorm_jax.diagnostics.ntk import IMPLEMENTATIONS, PseudoLogit, linearize, ntk_operator, project_gradients
+from mimicnorm_jax.diagnostics.ntk import (
+    IMPLEMENTATIONS,
+    PseudoLogit,
+    linearize,
+    ntk_operator,
+    ntk_vector_product,
+    project_gradients,
+)
 from tests.diagnostics.networks import Convolutional, Normalized, close, draw, filled, reference
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -64,6 +71,14 @@ def test_matfree_takes_its_product(network):
     operator = ntk_operator(PseudoLogit(apply_fn), params, x)
     tridiagonal = matfree.tridiag_sym(5, materialize=True)(operator.matvec, jnp.ones(5)).J_small
     close(np.linalg.eigvalsh(tridiagonal), np.linalg.eigvalsh(reference(apply_fn, params, x).sum((2, 3)) / 3), 1e-8)
+
+
+def test_a_product_refuses_sides_and_weights_that_are_none(network):
+    apply_fn, params, x = network
+    with pytest.raises(ValueError, match="both must be inputs of the same network"):
+        ntk_vector_product(apply_fn, params, x, x[:, :-1])
+    with pytest.raises(ValueError, match="a weight is finite and at least 0"):
+        ntk_vector_product(apply_fn, params, x, weights=lambda path, leaf: -1.0)
 
 
 def test_a_batch_that_is_coupled_is_not_split():

@@ -155,6 +155,8 @@ def test_bad_input_is_named():
         nngp.moments(apply_fn, params, x, part="output")
     with pytest.raises(ValueError, match=r"x2 has shape \(4, 3\), x \(4, 2\)"):
         nngp.correlations(apply_fn, params, x, x2=jnp.ones((4, 3)))
+    with pytest.raises(ValueError, match=r"x2 has shape \(4, 3\), x \(4, 2\)"):
+        nngp.correlations(apply_fn, params, x.tolist(), x2=jnp.ones((4, 3)).tolist())
     with pytest.raises(ValueError, match=r"2 of 4 examples \(x\[1\] is the first\)"):
         nngp.kernels(apply_fn, params, x.at[1, 0].set(jnp.nan).at[3, 1].set(jnp.inf))
     with pytest.raises(ValueError, match=r"1 of 2 examples"):
