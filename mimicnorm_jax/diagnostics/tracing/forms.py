@@ -113,7 +113,7 @@ def transfer(equation: Any, forms: Sequence[Form], depends_on_params: bool) -> l
     constant = _constant(equation, forms)
     if not large or name == "stop_gradient":
         return [constant] * len(outputs)
-    # A complex value carries derivatives too, although no form but a factor of 1 is known through it.
+    # Complex values carry derivatives too.
     return [OTHER if jnp.issubdtype(v.aval.dtype, jnp.inexact) else constant for v in outputs]
 
 
@@ -123,8 +123,7 @@ def _constant(equation: Any, forms: Sequence[Form]) -> Form:
     if len(forms) == 1 and (name in KEEP or name in SHAPES) and isinstance(forms[0], Uniform):
         root = forms[0].root
         if isinstance(root, float) and name == "convert_element_type":
-            value = np.asarray(root).astype(aval.dtype)
-            return Uniform(object()) if value.dtype.kind == "c" else Uniform(float(value))
+            return of_constant(np.asarray(root).astype(aval.dtype))
         return forms[0] if isinstance(root, float) or name in SHAPES else Uniform(object())
     known = name in ELEMENTWISE and name not in CUSTOM
     if math.prod(aval.shape) == 1 or (known and all(_uniform(form) is not None for form in forms)):

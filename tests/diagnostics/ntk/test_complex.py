@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from mimicnorm_jax.diagnostics import empirical_ntk
-from mimicnorm_jax.diagnostics.propagation import nngp
+from mimicnorm_jax.diagnostics import empirical_ntk, nngp
 from tests.diagnostics.networks import close, draw, reference
 
 pytestmark = pytest.mark.usefixtures("x64")
