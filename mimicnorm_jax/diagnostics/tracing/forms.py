@@ -113,8 +113,7 @@ def transfer(equation: Any, forms: Sequence[Form], depends_on_params: bool) -> l
     constant = _constant(equation, forms)
     if not large or name == "stop_gradient":
         return [constant] * len(outputs)
-    # Complex values carry derivatives too.
-    return [OTHER if jnp.issubdtype(v.aval.dtype, jnp.inexact) else constant for v in outputs]
+    return [OTHER if jnp.issubdtype(v.aval.dtype, jnp.inexact) else constant for v in outputs]  # complex ones too
 
 
 def _constant(equation: Any, forms: Sequence[Form]) -> Form:
