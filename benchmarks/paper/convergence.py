@@ -117,7 +117,7 @@ def conclusion(study: Study, records: Sequence[Record]) -> str:
     of_method = {arm.method: of_arm for arm, of_arm in study.runs(records) if arm.against}
     for arm, home in why.pairs(study.experiment.arms):
         if (gain := paired(of_method[arm.method], _of(runs, home.method), final)) and len(arm.seeds) > 1:
-            parts.append(f"`{arm.method}` ends {_against(gain, home.method)}")
+            parts.append(f"`{arm.method}` ends {_against(gain, f'`{home.method}`')}")
     if parts:
         parts[0] = parts[0][0].upper() + parts[0][1:]
         text.append("; ".join(parts) + ".")
@@ -206,7 +206,7 @@ def methods(runs: Runs) -> str:
 def confidence(study: Study, records: Sequence[Record]) -> str:
     """What one number that all logits are divided by mends, where that was measured."""
     rows = []
-    for arm, found in _compared(study, records):
+    for arm, found in study.runs(records):
         scalings = [s for r in found if (s := r.get("calibration", {}).get("temperature_scaling"))]
         if scalings:
             sides = [[scaling[side] for scaling in scalings] for side in ("before", "after")]

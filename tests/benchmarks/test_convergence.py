@@ -125,7 +125,7 @@ def test_a_page_says_what_may_be_concluded_from_what_there_is(tmp_path):
         "MimicNorm ends 28.00 points above it (seed 0 only: no interval); weight centering alone (`weightmean`) ends"
     )
     assert f"{words} 7.00 points above MimicNorm (seed 0 only" in _written(tmp_path, half)
-    assert "`mimicnorm, logit_scale=2.0` ends 7.00 points above mimicnorm (seed 0 only" in _written(tmp_path, surer)
+    assert "`mimicnorm, logit_scale=2.0` ends 7.00 points above `mimicnorm` (seed 0 only" in _written(tmp_path, surer)
     # `none` is better where both initializations have run, in seed 0.
     assert "(`none`, the better of two initializations by this very test accuracy), MimicNorm ends 28.00 points" in page
 
