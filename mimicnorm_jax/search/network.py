@@ -148,6 +148,9 @@ def of_path(variables: Any, path: Sequence[int]) -> Any:
     Args:
       variables: what the supernet's `init` gives, or a collection of it; no array is copied.
       path: the choice of every layer.
+
+    Raises:
+      ValueError: for a choice that a layer does not have.
     """
     if not isinstance(variables, dict):
         return variables
@@ -156,6 +159,9 @@ def of_path(variables: Any, path: Sequence[int]) -> Any:
         number = name.removeprefix("layer")
         if number != name and number.isdecimal():
             only = f"choices_{path[int(number)]}"
-            value = {only: value[only]} if only in value else {}
+            if only not in value:
+                there = ", ".join(sorted(value))
+                raise ValueError(f"the path chooses {path[int(number)]} in {name}, which has {there}")
+            value = {only: value[only]}
         chosen[name] = of_path(value, path)
     return {name: value for name, value in chosen.items() if not (isinstance(value, dict) and not value)}

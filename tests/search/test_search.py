@@ -41,6 +41,11 @@ def test_the_published_space():
     assert set(PUBLISHED.choices) == set(itertools.product((3, 5, 7), (3, 6)))
 
 
+def test_a_choice_that_a_layer_does_not_have_is_refused(made):
+    with pytest.raises(ValueError, match="chooses 9 in layer1, which has choices_0, choices_1"):
+        search.of_path(made[1], (0, 9))
+
+
 @pytest.mark.slow
 def test_a_network_of_its_own_starts_and_trains_as_within_the_supernet(made):
     network, variables = made
