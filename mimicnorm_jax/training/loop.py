@@ -160,6 +160,7 @@ def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, A
     trainer, template = build_trainer(spec), spec.state_template()
     log_line(report.headline(trainer, template, folder))
     with Checkpoints(folder / "checkpoints", spec.config.keep_checkpoints) as checkpoints:
+        complete = False
         if (found := checkpoints.restore_newest(template)) is None:
             found = start(spec), CheckpointMetadata(0, None)
         else:
@@ -181,7 +182,8 @@ def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, A
             raise NonFiniteLossError(f"{error}. The report is {folder / report.FAILURE}", error.where) from error
         finally:
             writer.close()
-    return report.summarize(trainer, folder, writer.rows, hook.rows if hook is not None else [])
+    kept = report.read_summary(folder) if complete else None
+    return report.summarize(trainer, folder, writer.rows, hook.rows if hook is not None else [], kept)
 
 
 @dataclass(frozen=True)

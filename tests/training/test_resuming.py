@@ -12,7 +12,7 @@ import pytest
 
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import WorkdirError
-from mimicnorm_jax.training import evaluate_checkpoints, loop, parallel, read_metrics, spec, step, trainer
+from mimicnorm_jax.training import evaluate_checkpoints, loop, parallel, read_metrics, report, spec, step, trainer
 from mimicnorm_jax.training.resilience import Checkpoints, InterruptedRunError
 from tests.conftest import also
 from tests.training.runs import restored, small_config
@@ -135,6 +135,21 @@ def test_a_finished_run_trains_no_further_and_another_config_is_refused(whole, t
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(WorkdirError, match=r"config.json is damaged"):
         loop.run(fields, tmp_path)
+
+
+def test_a_finished_run_keeps_its_summary_and_names_lost_metrics(whole, tmp_path):
+    """Memory, machine and skipped images are those of the process that trained."""
+    folder = shutil.copytree(whole, tmp_path / "run")
+    summary = folder / report.SUMMARY
+    trained = json.loads(summary.read_text()) | {"peak_host_bytes": 1, "skipped_images": {"x.jpg": "cannot be read"}}
+    summary.write_text(json.dumps(trained))
+    assert loop.run(small_config(), folder) == trained
+    assert json.loads(summary.read_text()) == trained
+    summary.write_text("[")
+    assert loop.run(small_config(), folder).keys() == trained.keys() - {"skipped_images"}
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(WorkdirError, match=r"complete run without the lines of metrics.jsonl: restore that file"):
+        loop.run(small_config(), folder)
 
 
 def test_eval_only_gives_the_logged_accuracy_and_that_of_plain_code(whole):
