@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +150,10 @@ def _run_worker(spec: RunSpec) -> dict[str, Any]:
 
 def _broadcast(state: TrainState, metadata: CheckpointMetadata) -> tuple[TrainState, CheckpointMetadata]:
     """The first process's state and metadata, in every process."""
-    numbers = np.array([metadata.epoch, *metadata.partial], np.float32)
+    numbers = np.array([metadata.epoch, metadata.skipped, *metadata.partial], np.float32)
     state, numbers = distributed.broadcast_from_first((state, numbers))
-    epoch, *partial = map(float, numbers)
-    return state, CheckpointMetadata(int(epoch), metadata.accuracy, (partial[0], partial[1], partial[2]))
+    epoch, skipped, *sums = map(float, numbers)
+    return state, replace(metadata, epoch=int(epoch), skipped=int(skipped), partial=(sums[0], sums[1], sums[2]))
 
 
 def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, Any]:
@@ -198,6 +198,7 @@ class RunWriters:
 def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, writers: RunWriters | None) -> None:
     config, epoch = trainer.config, metadata.epoch
     partial = Metrics(*map(np.float32, metadata.partial))
+    trainer.nonfinite.skipped = metadata.skipped
     hook = writers.hook if writers else None
     with stop_requested() as stop:
         while epoch < config.epochs:
@@ -208,13 +209,13 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
                 # A whole epoch is evaluated and logged first.
                 if stop() and int(state.step) < (epoch + 1) * trainer.steps_per_epoch:
                     if writers:
-                        _save_partial(writers, state, epoch, train)
+                        _save_partial(trainer, writers, state, epoch, train)
                     break
                 test = _evaluate_epoch(trainer, state, train, stop)
             except DataEndedError as error:
                 state, step = error.state, int(error.state.step)
                 if writers and step:
-                    _save_partial(writers, state, epoch, error.total)
+                    _save_partial(trainer, writers, state, epoch, error.total)
                     log_line(f"saved after step {step}, where the data ends: the same command goes on")
                 if not stop():
                     raise
@@ -231,7 +232,8 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
                 # The line first: if the save fails, resuming drops it again.
                 writers.metrics.epoch(row)
                 if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs or stopped:
-                    writers.checkpoints.save(state, CheckpointMetadata(epoch, test.accuracy))
+                    metadata = CheckpointMetadata(epoch, test.accuracy, skipped=trainer.nonfinite.skipped)
+                    writers.checkpoints.save(state, metadata)
             partial = Metrics.empty()
             if stopped:
                 break
@@ -246,11 +248,11 @@ def _evaluate_epoch(trainer: Trainer, state: TrainState, train: Metrics, stop: S
         raise DataEndedError(str(error), state, train) from error
 
 
-def _save_partial(writers: RunWriters, state: TrainState, epoch: int, total: Metrics) -> None:
+def _save_partial(trainer: Trainer, writers: RunWriters, state: TrainState, epoch: int, total: Metrics) -> None:
     """Saves in the middle of an epoch, or at its end before it is evaluated, what is not saved yet."""
     if writers.checkpoints.latest != int(state.step):
         sums = float(total.loss_sum), float(total.correct), float(total.count)
-        writers.checkpoints.save(state, CheckpointMetadata(epoch, None, sums))
+        writers.checkpoints.save(state, CheckpointMetadata(epoch, None, sums, trainer.nonfinite.skipped))
 
 
 def _require_finite(trainer: Trainer, state: TrainState, epoch: int, test: Metrics) -> None:

@@ -62,8 +62,12 @@ class Trainer:
         return self.pipeline.steps_per_epoch
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of the `step`-th step, counted from 1."""
-        rate: Any = self.schedule(step - 1)
+        """The learning rate of the `step`-th step, counted from 1, once those before it are counted by `nonfinite`.
+
+        Steps that were left out moved the optimizer no further. Of the last one counted, if it was itself left out, it
+        is that of the step before it.
+        """
+        rate: Any = self.schedule(max(0, step - 1 - self.nonfinite.skipped))
         return float(rate)
 
 

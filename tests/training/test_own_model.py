@@ -180,6 +180,36 @@ def test_every_device_drops_units_of_its_own(ours):
     assert 0.4 < masks.mean() < 0.6  # nine standard deviations of 2,048 draws
 
 
+class Bursting(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        logits = nn.Dense(10)(images.reshape(len(images), -1))
+        return logits * jnp.where(train & (images[0].mean() > 0.2), jnp.nan, 1.0)
+
+
+def test_the_logged_learning_rate_is_that_of_the_optimizer_where_steps_were_left_out(tmp_path, monkeypatch):
+    """Before and after a run goes on from a checkpoint."""
+    config = _config(epochs=2, batch_size=64, schedule="cosine", max_consecutive_nonfinite=1000)
+
+    def stop(self, state, metadata, save=Checkpoints.save):
+        save(self, state, metadata)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            training.run(config, tmp_path, Bursting())
+    training.run(config, tmp_path, Bursting())
+    spec = training.build_spec(config, model=Bursting())
+    schedule = make_schedule(config, 22)
+    with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
+        for row in read_metrics(tmp_path):
+            state, metadata = checkpoints.restore(row["step"], spec.state_template())
+            (count,) = {int(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim == 0}
+            assert 0 < metadata.skipped == row["step"] - count
+            assert row["learning_rate"] == float(schedule(count - 1))
+
+
 class Training(nn.Module):
     @nn.compact
     def __call__(self, images, training=False):

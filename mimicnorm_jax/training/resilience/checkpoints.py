@@ -28,11 +28,13 @@ class CheckpointMetadata:
       epoch: epochs done.
       accuracy: on the test images, in [0, 1]; None in the middle of an epoch.
       partial: training metrics of the epoch begun, as `Metrics`' sums.
+      skipped: steps of the run that were left out, see `NonFiniteMonitor`.
     """
 
     epoch: int
     accuracy: float | None
     partial: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    skipped: int = 0
 
 
 class Checkpoints:
@@ -103,6 +105,7 @@ class Checkpoints:
             "epoch": metadata.epoch,
             "accuracy": metadata.accuracy,
             "partial": metadata.partial,
+            "skipped": metadata.skipped,
             "tree": _describe(leaves),
             "digest": _digest(leaves),
         }
@@ -141,7 +144,8 @@ class Checkpoints:
         wanted = _empty_leaves(template)
         try:
             saved = self._description(step)
-            metadata = CheckpointMetadata(saved["epoch"], saved["accuracy"], tuple(saved["partial"]))
+            sums, skipped = tuple(saved["partial"]), saved.get("skipped", 0)  # which older checkpoints lack
+            metadata = CheckpointMetadata(saved["epoch"], saved["accuracy"], sums, skipped)
         except Exception as error:  # orbax raises bare Exceptions on damaged files
             raise DamagedCheckpointError(_damaged("the checkpoint", folder, error)) from error
         if difference := _difference(saved["tree"], _describe(wanted)):
