@@ -199,7 +199,7 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
     config, epoch = trainer.config, metadata.epoch
     partial = Metrics(*map(np.float32, metadata.partial))
     trainer.nonfinite.skipped = metadata.skipped
-    hook = writers.hook if writers else None
+    hook, before = writers.hook if writers else None, metadata.seconds
     with stop_requested() as stop:
         while epoch < config.epochs:
             started = time.perf_counter()
@@ -209,13 +209,14 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
                 # A whole epoch is evaluated and logged first.
                 if stop() and int(state.step) < (epoch + 1) * trainer.steps_per_epoch:
                     if writers:
-                        _save_partial(trainer, writers, state, epoch, train)
+                        _save_partial(writers, state, _partial(trainer, epoch, train, before + seconds))
                     break
                 test = _evaluate_epoch(trainer, state, train, stop)
             except DataEndedError as error:
                 state, step = error.state, int(error.state.step)
                 if writers and step:
-                    _save_partial(trainer, writers, state, epoch, error.total)
+                    seconds = before + time.perf_counter() - started
+                    _save_partial(writers, state, _partial(trainer, epoch, error.total, seconds))
                     log_line(f"saved after step {step}, where the data ends: the same command goes on")
                 if not stop():
                     raise
@@ -226,7 +227,7 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
             stopped = bool(stop())
             if writers:
                 row = _row(trainer, epoch, train, test) | {
-                    "seconds": round(time.perf_counter() - started, 3),
+                    "seconds": round(before + time.perf_counter() - started, 3),
                     "images_per_second": round(float(train.count - partial.count) / seconds, 1),
                 }
                 # The line first: if the save fails, resuming drops it again.
@@ -234,7 +235,7 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
                 if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs or stopped:
                     metadata = CheckpointMetadata(epoch, test.accuracy, skipped=trainer.nonfinite.skipped)
                     writers.checkpoints.save(state, metadata)
-            partial = Metrics.empty()
+            partial, before = Metrics.empty(), 0.0
             if stopped:
                 break
         if epoch < config.epochs:
@@ -248,11 +249,15 @@ def _evaluate_epoch(trainer: Trainer, state: TrainState, train: Metrics, stop: S
         raise DataEndedError(str(error), state, train) from error
 
 
-def _save_partial(trainer: Trainer, writers: RunWriters, state: TrainState, epoch: int, total: Metrics) -> None:
+def _partial(trainer: Trainer, epoch: int, total: Metrics, seconds: float) -> CheckpointMetadata:
+    sums = float(total.loss_sum), float(total.correct), float(total.count)
+    return CheckpointMetadata(epoch, None, sums, trainer.nonfinite.skipped, seconds)
+
+
+def _save_partial(writers: RunWriters, state: TrainState, metadata: CheckpointMetadata) -> None:
     """Saves in the middle of an epoch, or at its end before it is evaluated, what is not saved yet."""
     if writers.checkpoints.latest != int(state.step):
-        sums = float(total.loss_sum), float(total.correct), float(total.count)
-        writers.checkpoints.save(state, CheckpointMetadata(epoch, None, sums, trainer.nonfinite.skipped))
+        writers.checkpoints.save(state, metadata)
 
 
 def _require_finite(trainer: Trainer, state: TrainState, epoch: int, test: Metrics) -> None:

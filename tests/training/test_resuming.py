@@ -1,9 +1,11 @@
 """Whole runs on digits, interrupted and resumed, finished and evaluated."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 import signal
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -108,6 +110,20 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted_bit_for_bit(whole,
     assert len(read_metrics(tmp_path)) == epochs
     loop.run(fields, tmp_path)
     _assert_same_run(whole, tmp_path, fields)
+
+
+def test_the_seconds_of_an_interrupted_epoch_are_those_of_both_parts(tmp_path, monkeypatch):
+    fields = small_config(epochs=1)
+    clock = itertools.count(0.0, 10.0)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    with monkeypatch.context() as patch:
+        _signalled_at(5, patch)
+        with pytest.raises(InterruptedRunError):
+            loop.run(fields, tmp_path)
+    assert restored(tmp_path, fields)[1].seconds == 10
+    loop.run(fields, tmp_path)  # asks after 10 s for the speed, and after 20 for the line
+    (row,) = read_metrics(tmp_path)
+    assert row["seconds"] == 30
 
 
 def test_a_signal_at_the_last_step_of_all_leaves_a_finished_run(tmp_path, monkeypatch, capsys):

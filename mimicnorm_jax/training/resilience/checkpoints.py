@@ -29,12 +29,14 @@ class CheckpointMetadata:
       accuracy: on the test images, in [0, 1]; None in the middle of an epoch.
       partial: training metrics of the epoch begun, as `Metrics`' sums.
       skipped: steps of the run that were left out, see `NonFiniteMonitor`.
+      seconds: that the epoch begun has taken.
     """
 
     epoch: int
     accuracy: float | None
     partial: tuple[float, float, float] = (0.0, 0.0, 0.0)
     skipped: int = 0
+    seconds: float = 0.0
 
 
 class Checkpoints:
@@ -106,6 +108,7 @@ class Checkpoints:
             "accuracy": metadata.accuracy,
             "partial": metadata.partial,
             "skipped": metadata.skipped,
+            "seconds": metadata.seconds,
             "tree": _describe(leaves),
             "digest": _digest(leaves),
         }
@@ -144,8 +147,8 @@ class Checkpoints:
         wanted = _empty_leaves(template)
         try:
             saved = self._description(step)
-            sums, skipped = tuple(saved["partial"]), saved.get("skipped", 0)  # which older checkpoints lack
-            metadata = CheckpointMetadata(saved["epoch"], saved["accuracy"], sums, skipped)
+            later = saved.get("skipped", 0), saved.get("seconds", 0.0)  # which older checkpoints lack
+            metadata = CheckpointMetadata(saved["epoch"], saved["accuracy"], tuple(saved["partial"]), *later)
         except Exception as error:  # orbax raises bare Exceptions on damaged files
             raise DamagedCheckpointError(_damaged("the checkpoint", folder, error)) from error
         if difference := _difference(saved["tree"], _describe(wanted)):
