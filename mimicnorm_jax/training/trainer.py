@@ -110,6 +110,11 @@ def build_trainer(spec: RunSpec) -> Trainer:
     )
 
 
+def _cores() -> int:
+    """That this process may use, where the system says so; else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _stream(
     config: TrainConfig,
     dataset: StreamedDataset,
@@ -123,6 +128,6 @@ def _stream(
         seed=config.seed,
         layout=layout,
         bad=bad,
-        num_threads=config.decoding_threads or len(os.sched_getaffinity(0)),
+        num_threads=config.decoding_threads or _cores(),
         place=place,
     )
