@@ -18,7 +18,7 @@ from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.evaluation import evaluate, of_one_process
 from mimicnorm_jax.training.hook import Hook, MakeHook
 from mimicnorm_jax.training.metrics import Metrics
-from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Checkpoints
+from mimicnorm_jax.training.resilience import CheckpointMetadata, Checkpoints
 from mimicnorm_jax.training.resilience.preemption import InterruptedRunError, stop_requested
 from mimicnorm_jax.training.restore import require_start, start
 from mimicnorm_jax.training.spec import RunSpec, validate_run
