@@ -203,6 +203,8 @@ def test_depth_command(tmp_path, capsys):
         (["--memory=1e-6", "--width=0.25"], "raise memory"),
         (["--output=ful", "--width=0.25"], "did you mean full"),
         (["--output=10", "--width=0.25"], "numbered from 0"),
+        (["--images=-1"], "--images is -1: it must be at least 1"),
+        (["--out=/dev/null/here"], "cannot write to --out=/dev/null/here"),
     ],
 )
 def test_bad_input_to_a_command(arguments, message, capsys):
@@ -210,6 +212,20 @@ def test_bad_input_to_a_command(arguments, message, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--inputs=0"], "--inputs is 0: it must be at least 2"),
+        (["--rho=2"], "--rho is 2: 32 inputs have correlations from -1/31 to 1"),
+        (["--inputs=3", "--rho=-0.6"], "from -1/2 to 1"),
+        (["--rho=nan"], "--rho is nan"),
+    ],
+)
+def test_correlations_that_no_inputs_have_are_refused(arguments, message, capsys):
+    assert main(["depth", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_large_steps_of_a_last_batch_norm_are_those_of_training(capsys, tmp_path):
