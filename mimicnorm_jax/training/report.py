@@ -141,8 +141,7 @@ def summarize(
         title = f"{config.model} with {config.method} on {config.dataset}"
         plots.curves({config.method: [rows]}, folder / "curves.png", title)
         shown["figures"] = "curves.png"
-        if diagnostics:
-            plots.along_run(diagnostics, folder / "diagnostics.png", title)
+        if plots.along_run(diagnostics, folder / "diagnostics.png", title):
             shown["figures"] += ", diagnostics.png"
     else:
         shown["figures"] = "none: pip install matplotlib to get curves.png"
