@@ -174,9 +174,10 @@ def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, A
         writer = MetricWriter(folder, resumed_step=int(state.step) - unfinished)
         hook = make_hook(trainer, folder, writer, int(state.step)) if make_hook else None
         try:
+            state = trainer.data_parallel.replicate(state)
             if hook is not None:
                 hook(state, int(state.step), 0)
-            _train(trainer, trainer.data_parallel.replicate(state), metadata, RunWriters(checkpoints, writer, hook))
+            _train(trainer, state, metadata, RunWriters(checkpoints, writer, hook))
         except NonFiniteLossError as error:
             report.failure(folder, trainer, error, checkpoints.latest)
             raise NonFiniteLossError(f"{error}. The report is {folder / report.FAILURE}", error.where) from error

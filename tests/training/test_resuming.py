@@ -153,6 +153,18 @@ def test_a_finished_run_trains_no_further_and_another_config_is_refused(whole, t
         loop.run(fields, tmp_path)
 
 
+class _Looking:
+    """A hook that keeps what it is called with."""
+
+    rows = ()
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def __call__(self, *given):
+        self.seen.append(given)
+
+
 def test_a_finished_run_keeps_its_summary_and_names_lost_metrics(whole, tmp_path):
     """Memory, machine and skipped images are those of the process that trained."""
     folder = shutil.copytree(whole, tmp_path / "run")
@@ -161,6 +173,10 @@ def test_a_finished_run_keeps_its_summary_and_names_lost_metrics(whole, tmp_path
     summary.write_text(json.dumps(trained))
     assert loop.run(small_config(), folder) == trained
     assert json.loads(summary.read_text()) == trained
+    seen = []
+    loop.run(small_config(), folder, make_hook=lambda *_: _Looking(seen))
+    assert [(step, num_steps) for _, step, num_steps in seen] == [(44, 0)]
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(seen[0][0]))
     summary.write_text("[")
     assert loop.run(small_config(), folder).keys() == trained.keys() - {"skipped_images"}
     (folder / "metrics.jsonl").unlink()
