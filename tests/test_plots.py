@@ -160,7 +160,10 @@ def test_diagnostics_along_a_run_leave_out_what_was_not_measured(tmp_path, drawn
         {"epoch": 0, "kappa": 2.0, "kappa_unit_diagonal": 1.5, "chi": 1.1},
         {"epoch": 5, "kappa": None, "kappa_unit_diagonal": 1.2, "chi": 0.9},
     ]
-    plots.along_run(rows, tmp_path / "diagnostics.png", "")
+    assert plots.along_run(rows, tmp_path / "diagnostics.png", "")
+    nothing = [{"epoch": 0, "kappa": None}]
+    assert not plots.along_run(nothing, tmp_path / "nothing.png", "")
+    assert not (tmp_path / "nothing.png").exists()
     kappa, chi = drawn[0].axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in kappa.lines}
     assert lines == {"kappa": [[0, 2.0]], "kappa unit diagonal": [[0, 1.5], [5, 1.2]]}

@@ -20,7 +20,7 @@ from benchmarks._results import Record
 from mimicnorm_jax.data import Dataset, load, normalize
 from mimicnorm_jax.errors import WorkdirError
 from mimicnorm_jax.training import RunSpec, build_spec, read_config
-from mimicnorm_jax.training.resilience import Checkpoints
+from mimicnorm_jax.training.resilience import CheckpointReader
 
 BINS = 15
 """Of equal width, of the confidence: the probability of the most probable class (Guo et al. 2017)."""
@@ -36,11 +36,11 @@ def restored(folder: Path) -> tuple[RunSpec, Record, Dataset]:
     """
     config = read_config(folder)
     spec = build_spec(config)
-    with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
-        found = checkpoints.restore_newest(spec.state_template())
-    if found is None:
+    checkpoints = CheckpointReader(folder / "checkpoints")
+    if checkpoints.latest is None:
         raise WorkdirError(f"{folder} holds no checkpoint")
-    return spec, found[0].eval_variables, load(config.dataset, config.data_dir)
+    state, _ = checkpoints.restore(checkpoints.latest, spec.state_template())
+    return spec, state.eval_variables, load(config.dataset, config.data_dir)
 
 
 def logits_of(spec: RunSpec, model: Any, variables: Record, data: Dataset) -> np.ndarray:

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from absl import flags, logging
@@ -75,11 +75,26 @@ def _read(values: flags.FlagValues, arguments: list[str]) -> None:
             raise ConfigError(unknown("config field", field, config_lib.FIELDS))
     try:
         _, *rest = values(["mimicnorm", *arguments])
-        if values["config"].value is None:
+        config = values["config"].value
+        if config is None:
             raise UserError("--config=FILE[:MODEL[,METHOD]] is needed (see --help)")
-        values["config"].value.to_dict()  # a file that could not be loaded says so when it is first used
+        if isinstance(config, Mapping):
+            raise ConfigError(
+                f"get_config of the config file returns a {type(config).__name__}: have it return "
+                "mimicnorm_jax.training.base(FIELD=VALUE, ...)"
+            )
+        config.to_dict()  # a file that could not be loaded says so when it is first used
     except flags.Error as error:
+        if "get_config() takes 0 positional arguments" in str(error):
+            raise ConfigError(
+                "get_config of the config file takes no argument, and what follows the colon in --config=FILE:MODEL is "
+                "one: leave it out, or have get_config take it as the package's own do"
+            ) from error
         raise UserError(f"{error} (see --help)") from error
+    except AttributeError as error:
+        if error.name != "get_config":
+            raise
+        raise ConfigError("the config file has no function get_config, which returns the config") from error
     except OSError as error:
         raise ConfigError(" ".join(str(error).split())) from error
     if rest:

@@ -10,16 +10,16 @@ Exit code: 0 when done, 1 if a check of `verify` fails, 2 for bad input."""
 
 import argparse
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax import plots
-from mimicnorm_jax.cli import updates
+from mimicnorm_jax.cli import depth, updates
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.diagnostics import (
     EmpiricalNTK,
@@ -41,7 +41,7 @@ from mimicnorm_jax.init_schemes import SCHEMES
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.models import ARCHITECTURES
 from mimicnorm_jax.monitoring import networks
-from mimicnorm_jax.theory import PLAIN, WEIGHT_MEAN, batch_norm_chi, padded, verify
+from mimicnorm_jax.theory import verify
 from mimicnorm_jax.theory.checks import as_table
 from mimicnorm_jax.theory.observations import observe
 from mimicnorm_jax.training import TrainConfig
@@ -53,7 +53,6 @@ from mimicnorm_jax.utils.files import write_json
 
 def _save(folder: Path | None, name: str, content: Any) -> None:
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{name}.json", {"machine": environment.describe(), **content})
         log_line(f"written: {folder / name}.json")
 
@@ -82,32 +81,8 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_depth(arguments: argparse.Namespace) -> int:
     """Prints what the infinitely wide MLPs do with depth."""
-    mlps = {
-        "plain (He)": PLAIN,
-        "weight mean": WEIGHT_MEAN,
-        "weight mean, 6/9 of taps valid": padded(6 / 9),
-        "weight mean, 4/9 of taps valid": padded(4 / 9),
-    }
-    with jax.enable_x64(True):
-        gram = (1 - arguments.rho) * jnp.eye(arguments.inputs) + arguments.rho
-        report: dict[str, Any] = {}
-        for name, mlp in mlps.items():
-            kernels = {depth: mlp.kernels(gram, depth) for depth in arguments.depths}
-            report[name] = {
-                "chi": mlp.chi(),
-                "fixed_correlation": mlp.fixed_correlation(),
-                "depth_scale": mlp.depth_scale(),
-                "correlation": {d: float(k[0, 1] / k[0, 0]) for d, (k, _) in kernels.items()},
-                "kappa": {d: condition_number(ntk) for d, (_, ntk) in kernels.items()},
-            }
-    head = f"{arguments.inputs} inputs of correlation {arguments.rho:g}; correlation | condition number by depth"
-    log_line(f"{head}\n{'':32}{'chi':>7}{'rho*':>7}" + "".join(f"{d:>16}" for d in arguments.depths))
-    for name, row in report.items():
-        cells = "".join(f"{row['correlation'][d]:>8.4f}{row['kappa'][d]:>8.3f}" for d in arguments.depths)
-        log_line(f"{name:32}{row['chi']:>7.3f}{row['fixed_correlation']:>7.3f}{cells}")
-    batches = (8, 16, 32, 64)
-    log_line("BatchNorm's chi at batch " + ", ".join(f"{b}: {batch_norm_chi(b):.3f}" for b in batches))
-    _save(arguments.out, "depth", {"inputs": arguments.inputs, "rho": arguments.rho, "mlps": report})
+    mlps = depth.report(arguments.inputs, arguments.rho, arguments.depths)
+    _save(arguments.out, "depth", {"inputs": arguments.inputs, "rho": arguments.rho, "mlps": mlps})
     return 0
 
 
@@ -149,7 +124,6 @@ def run_ntk(arguments: argparse.Namespace) -> int:
     log_line(f"{found.name}\n{kernel_of.plan(found.params, x)}")
     out = None
     if arguments.out is not None:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         out = arguments.out / "ntk.npy"
     process = None if arguments.process is None else tuple(arguments.process)
     kernel = np.asarray(kernel_of(found.params, x, out=out, process=process))
@@ -227,10 +201,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     verifying = command("verify", run_verify, "check every statement of the theory numerically, in float64")
     verifying.add_argument("--seeds", type=int, nargs="+", default=[0], help="base seeds (default: 0)")
-    depth = command("depth", run_depth, "correlations and NTK condition numbers of infinitely wide MLPs by depth")
-    depth.add_argument("--inputs", type=int, default=32, help="number of inputs (default: 32)")
-    depth.add_argument("--rho", type=float, default=0.5, help="their correlation (default: 0.5)")
-    depth.add_argument("--depths", type=int, nargs="+", default=[4, 8, 13, 20, 50], help="(default: 4 8 13 20 50)")
+    by_depth = command("depth", run_depth, "correlations and NTK condition numbers of infinitely wide MLPs by depth")
+    by_depth.add_argument("--inputs", type=int, default=32, help="number of inputs (default: 32)")
+    by_depth.add_argument("--rho", type=float, default=0.5, help="their correlation (default: 0.5)")
+    by_depth.add_argument("--depths", type=int, nargs="+", default=[4, 8, 13, 20, 50], help="(default: 4 8 13 20 50)")
     for name, run, about in (
         ("ntk", run_ntk, "the empirical tangent kernel of one of our networks"),
         ("jacobian", run_jacobian, "moments, growth of perturbations and curvature of one of our networks"),
@@ -281,10 +255,24 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("float32", "float64"), default="float32", help="(default: float32)")
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses what cannot be measured; makes the folder of --out before anything is."""
+    if (images := getattr(arguments, "images", 1)) < 1:
+        raise UserError(f"--images is {images}: it must be at least 1")
+    if arguments.out is not None:
+        try:
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            if not os.access(arguments.out, os.W_OK):
+                raise PermissionError("it is not writable")
+        except OSError as error:
+            raise UserError(f"cannot write to --out={arguments.out}: {error}. Name another folder") from error
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     arguments = make_parser().parse_args(argv)
     try:
+        _check(arguments)
         with jax.enable_x64(getattr(arguments, "precision", "") == "float64"):
             return arguments.run(arguments)
     except (UserError, ValueError) as error:

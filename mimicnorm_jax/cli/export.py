@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mimicnorm_jax import interop
 from mimicnorm_jax.cli.command import run
-from mimicnorm_jax.interop.exporting import FORMATS
+from mimicnorm_jax.interop.exporting import FORMATS, require_file
 from mimicnorm_jax.training.dataset import dataset_of
 from mimicnorm_jax.training.restore import read_checkpoint
 from mimicnorm_jax.training.spec import make_model
@@ -39,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    if arguments.out is not None:
+        require_file(arguments.out)
     config, variables, name = read_checkpoint(arguments.workdir, arguments.checkpoint)
     model, image_shape = make_model(config), dataset_of(config).image_shape
     size = interop.packed_size(model, image_shape)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 
@@ -103,7 +104,7 @@ def open_streams(
       moments: mean and standard deviation per channel in [0, 1]; empty ones are measured from `MEASURED` images.
 
     Raises:
-      DataError: if it is not prepared, or cannot be streamed.
+      DataError: if it is not prepared, or cannot be streamed; for one bad image too many, or if none can be used.
     """
     spec.require_prepared(spec, data_dir)
     if spec.open is None:
@@ -113,28 +114,40 @@ def open_streams(
     if not mean or not std:
         reader = Reader(train, Cut(spec.image_shape[0]), bad)
         places = np.unique(np.linspace(0, len(train) - 1, MEASURED).astype(int))
-        found = _moments([read[0][None] for place in places if (read := reader.read(int(place))) is not None])
+        usable = [read[0][None] for place in places if (read := reader.read(int(place))) is not None]
+        if not usable:
+            raise DataError(
+                f"none of {len(places)} training images of {spec.name}, from which mean and deviation are measured, "
+                "can be used: mend or replace the files"
+            )
+        found = _moments(usable)
         mean, std = mean or found[0], std or found[1]
     return StreamedDataset(spec, train, test, mean, std)
 
 
-def first_test_images(dataset: Dataset | StreamedDataset, count: int) -> np.ndarray:
-    """The first test images, `(count, H, W, C)` uint8.
+def first_test_examples(
+    dataset: Dataset | StreamedDataset, count: int, bad: BadImages | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first test images that can be used, `(count, H, W, C)` uint8, and their labels, `(count,)` int32.
 
     Args:
       dataset: kept on the devices, or streamed.
-      count: of images.
+      count: of images; there are fewer of them where so many cannot be used.
+      bad: counts images of a stream that cannot be used; by default the first one is an error.
 
     Raises:
-      DataError: if there are fewer, or one of a stream cannot be decoded.
+      DataError: if there are fewer, for one bad image too many, or if none can be used.
     """
     if count > len(dataset.test):
         raise DataError(f"{count} images were asked for, and {dataset.spec.name} has {len(dataset.test)} test images")
     if isinstance(dataset, Dataset):
-        return dataset.test.images[:count]
-    reader = Reader(dataset.test, Cut(dataset.spec.image_shape[0]), BadImages(0))
-    found = [reader.read(place) for place in range(count)]
-    return np.stack([read[0] for read in found if read is not None])
+        return dataset.test.images[:count], dataset.test.labels[:count]
+    reader = Reader(dataset.test, Cut(dataset.spec.image_shape[0]), bad or BadImages(0))
+    usable = (read for place in range(len(dataset.test)) if (read := reader.read(place)) is not None)
+    if not (found := list(islice(usable, count))):
+        raise DataError(f"no test image of {dataset.spec.name} can be used: mend or replace the files")
+    images, labels = zip(*found, strict=True)
+    return np.stack(images), np.asarray(labels, np.int32)
 
 
 def _moments(parts: Sequence[np.ndarray]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -145,15 +158,3 @@ def _moments(parts: Sequence[np.ndarray]) -> tuple[tuple[float, ...], tuple[floa
     means = [float(np.average(levels, weights=count)) for count in counts]
     variances = [np.average((levels - m) ** 2, weights=count) for m, count in zip(means, counts, strict=True)]
     return tuple(means), tuple(float(np.sqrt(v)) for v in variances)
-
-
-def first_test_labels(dataset: Dataset | StreamedDataset, count: int) -> np.ndarray:
-    """The labels of `first_test_images`, `(count,)` int32.
-
-    Args:
-      dataset: as in `first_test_images`.
-      count: of labels.
-    """
-    if isinstance(dataset, Dataset):
-        return dataset.test.labels[:count]
-    return np.asarray([dataset.test[place].label for place in range(count)], np.int32)

@@ -2,11 +2,14 @@
 
 A folder holds `dataset.json` and, for both splits, `SPLIT-NNNNN-of-NNNNN.array_record`. A record is a label (4 bytes,
 little-endian), the length of a name (2 bytes), the name (UTF-8, its path below the split's folder), and the image file
-as it was. `dataset.json` holds `classes`, their names in the order of labels, and `splits`, how many records each has.
+as it was. `dataset.json` holds `classes`, their names in the order of labels, `splits`, how many records each has, and
+`files`, a digest of what they were written from. Until all are written it is `dataset.json.begun`.
 """
 
+import hashlib
 import importlib.util
 import json
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from mimicnorm_jax.errors import DataError
 from mimicnorm_jax.utils.files import write_json
 
 INDEX = "dataset.json"
+BEGUN = "dataset.json.begun"
 SPLITS = ("train", "test")
 _HEADER = struct.Struct("<IH")
 
@@ -82,12 +86,22 @@ def _shards(root: Path, split: str) -> list[Path]:
 
 def _read_index(root: Path) -> dict[str, Any]:
     try:
-        return json.loads((root / INDEX).read_text())
+        index = json.loads((root / INDEX).read_text())
+        if not _is_index(index):
+            raise ValueError(f"it does not hold `classes` and, as `splits`, numbers of {' and '.join(SPLITS)} records")
+        return index
     except (OSError, ValueError) as error:
         raise DataError(
             f"{root} holds no records: cannot read {root / INDEX} ({error}). Write them from a folder of images with "
             f"`python -m mimicnorm_jax prepare-data folder:DIR --out={root}`"
         ) from error
+
+
+def _is_index(index: Any) -> bool:
+    if not (isinstance(index, dict) and isinstance(index.get("classes"), list)):
+        return False
+    splits = index.get("splits")
+    return isinstance(splits, dict) and all(isinstance(splits.get(split), int) for split in SPLITS)
 
 
 def _require(spec: DatasetSpec, data_dir: str) -> None:
@@ -142,17 +156,41 @@ def write(root: Path, out: Path, shard_bytes: int = 2**27) -> None:
     """
     require_array_record()
     train, test, classes = folders.sources(root)
-    index = {"classes": list(classes), "splits": {"train": len(train), "test": len(test)}}
-    if (out / INDEX).exists() and _read_index(out) != index:
-        raise DataError(f"{out} holds records of another data set: choose another folder, or empty it")
-    out.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(repr(classes).encode())
+    parts: dict[str, list[np.ndarray]] = {}
     for split, source in zip(SPLITS, (train, test), strict=True):
         sizes = [(source.folder / file).stat().st_size for file in source.files]
         shards = max(1, -(-sum(sizes) // shard_bytes))
-        parts = np.array_split(np.random.default_rng(0).permutation(len(source)), shards)
-        for i, part in enumerate(tqdm(parts, f"writing {split}", leave=False)):
-            _write_shard(out / f"{split}-{i:05}-of-{shards:05}.array_record", source, part.tolist())
-    write_json(out / INDEX, index)
+        parts[split] = np.array_split(np.random.default_rng(0).permutation(len(source)), shards)
+        digest.update(repr((split, shards, list(zip(source.files, sizes, strict=True)))).encode())
+    index = {"classes": list(classes), "splits": {"train": len(train), "test": len(test)}, "files": digest.hexdigest()}
+    _begin(out, index)
+    for split, source in zip(SPLITS, (train, test), strict=True):
+        for i, part in enumerate(tqdm(parts[split], f"writing {split}", leave=False)):
+            _write_shard(out / f"{split}-{i:05}-of-{len(parts[split]):05}.array_record", source, part.tolist())
+    if (out / BEGUN).exists():
+        os.replace(out / BEGUN, out / INDEX)
+
+
+def _begin(out: Path, index: dict[str, Any]) -> None:
+    """Creates the folder with the index of what it is to hold, or checks that what it holds is of that index."""
+    found = next((out / name for name in (INDEX, BEGUN) if (out / name).exists()), None)
+    if found is not None:
+        if not _is(found, index):
+            raise DataError(f"{out} holds records of another data set: choose another folder, or empty it")
+        return
+    if any(_shards(out, split) for split in SPLITS):
+        # They may have the names of those to write, which would be kept.
+        raise DataError(f"{out} holds records of a data set that no index names: choose another folder, or empty it")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / BEGUN, index)
+
+
+def _is(path: Path, index: dict[str, Any]) -> bool:
+    try:
+        return json.loads(path.read_text()) == index
+    except (OSError, ValueError):
+        return False
 
 
 def _write_shard(path: Path, source: folders.FolderSource, places: Sequence[int]) -> None:

@@ -68,7 +68,7 @@ def export(
 
     Raises:
       ExportError: names what is in the way: an image size that is not fixed or not the network's, an unknown format, a
-        package that is not installed, an operation that ONNX has not, a folder that is not there. Nothing is written.
+        package that is not installed, an operation that ONNX has not, a path that cannot be a file. Nothing is written.
 
     Example:
       >>> export(nn.Dense(3), {}, "dense.onnx", image_shape=(None, None, 1))
@@ -79,8 +79,7 @@ def export(
     path = Path(path)
     if format not in FORMATS:
         raise ExportError(unknown("format", format, FORMATS))
-    if not path.parent.is_dir():
-        raise ExportError(f"there is no folder {path.parent} to write {path.name} to")
+    require_file(path)
     if vjp_order < 0 or (vjp_order and format != "stablehlo"):
         raise ExportError(f"vjp_order is {vjp_order}: it is at least 0, and 0 in every format but stablehlo")
     # On the host: what is spread over devices would make a file for as many.
@@ -91,6 +90,14 @@ def export(
             raise ExportError(f"format={format!r} needs the package {package}: pip install 'mimicnorm_jax[export]'")
     content = _stablehlo(program, vjp_order) if format == "stablehlo" else _onnx(program)
     write_bytes(path, content)
+
+
+def require_file(path: Path) -> None:
+    """Raises ExportError if a path is a folder, or in none."""
+    if path.is_dir():
+        raise ExportError(f"{path} is a folder: name the file to write, such as {path / 'network'}")
+    if not path.parent.is_dir():
+        raise ExportError(f"there is no folder {path.parent} to write {path.name} to")
 
 
 def _program(model: Any, variables: Mapping[str, Any], image_shape: Any) -> _Program:

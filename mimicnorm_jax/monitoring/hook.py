@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mimicnorm_jax.data import datasets
 from mimicnorm_jax.diagnostics import EmpiricalNTK, RegimeMeter
 from mimicnorm_jax.diagnostics.regression import alignment, class_targets
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.models.head import LAST_BN
-from mimicnorm_jax.monitoring.networks import images, network
+from mimicnorm_jax.monitoring.networks import network, test_examples
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.hook import MakeHook
 from mimicnorm_jax.training.spec import OWN_METHOD
@@ -40,6 +39,7 @@ class DiagnosticsHook:
 
     Raises:
       ConfigError: if the run has a network of its own.
+      DataError: for one bad image too many.
     """
 
     def __init__(self, trainer: Trainer, folder: Path, writer: MetricWriter, resumed_step: int) -> None:
@@ -54,8 +54,7 @@ class DiagnosticsHook:
         self._meter: RegimeMeter | None = None
         self._kernel: EmpiricalNTK | None = None
         count = min(IMAGES, len(trainer.dataset.test))
-        self._images = images(trainer.config, count, "real", jnp.float32)
-        labels = datasets.first_test_labels(trainer.dataset, count)
+        self._images, labels = test_examples(trainer.dataset, count, jnp.float32, trainer.bad_images)
         self._targets = class_targets(labels, trainer.dataset.spec.num_classes)
 
     @property

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax import models
-from mimicnorm_jax.data import Dataset, datasets
+from mimicnorm_jax.data import Dataset, StreamedDataset, datasets
 from mimicnorm_jax.data.augment import normalize
+from mimicnorm_jax.data.streaming import BadImages
 from mimicnorm_jax.diagnostics import from_linen
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
-from mimicnorm_jax.errors import ConfigError
+from mimicnorm_jax.errors import ConfigError, DataError
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.dataset import dataset_of, read_dataset
@@ -102,7 +103,7 @@ def images(config: TrainConfig, count: int, kind: str, precision: Any) -> jax.Ar
     """The first test images of the config's dataset, normalized as in training, or standard normal noise.
 
     Args:
-      config: names dataset, folder and seed.
+      config: names dataset, folder and seed, and how many bad images are skipped.
       count: of images.
       kind: `real` or `random`.
       precision: of the images.
@@ -111,15 +112,37 @@ def images(config: TrainConfig, count: int, kind: str, precision: Any) -> jax.Ar
       `(count, H, W, C)`.
 
     Raises:
-      DataError: if the dataset is not prepared, or has fewer images.
+      DataError: if the dataset is not prepared, or has fewer images that can be used.
     """
     shape = dataset_of(config).image_shape
     if kind == "random":
         noise = np.random.default_rng(config.seed).standard_normal((count, *shape))
         return jnp.asarray(noise, precision)
-    dataset = read_dataset(config)
-    shown = jnp.asarray(datasets.first_test_images(dataset, count))
-    return jnp.asarray(normalize(shown, dataset.mean, dataset.std, precision))
+    bad = BadImages(config.max_bad_images)
+    shown, _ = test_examples(read_dataset(config, bad), count, precision, bad)
+    if len(shown) < count:
+        raise DataError(f"{count} images were asked for, and only {len(shown)} of {config.dataset} can be used")
+    return shown
+
+
+def test_examples(
+    dataset: Dataset | StreamedDataset, count: int, precision: Any, bad: BadImages
+) -> tuple[jax.Array, np.ndarray]:
+    """The first test images of a data set, normalized as in training, and their labels.
+
+    Args:
+      dataset: that was read, or opened.
+      count, bad: as in `datasets.first_test_examples`.
+      precision: of the images.
+
+    Returns:
+      `(count, H, W, C)` and `(count,)`, or fewer where so many cannot be used.
+
+    Raises:
+      DataError: as `datasets.first_test_examples`.
+    """
+    shown, labels = datasets.first_test_examples(dataset, count, bad)
+    return jnp.asarray(normalize(jnp.asarray(shown), dataset.mean, dataset.std, precision)), labels
 
 
 def training_batch(config: TrainConfig, count: int, kind: str, precision: Any) -> tuple[jax.Array, jax.Array]:

@@ -111,9 +111,12 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: i
     return f'<div class="wide"><table><thead><tr>{line(header, "th")}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 
-def _figure(draw: Callable[[Path], None], text: str) -> str:
+def _figure(draw: Callable[[Path], object], text: str) -> str:
+    """A picture within the page; nothing where nothing was drawn."""
     with tempfile.TemporaryDirectory() as folder:
         draw(path := Path(folder) / "figure.svg")
+        if not path.exists():
+            return ""
         encoded = base64.b64encode(path.read_bytes()).decode()
     return f'<figure><img alt="{html.escape(text)}" src="data:image/svg+xml;base64,{encoded}"></figure>'
 

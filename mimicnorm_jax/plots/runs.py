@@ -70,7 +70,7 @@ def lines(series: Mapping[str, Series], path: Path, title: str, xlabel: str, yla
         figure.legend(frameon=False, loc="outside right center")
 
 
-def along_run(rows: Rows, path: Path, title: str) -> None:
+def along_run(rows: Rows, path: Path, title: str) -> bool:
     """Draws the diagnostics of a run by epoch: condition numbers, chi, the last BatchNorm's running variance,
     and the tangent kernel's alignment with the labels.
 
@@ -78,6 +78,9 @@ def along_run(rows: Rows, path: Path, title: str) -> None:
       rows: the lines of its diagnostics.jsonl; a quantity may be missing or None.
       path: of the picture.
       title: above the figure.
+
+    Returns:
+      Whether there is a picture: none without anything measured.
     """
     panels = {
         "condition number of the tangent kernel": ("kappa", "kappa_unit_diagonal"),
@@ -87,7 +90,7 @@ def along_run(rows: Rows, path: Path, title: str) -> None:
     }
     shown = {label: names for label, names in panels.items() if any(row.get(names[0]) is not None for row in rows)}
     if not shown:
-        return
+        return False
     with picture(path, (4.5 * len(shown), 3.6), 1, len(shown)) as (figure, grid):
         for axes, (label, names) in zip(grid[0], shown.items(), strict=True):
             for name in names:
@@ -98,6 +101,7 @@ def along_run(rows: Rows, path: Path, title: str) -> None:
             if len(names) > 1:
                 axes.legend(frameon=False)
         figure.suptitle(title)
+    return True
 
 
 def bars(

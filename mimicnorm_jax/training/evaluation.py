@@ -9,7 +9,7 @@ from mimicnorm_jax.data.pipeline import Stop, never
 from mimicnorm_jax.errors import WorkdirError
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.metrics import Metrics
-from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
+from mimicnorm_jax.training.resilience import CheckpointReader
 from mimicnorm_jax.training.spec import validate_run
 from mimicnorm_jax.training.state import TrainState
 from mimicnorm_jax.training.trainer import Trainer, build_trainer
@@ -60,11 +60,11 @@ def evaluate_checkpoints(config: TrainConfig, folder: Path, model: Any = None) -
     if not (folder / "checkpoints").is_dir():
         raise WorkdirError(f"{folder} holds no checkpoint to evaluate")
     restored, results, shown = {}, {}, {}
-    with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
-        for name, step in (("latest", checkpoints.latest), ("best", checkpoints.best)):
-            if step is None:
-                raise WorkdirError(f"{folder} holds no complete checkpoint to evaluate")
-            restored[name] = checkpoints.restore(step, spec.state_template())
+    checkpoints = CheckpointReader(folder / "checkpoints")
+    for name, step in (("latest", checkpoints.latest), ("best", checkpoints.best)):
+        if step is None:
+            raise WorkdirError(f"{folder} holds no complete checkpoint to evaluate")
+        restored[name] = checkpoints.restore(step, spec.state_template())
     trainer = build_trainer(spec)
     for name, (state, metadata) in restored.items():
         metrics = evaluate(trainer, trainer.data_parallel.replicate(state))

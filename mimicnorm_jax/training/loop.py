@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.evaluation import evaluate, of_one_process
 from mimicnorm_jax.training.hook import Hook, MakeHook
 from mimicnorm_jax.training.metrics import Metrics
-from mimicnorm_jax.training.resilience.checkpoints import CheckpointMetadata, Checkpoints
+from mimicnorm_jax.training.resilience import CheckpointMetadata, Checkpoints
 from mimicnorm_jax.training.resilience.preemption import InterruptedRunError, stop_requested
 from mimicnorm_jax.training.restore import require_start, start
 from mimicnorm_jax.training.spec import RunSpec, validate_run
@@ -150,16 +150,17 @@ def _run_worker(spec: RunSpec) -> dict[str, Any]:
 
 def _broadcast(state: TrainState, metadata: CheckpointMetadata) -> tuple[TrainState, CheckpointMetadata]:
     """The first process's state and metadata, in every process."""
-    numbers = np.array([metadata.epoch, *metadata.partial], np.float32)
+    numbers = np.array([metadata.epoch, metadata.skipped, *metadata.partial], np.float32)
     state, numbers = distributed.broadcast_from_first((state, numbers))
-    epoch, *partial = map(float, numbers)
-    return state, CheckpointMetadata(int(epoch), metadata.accuracy, (partial[0], partial[1], partial[2]))
+    epoch, skipped, *sums = map(float, numbers)
+    return state, replace(metadata, epoch=int(epoch), skipped=int(skipped), partial=(sums[0], sums[1], sums[2]))
 
 
 def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, Any]:
     trainer, template = build_trainer(spec), spec.state_template()
     log_line(report.headline(trainer, template, folder))
     with Checkpoints(folder / "checkpoints", spec.config.keep_checkpoints) as checkpoints:
+        complete = False
         if (found := checkpoints.restore_newest(template)) is None:
             found = start(spec), CheckpointMetadata(0, None)
         else:
@@ -173,15 +174,17 @@ def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, A
         writer = MetricWriter(folder, resumed_step=int(state.step) - unfinished)
         hook = make_hook(trainer, folder, writer, int(state.step)) if make_hook else None
         try:
+            state = trainer.data_parallel.replicate(state)
             if hook is not None:
                 hook(state, int(state.step), 0)
-            _train(trainer, trainer.data_parallel.replicate(state), metadata, RunWriters(checkpoints, writer, hook))
+            _train(trainer, state, metadata, RunWriters(checkpoints, writer, hook))
         except NonFiniteLossError as error:
             report.failure(folder, trainer, error, checkpoints.latest)
             raise NonFiniteLossError(f"{error}. The report is {folder / report.FAILURE}", error.where) from error
         finally:
             writer.close()
-    return report.summarize(trainer, folder, writer.rows, hook.rows if hook is not None else [])
+    kept = report.read_summary(folder) if complete else None
+    return report.summarize(trainer, folder, writer.rows, hook.rows if hook is not None else [], kept)
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,8 @@ class RunWriters:
 def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, writers: RunWriters | None) -> None:
     config, epoch = trainer.config, metadata.epoch
     partial = Metrics(*map(np.float32, metadata.partial))
-    hook = writers.hook if writers else None
+    trainer.nonfinite.skipped = metadata.skipped
+    hook, before = writers.hook if writers else None, metadata.seconds
     with stop_requested() as stop:
         while epoch < config.epochs:
             started = time.perf_counter()
@@ -206,13 +210,14 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
                 # A whole epoch is evaluated and logged first.
                 if stop() and int(state.step) < (epoch + 1) * trainer.steps_per_epoch:
                     if writers:
-                        _save_partial(writers, state, epoch, train)
+                        _save_partial(writers, state, _partial(trainer, epoch, train, before + seconds))
                     break
                 test = _evaluate_epoch(trainer, state, train, stop)
             except DataEndedError as error:
                 state, step = error.state, int(error.state.step)
                 if writers and step:
-                    _save_partial(writers, state, epoch, error.total)
+                    seconds = before + time.perf_counter() - started
+                    _save_partial(writers, state, _partial(trainer, epoch, error.total, seconds))
                     log_line(f"saved after step {step}, where the data ends: the same command goes on")
                 if not stop():
                     raise
@@ -223,14 +228,15 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
             stopped = bool(stop())
             if writers:
                 row = _row(trainer, epoch, train, test) | {
-                    "seconds": round(time.perf_counter() - started, 3),
+                    "seconds": round(before + time.perf_counter() - started, 3),
                     "images_per_second": round(float(train.count - partial.count) / seconds, 1),
                 }
                 # The line first: if the save fails, resuming drops it again.
                 writers.metrics.epoch(row)
                 if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs or stopped:
-                    writers.checkpoints.save(state, CheckpointMetadata(epoch, test.accuracy))
-            partial = Metrics.empty()
+                    metadata = CheckpointMetadata(epoch, test.accuracy, skipped=trainer.nonfinite.skipped)
+                    writers.checkpoints.save(state, metadata)
+            partial, before = Metrics.empty(), 0.0
             if stopped:
                 break
         if epoch < config.epochs:
@@ -244,11 +250,15 @@ def _evaluate_epoch(trainer: Trainer, state: TrainState, train: Metrics, stop: S
         raise DataEndedError(str(error), state, train) from error
 
 
-def _save_partial(writers: RunWriters, state: TrainState, epoch: int, total: Metrics) -> None:
+def _partial(trainer: Trainer, epoch: int, total: Metrics, seconds: float) -> CheckpointMetadata:
+    sums = float(total.loss_sum), float(total.correct), float(total.count)
+    return CheckpointMetadata(epoch, None, sums, trainer.nonfinite.skipped, seconds)
+
+
+def _save_partial(writers: RunWriters, state: TrainState, metadata: CheckpointMetadata) -> None:
     """Saves in the middle of an epoch, or at its end before it is evaluated, what is not saved yet."""
     if writers.checkpoints.latest != int(state.step):
-        sums = float(total.loss_sum), float(total.correct), float(total.count)
-        writers.checkpoints.save(state, CheckpointMetadata(epoch, None, sums))
+        writers.checkpoints.save(state, metadata)
 
 
 def _require_finite(trainer: Trainer, state: TrainState, epoch: int, test: Metrics) -> None:

@@ -1,5 +1,6 @@
 """What a run says at its start and leaves at its end: headline, summary with curves, report of a failure."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ import jax
 import numpy as np
 
 from mimicnorm_jax import plots
-from mimicnorm_jax.errors import NonFiniteLossError
+from mimicnorm_jax.errors import NonFiniteLossError, WorkdirError
 from mimicnorm_jax.training import workdir
 from mimicnorm_jax.training.spec import is_exact
 from mimicnorm_jax.training.state import TrainState
 from mimicnorm_jax.training.trainer import Trainer
+from mimicnorm_jax.training.writers import METRICS
 from mimicnorm_jax.utils import environment
 from mimicnorm_jax.utils.console import log_line, table
 from mimicnorm_jax.utils.files import write_json
@@ -69,38 +71,68 @@ def _norm(leaf: Any) -> float:
     return float(np.linalg.norm(np.asarray(leaf, np.float64)))
 
 
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of the run in a folder; None if there is none, or none that can be read."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text())
+    except (OSError, ValueError):
+        return None
+    return summary if isinstance(summary, dict) else None
+
+
 def summarize(
-    trainer: Trainer, folder: Path, rows: list[dict[str, Any]], diagnostics: list[dict[str, Any]]
+    trainer: Trainer,
+    folder: Path,
+    rows: list[dict[str, Any]],
+    diagnostics: list[dict[str, Any]],
+    kept: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes summary.json and pictures from the lines of metrics.jsonl and diagnostics.jsonl, prints a table.
 
+    Args:
+      trainer: of the run.
+      folder: of the run.
+      rows, diagnostics: the lines.
+      kept: what summary.json holds of a run that was complete before: memory, machine and skipped images are those
+        of the processes that trained it.
+
     Returns:
       The summary.
+
+    Raises:
+      WorkdirError: if there are no lines of metrics.jsonl.
     """
     config = trainer.config
+    if not rows:
+        raise WorkdirError(
+            f"{folder} holds a complete run without the lines of {METRICS}: restore that file, or choose another "
+            "--workdir to train again"
+        )
     best = max(rows, key=lambda row: (row["test_accuracy"], row["epoch"]))
     seconds = sum(row["seconds"] for row in rows)
-    summary = {
+    summary = kept or {
         "best_accuracy": best["test_accuracy"],
         "best_epoch": best["epoch"],
         "final_accuracy": rows[-1]["test_accuracy"],
         "final_test_loss": rows[-1]["test_loss"],
         "images_per_second": max(row["images_per_second"] for row in rows),
         "seconds": round(seconds, 1),
-        **({"skipped_images": skipped} if (skipped := trainer.bad_images.found) else {}),
+        **({"skipped_images": found} if (found := trainer.bad_images.found) else {}),
         **environment.peak_memory(),
         "config": workdir.as_json(config),
         "machine": environment.describe(),
     }
-    write_json(folder / SUMMARY, summary)
+    if not kept:
+        write_json(folder / SUMMARY, summary)
     (folder / FAILURE).unlink(missing_ok=True)
+    skipped = summary.get("skipped_images")
     shown = {
         "run": f"{config.dataset}, {config.model}, {config.method}, seed {config.seed}",
         "best test accuracy": f"{best['test_accuracy']:.2%} (epoch {best['epoch']})",
         "final test accuracy": f"{rows[-1]['test_accuracy']:.2%} (epoch {rows[-1]['epoch']})",
-        "speed": f"{summary['images_per_second']:,.0f} images/s in the fastest epoch",
+        "speed": f"{max(row['images_per_second'] for row in rows):,.0f} images/s in the fastest epoch",
         "time": f"{seconds:.1f} s for {len(rows)} epochs, compilation included",
-        "memory": environment.memory_line(),
+        **({} if kept else {"memory": environment.memory_line()}),
         **({"skipped images": f"{len(skipped)}, named in {SUMMARY}"} if skipped else {}),
         "folder": folder,
         "files": f"checkpoints, metrics.jsonl, {SUMMARY}",
@@ -109,8 +141,7 @@ def summarize(
         title = f"{config.model} with {config.method} on {config.dataset}"
         plots.curves({config.method: [rows]}, folder / "curves.png", title)
         shown["figures"] = "curves.png"
-        if diagnostics:
-            plots.along_run(diagnostics, folder / "diagnostics.png", title)
+        if plots.along_run(diagnostics, folder / "diagnostics.png", title):
             shown["figures"] += ", diagnostics.png"
     else:
         shown["figures"] = "none: pip install matplotlib to get curves.png"

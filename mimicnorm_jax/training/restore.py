@@ -12,7 +12,7 @@ from mimicnorm_jax.optim import center_params
 from mimicnorm_jax.training import workdir
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.optimizer import CONV_KERNELS
-from mimicnorm_jax.training.resilience.checkpoints import Checkpoints
+from mimicnorm_jax.training.resilience import CheckpointReader
 from mimicnorm_jax.training.spec import RunSpec, build_spec
 from mimicnorm_jax.training.state import TrainState
 from mimicnorm_jax.utils.trees import path_names
@@ -36,11 +36,11 @@ def read_checkpoint(folder: Path, which: str, data_dir: str = "") -> tuple[Train
         raise WorkdirError(f"{folder} holds no checkpoint")
     # A checkpoint is that of its network, whatever devices share a batch here; no data is read for it.
     spec = build_spec(config, num_devices=1)
-    with Checkpoints(folder / "checkpoints", config.keep_checkpoints) as checkpoints:
-        step = checkpoints.latest if which == "latest" else checkpoints.best
-        if step is None:
-            raise WorkdirError(f"{folder} holds no complete checkpoint")
-        state, metadata = checkpoints.restore(step, spec.state_template())
+    checkpoints = CheckpointReader(folder / "checkpoints")
+    step = checkpoints.latest if which == "latest" else checkpoints.best
+    if step is None:
+        raise WorkdirError(f"{folder} holds no complete checkpoint")
+    state, metadata = checkpoints.restore(step, spec.state_template())
     name = f"{config.model} under {config.method}, {which} checkpoint (epoch {metadata.epoch}) of {folder}"
     return config, state.eval_variables, name
 

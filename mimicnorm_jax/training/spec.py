@@ -73,6 +73,8 @@ class RunSpec:
             ema_decay=config.ema_decay,
             seed=config.seed,
             microbatches=config.microbatches,
+            # Dropout of this package's networks folds the device in by itself, so that their number changes nothing.
+            dropout_by_device=config.method == OWN_METHOD,
         )
         return step_config, schedule
 

@@ -33,6 +33,8 @@ class StepConfig:
       ema_decay: of the averaged parameters.
       seed: of augmentation and dropout.
       microbatches: see `gradients.LossAndGrad`.
+      dropout_by_device: whether each device has a dropout key of its own, for networks whose dropout does not ask on
+        which device it is, as `flax.linen.Dropout`: it would drop the same units on all of them.
     """
 
     model: nn.Module
@@ -45,6 +47,7 @@ class StepConfig:
     ema_decay: float = 0.0
     seed: int = 0
     microbatches: int = 1
+    dropout_by_device: bool = False
 
 
 def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -67,6 +70,8 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
     # One key for each place in the whole batch, so that the number of devices changes nothing.
     image_keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, device * b + jnp.arange(b))
     dropout_key = jax.random.fold_in(step_key, 2**32 - 1)  # no image's place
+    if config.dropout_by_device:
+        dropout_key = jax.random.fold_in(dropout_key, device)
     images = augment(image_keys, batch.images, config.augmentation)
     images = normalize(images, config.mean, config.std, config.dtype)
 

@@ -62,8 +62,12 @@ class Trainer:
         return self.pipeline.steps_per_epoch
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of the `step`-th step, counted from 1."""
-        rate: Any = self.schedule(step - 1)
+        """The learning rate of the `step`-th step, counted from 1, once those before it are counted by `nonfinite`.
+
+        Steps that were left out moved the optimizer no further. Of the last one counted, if it was itself left out, it
+        is that of the step before it.
+        """
+        rate: Any = self.schedule(max(0, step - 1 - self.nonfinite.skipped))
         return float(rate)
 
 
@@ -106,6 +110,11 @@ def build_trainer(spec: RunSpec) -> Trainer:
     )
 
 
+def _cores() -> int:
+    """That this process may use, where the system says so; else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _stream(
     config: TrainConfig,
     dataset: StreamedDataset,
@@ -119,6 +128,6 @@ def _stream(
         seed=config.seed,
         layout=layout,
         bad=bad,
-        num_threads=config.decoding_threads or len(os.sched_getaffinity(0)),
+        num_threads=config.decoding_threads or _cores(),
         place=place,
     )

@@ -113,7 +113,7 @@ def _no_space(error: BaseException | None) -> bool:
 
 
 def read_config(workdir: Path) -> TrainConfig:
-    """The config of the run in a folder, as data.
+    """The config of the run in a folder, as data; fields that are newer than the run have their defaults.
 
     Raises:
       WorkdirError: if there is none or it is damaged.
@@ -127,13 +127,13 @@ def read_config(workdir: Path) -> TrainConfig:
     except ValueError as error:
         raise WorkdirError(f"{path} is damaged: {error}. Restore it or use another --workdir") from error
     tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-    return config_lib.validate(ConfigDict(tuples))
+    return config_lib.validate(ConfigDict(config_lib.base().to_dict() | tuples))
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     saved = json.loads(path.read_text())
-    if not isinstance(saved, dict):
-        raise ValueError("it does not hold a JSON object")
+    if not isinstance(saved, dict) or not saved:
+        raise ValueError("it does not hold a JSON object with fields")
     return saved
 
 

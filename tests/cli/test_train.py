@@ -44,6 +44,23 @@ def test_bad_input_is_one_paragraph_and_exit_code_2(arguments, message, monkeypa
     assert said.out == ""
 
 
+@pytest.mark.parametrize(
+    ("content", "suffix", "message"),
+    [
+        ("def get_config(): return {'epochs': 3}", "", "returns a dict: have it return mimicnorm_jax.training.base("),
+        ("def get_config(): return None", ":resnet8", "takes no argument, and what follows the colon"),
+        ("epochs = 3", "", "has no function get_config"),
+    ],
+)
+def test_a_config_file_that_gives_no_config_is_one_paragraph(content, suffix, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # another file's get_config would stay
+    (tmp_path / "own.py").write_text(content)
+    assert main([f"--config={tmp_path / 'own.py'}{suffix}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
 SMALL = ("--config.epochs=1", "--config.width_multiplier=0.25")
 RUN = "runs/digits-resnet8-mimicnorm-seed0"
 # Orbax leaves coroutines behind where it reads.

@@ -61,6 +61,41 @@ def test_lost_files_and_foreign_records_are_named(tmp_path, capsys):
     np.testing.assert_array_equal((spec.num_train, spec.num_test, spec.num_classes), (4, 2, 2))
 
 
+def _stop_at_test_images(path, *arguments, write=records._write_shard):
+    if path.name.startswith("test"):
+        raise KeyboardInterrupt
+    write(path, *arguments)
+
+
+def test_what_another_folder_began_is_refused_and_goes_on_from_its_own(tmp_path, monkeypatch):
+    """Both folders have as many images of as many classes; so has one of whose images a file was replaced."""
+    first = write_folder(tmp_path / "first", 2, 3, 1)
+    second = write_folder(tmp_path / "second", 2, 3, 1)
+    victim = next((second / "train").glob("*/*"))
+    victim.write_bytes(victim.read_bytes() + b"more")
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "_write_shard", _stop_at_test_images)
+        with pytest.raises(KeyboardInterrupt):
+            records.write(first, out)
+    for shard_bytes, root in ((2**27, second), (1000, first)):
+        with pytest.raises(DataError, match="out holds records of another data set: choose another folder"):
+            records.write(root, out, shard_bytes)
+    records.write(first, out)
+    assert _images(f"records:{out}") == _images(f"folder:{first}")
+    assert not (out / records.BEGUN).exists()
+    (out / records.INDEX).unlink()
+    with pytest.raises(DataError, match="holds records of a data set that no index names"):
+        records.write(first, out)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"classes": [], "splits": {"train": 1}}'])
+def test_an_index_that_is_not_ours_is_refused_by_name(tmp_path, content):
+    (tmp_path / records.INDEX).write_text(content)
+    with pytest.raises(DataError, match=r"holds no records: cannot read .*dataset.json \(it does not hold `classes`"):
+        get_spec(f"records:{tmp_path}", "", 8)
+
+
 def test_a_missing_package_is_named_before_any_image_is_read(tmp_path, monkeypatch):
     root = write_folder(tmp_path / "data", 2, 2, 1)
     records.write(root, tmp_path / "out")

@@ -1,5 +1,6 @@
 """Streams are functions of seed, epoch and place; what cannot be read is skipped, masked or an error; threads end."""
 
+import dataclasses
 import threading
 from io import BytesIO
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimicnorm_jax.data import BatchLayout, get_spec, open_streams
+from mimicnorm_jax.data import BatchLayout, StreamedDataset, datasets, get_spec, open_streams
 from mimicnorm_jax.data.batching import epoch_order
 from mimicnorm_jax.data.streaming import BadImages, Cut, Encoded, StreamingPipeline
 from mimicnorm_jax.errors import DataError
@@ -101,6 +102,28 @@ def test_the_next_image_stands_in_for_a_bad_one():
     pipeline = _pipeline(Colors(8, broken={2, 3}), bound=2)
     found = np.concatenate([feed.labels.ravel() for feed, _ in pipeline.train_feeds(0, 0)])
     np.testing.assert_array_equal(found, [4 if i in (2, 3) else i for i in order])
+
+
+def test_first_test_images_and_their_labels_leave_out_the_same_bad_ones():
+    data = StreamedDataset(datasets.DATASETS["digits"], Colors(1), Colors(5, broken=(1,)), (), ())
+    data = dataclasses.replace(data, spec=dataclasses.replace(data.spec, image_shape=(8, 8, 3)))
+    images, labels = datasets.first_test_examples(data, 3, BadImages(1))
+    assert labels.tolist() == [0, 2, 3]
+    assert images[:, 0, 0].tolist() == [[label, 2 * label, 0] for label in labels]
+    assert datasets.first_test_examples(data, 5, BadImages(1))[1].tolist() == [0, 2, 3, 4]
+    with pytest.raises(DataError, match=r"image 1 cannot be used: FileNotFoundError.* config.max_bad_images is 0"):
+        datasets.first_test_examples(data, 3)
+    nothing = dataclasses.replace(data, test=Colors(2, broken=(0, 1)))
+    with pytest.raises(DataError, match="no test image of digits can be used"):
+        datasets.first_test_examples(nothing, 2, BadImages(2))
+
+
+def test_a_mean_of_no_image_is_refused(tmp_path):
+    root = write_folder(tmp_path, 2, 2, 1)
+    for path in root.glob("train/*/*"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"none of 4 training images of folder:.* can be used"):
+        open_streams(get_spec(f"folder:{root}", "", 8), "", BadImages(4))
 
 
 def test_one_bad_image_too_many_stops_with_its_name_and_ends_the_threads():

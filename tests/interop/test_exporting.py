@@ -160,11 +160,14 @@ def test_the_command_exports_a_run_without_its_data(run, monkeypatch, capsys):
     assert "subtract" not in exported.mlir_module()
 
 
-def test_the_command_names_bad_input(run, capsys, tmp_path):
+def test_the_command_names_bad_input(run, capsys, tmp_path, monkeypatch):
     folder, _ = run
     before = sorted(folder.iterdir())
     assert cli.main(["export", f"--workdir={tmp_path / 'nowhere'}"]) == 2
     assert "holds no run" in capsys.readouterr().err
     assert cli.main(["export", f"--workdir={folder}", "--out=/nowhere/network"]) == 2
     assert "there is no folder /nowhere" in capsys.readouterr().err
+    monkeypatch.setattr("mimicnorm_jax.cli.export.read_checkpoint", lambda *_: pytest.fail("began to work"))
+    assert cli.main(["export", f"--workdir={folder}", f"--out={folder}"]) == 2
+    assert f"{folder} is a folder: name the file to write" in capsys.readouterr().err
     assert sorted(folder.iterdir()) == before

@@ -11,10 +11,14 @@ import pytest
 from mimicnorm_jax import models, monitoring
 from mimicnorm_jax.cli.diagnose import main
 from mimicnorm_jax.data import datasets
+from mimicnorm_jax.data.streaming import BadImages, Cut
+from mimicnorm_jax.data.streaming.pipeline import Reader
 from mimicnorm_jax.errors import ConfigError, DataError, WorkdirError
 from mimicnorm_jax.monitoring import networks
-from mimicnorm_jax.training import build_spec, config, loop
+from mimicnorm_jax.training import build_spec, build_trainer, config, loop
 from mimicnorm_jax.training.resilience import Checkpoints
+from mimicnorm_jax.training.writers import MetricWriter
+from tests.data.photographs import write_folder
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
 pytestmark = [
@@ -141,6 +145,28 @@ def test_what_cannot_be_measured_is_named(tmp_path):
         networks.from_checkpoint(tmp_path, "latest", "float32")
 
 
+def test_bad_images_count_to_the_bound_of_the_run(tmp_path):
+    """Those that the hook meets are named with the run's own; a run's config bounds those of `diagnose` too."""
+    root = write_folder(tmp_path / "data", 2, 4, 3)
+    for path in ("train/class01/000.jpg", "val/class00/000.jpg"):
+        (root / path).write_bytes(b"")
+    fields = _config(dataset=f"folder:{root}", image_size=8, batch_size=4, max_bad_images=2, diagnostics_epochs=1.0)
+    trainer = build_trainer(build_spec(fields))
+    monitoring.make_hook(fields)(trainer, tmp_path, MetricWriter(tmp_path, 0), 0)
+    assert [name.removeprefix(f"{root}/") for name in trainer.bad_images.found] == [
+        "train/class01/000.jpg",
+        "val/class00/000.jpg",
+    ]
+    shown = networks.images(fields, 5, "real", "float32")
+    reader = Reader(trainer.dataset.test, Cut(8), BadImages(0))
+    by_hand = np.stack([reader.read(place)[0] for place in range(1, 6)]) / 255
+    np.testing.assert_allclose(shown, (by_hand - trainer.dataset.mean) / trainer.dataset.std, atol=1e-5)
+    with pytest.raises(DataError, match="6 images were asked for, and only 5 of folder:"):
+        networks.images(fields, 6, "real", "float32")
+    with pytest.raises(DataError, match=r"config.max_bad_images is 1"):
+        networks.images(dataclasses.replace(fields, max_bad_images=1), 5, "real", "float32")
+
+
 def test_ntk_and_jacobian_commands_on_a_checkpoint(probed, tmp_path, capsys):
     folder, _ = probed
     assert main(["ntk", f"--workdir={folder}", "--images=4", "--output=1", f"--out={tmp_path}"]) == 0
@@ -177,6 +203,8 @@ def test_depth_command(tmp_path, capsys):
         (["--memory=1e-6", "--width=0.25"], "raise memory"),
         (["--output=ful", "--width=0.25"], "did you mean full"),
         (["--output=10", "--width=0.25"], "numbered from 0"),
+        (["--images=-1"], "--images is -1: it must be at least 1"),
+        (["--out=/dev/null/here"], "cannot write to --out=/dev/null/here"),
     ],
 )
 def test_bad_input_to_a_command(arguments, message, capsys):
@@ -184,6 +212,20 @@ def test_bad_input_to_a_command(arguments, message, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--inputs=0"], "--inputs is 0: it must be at least 2"),
+        (["--rho=2"], "--rho is 2: 32 inputs have correlations from -1/31 to 1"),
+        (["--inputs=3", "--rho=-0.6"], "from -1/2 to 1"),
+        (["--rho=nan"], "--rho is nan"),
+    ],
+)
+def test_correlations_that_no_inputs_have_are_refused(arguments, message, capsys):
+    assert main(["depth", *arguments]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_large_steps_of_a_last_batch_norm_are_those_of_training(capsys, tmp_path):

@@ -1,6 +1,7 @@
 """Networks of a user's own through the public entry point, against SGD written by hand."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flax import linen as nn
 from mimicnorm_jax import data, training
 from mimicnorm_jax.data.batching import epoch_order, train_batches
 from mimicnorm_jax.errors import ConfigError
+from mimicnorm_jax.linen import Dropout
 from mimicnorm_jax.models import SplitNetwork
 from mimicnorm_jax.training import read_config, read_metrics, report
 from mimicnorm_jax.training.optimizer import make_optimizer, make_schedule
@@ -148,6 +150,64 @@ def test_a_declared_head_makes_microbatches_exact():
             state, _ = trainer.train_steps(state, trainer.pipeline.train, feed, num_steps)
         states.append(jax.device_get(state))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *states)
+
+
+class Dropping(nn.Module):
+    ours: bool
+    seen: Any
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = nn.Dense(64)(jnp.ones((len(images), 1)))
+        if train:
+            x = Dropout(0.5, training.AXIS)(x) if self.ours else nn.Dropout(0.5, deterministic=False)(x)
+            jax.debug.callback(self.seen, jax.lax.axis_index(training.AXIS), x == 0)
+        return nn.Dense(10)(x)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_every_device_drops_units_of_its_own(ours):
+    found = {}
+    model = Dropping(ours, lambda device, dropped: found.update({int(device): np.asarray(dropped)}))
+    trainer = training.build_trainer(training.build_spec(_config(batch_size=32), model=model))
+    state = trainer.data_parallel.replicate(trainer.spec.init_state())
+    feed, _ = next(trainer.pipeline.train_feeds(0, 0))
+    jax.block_until_ready(trainer.train_steps(state, trainer.pipeline.train, feed, 1))
+    jax.effects_barrier()
+    masks = np.concatenate([found[device] for device in range(4)])
+    assert masks.shape == (32, 64)
+    assert len(np.unique(masks, axis=0)) == 32
+    assert 0.4 < masks.mean() < 0.6  # nine standard deviations of 2,048 draws
+
+
+class Bursting(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        logits = nn.Dense(10)(images.reshape(len(images), -1))
+        return logits * jnp.where(train & (images[0].mean() > 0.2), jnp.nan, 1.0)
+
+
+def test_the_logged_learning_rate_is_that_of_the_optimizer_where_steps_were_left_out(tmp_path, monkeypatch):
+    """Before and after a run goes on from a checkpoint."""
+    config = _config(epochs=2, batch_size=64, schedule="cosine", max_consecutive_nonfinite=1000)
+
+    def stop(self, state, metadata, save=Checkpoints.save):
+        save(self, state, metadata)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            training.run(config, tmp_path, Bursting())
+    training.run(config, tmp_path, Bursting())
+    spec = training.build_spec(config, model=Bursting())
+    schedule = make_schedule(config, 22)
+    with Checkpoints(tmp_path / "checkpoints", 2) as checkpoints:
+        for row in read_metrics(tmp_path):
+            state, metadata = checkpoints.restore(row["step"], spec.state_template())
+            (count,) = {int(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim == 0}
+            assert 0 < metadata.skipped == row["step"] - count
+            assert row["learning_rate"] == float(schedule(count - 1))
 
 
 class Training(nn.Module):

@@ -1,9 +1,11 @@
 """Whole runs on digits, interrupted and resumed, finished and evaluated."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 import signal
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -12,7 +14,7 @@ import pytest
 
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import WorkdirError
-from mimicnorm_jax.training import evaluate_checkpoints, loop, parallel, read_metrics, spec, step, trainer
+from mimicnorm_jax.training import evaluate_checkpoints, loop, parallel, read_metrics, report, spec, step, trainer
 from mimicnorm_jax.training.resilience import Checkpoints, InterruptedRunError
 from tests.conftest import also
 from tests.training.runs import restored, small_config
@@ -110,6 +112,20 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted_bit_for_bit(whole,
     _assert_same_run(whole, tmp_path, fields)
 
 
+def test_the_seconds_of_an_interrupted_epoch_are_those_of_both_parts(tmp_path, monkeypatch):
+    fields = small_config(epochs=1)
+    clock = itertools.count(0.0, 10.0)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    with monkeypatch.context() as patch:
+        _signalled_at(5, patch)
+        with pytest.raises(InterruptedRunError):
+            loop.run(fields, tmp_path)
+    assert restored(tmp_path, fields)[1].seconds == 10
+    loop.run(fields, tmp_path)  # asks after 10 s for the speed, and after 20 for the line
+    (row,) = read_metrics(tmp_path)
+    assert row["seconds"] == 30
+
+
 def test_a_signal_at_the_last_step_of_all_leaves_a_finished_run(tmp_path, monkeypatch, capsys):
     fields = small_config(epochs=1)
     sent = _signalled_at(22, monkeypatch)
@@ -135,6 +151,37 @@ def test_a_finished_run_trains_no_further_and_another_config_is_refused(whole, t
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(WorkdirError, match=r"config.json is damaged"):
         loop.run(fields, tmp_path)
+
+
+class _Looking:
+    """A hook that keeps what it is called with."""
+
+    rows = ()
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def __call__(self, *given):
+        self.seen.append(given)
+
+
+def test_a_finished_run_keeps_its_summary_and_names_lost_metrics(whole, tmp_path):
+    """Memory, machine and skipped images are those of the process that trained."""
+    folder = shutil.copytree(whole, tmp_path / "run")
+    summary = folder / report.SUMMARY
+    trained = json.loads(summary.read_text()) | {"peak_host_bytes": 1, "skipped_images": {"x.jpg": "cannot be read"}}
+    summary.write_text(json.dumps(trained))
+    assert loop.run(small_config(), folder) == trained
+    assert json.loads(summary.read_text()) == trained
+    seen = []
+    loop.run(small_config(), folder, make_hook=lambda *_: _Looking(seen))
+    assert [(step, num_steps) for _, step, num_steps in seen] == [(44, 0)]
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(seen[0][0]))
+    summary.write_text("[")
+    assert loop.run(small_config(), folder).keys() == trained.keys() - {"skipped_images"}
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(WorkdirError, match=r"complete run without the lines of metrics.jsonl: restore that file"):
+        loop.run(small_config(), folder)
 
 
 def test_eval_only_gives_the_logged_accuracy_and_that_of_plain_code(whole):

@@ -1,6 +1,7 @@
 """Runs whose images are decoded as they are needed."""
 
 import dataclasses
+import os
 import signal
 import threading
 from functools import partial
@@ -193,6 +194,13 @@ def test_interrupted_runs_go_on_to_the_same_bits_and_name_what_they_skipped(tmp_
         jax.tree.map(np.testing.assert_array_equal, whole, parts)
         assert record == about, case
         assert losses == [row["test_loss"] for row in read_metrics(tmp_path / case)], case
+
+
+def test_there_are_as_many_threads_as_cores_where_a_system_knows_no_affinity(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    fields = _folder_config(write_folder(tmp_path, 2, 8, 4))
+    assert build_trainer(build_spec(fields)).pipeline.num_threads == 3
 
 
 def test_one_bad_image_too_many_ends_the_run_with_its_name(tmp_path):

@@ -1,6 +1,8 @@
 """One run at a time in a folder, also after the death of the last."""
 
+import dataclasses
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -8,8 +10,8 @@ import sys
 
 import pytest
 
-from mimicnorm_jax.errors import WorkdirError
-from mimicnorm_jax.training import config, lock_workdir, loop, read_metrics
+from mimicnorm_jax.errors import ConfigError, WorkdirError
+from mimicnorm_jax.training import config, lock_workdir, loop, read_config, read_metrics
 from mimicnorm_jax.training.resilience import Checkpoints
 from mimicnorm_jax.training.writers import JsonlWriter
 
@@ -44,6 +46,21 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_dead(tmp_path):
         assert holder.wait() == -signal.SIGKILL
     with lock_workdir(tmp_path):
         pass
+
+
+def test_fields_that_are_newer_than_a_run_have_their_defaults(tmp_path):
+    """In a run's folder alone, and no field that there is not."""
+    fields = config.validate(config.base(epochs=7))
+    saved = dataclasses.asdict(fields)
+    del saved["logit_scale"], saved["scalar_rate"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert read_config(tmp_path) == fields
+    (tmp_path / "config.json").write_text(json.dumps(saved | {"epoch": 3}))
+    with pytest.raises(ConfigError, match="did you mean epochs"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WorkdirError, match=r"config.json is damaged: it does not hold a JSON object with fields"):
+        read_config(tmp_path)
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "metrics"])

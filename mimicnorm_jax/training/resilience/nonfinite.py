@@ -13,11 +13,15 @@ class NonFiniteMonitor:
 
     Args:
       max_consecutive: steps in a row that may be left out.
+
+    Attributes:
+      skipped: steps of the whole run that were left out: so many the optimizer has not counted.
     """
 
     def __init__(self, max_consecutive: int) -> None:
         self._max_consecutive = max_consecutive
         self._consecutive = 0
+        self.skipped = 0
 
     def __call__(self, metrics: Metrics, step: int, epoch: int, learning_rate: float) -> Metrics:
         """What a step adds to its epoch's metrics: its own, or nothing where it was left out.
@@ -47,4 +51,5 @@ class NonFiniteMonitor:
         if distributed.is_first():
             count = f"{self._consecutive} of {self._max_consecutive}"
             log_line(f"warning: the loss or its gradient is not finite {where}: left out ({count})")
+        self.skipped += 1
         return Metrics.empty()

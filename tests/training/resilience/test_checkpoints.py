@@ -14,7 +14,7 @@ from mimicnorm_jax import models
 from mimicnorm_jax.errors import DamagedCheckpointError, WorkdirError
 from mimicnorm_jax.optim import hyperball, lawn
 from mimicnorm_jax.training import TrainState
-from mimicnorm_jax.training.resilience import CheckpointMetadata, Checkpoints
+from mimicnorm_jax.training.resilience import CheckpointMetadata, CheckpointReader, Checkpoints
 from mimicnorm_jax.training.state import create_state
 from tests.conftest import also
 
@@ -151,6 +151,38 @@ def test_a_damaged_checkpoint_is_named_and_quarantined_for_the_one_before_it(tmp
         checkpoints.save(_state(2, seed=9), CheckpointMetadata(2, 0.6))
     with Checkpoints(tmp_path, 2) as checkpoints:
         assert checkpoints.restore_newest(_state())[1] == CheckpointMetadata(2, 0.6)
+
+
+def _files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_a_reader_leaves_a_folder_as_it_is_in_which_a_run_may_be_writing(tmp_path, two_checkpoints, capsys):
+    """In the midst of a save that replaces the newest checkpoint, with another of which files are damaged."""
+    shutil.copytree(two_checkpoints, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(tmp_path / "1", tmp_path / "3")
+    DAMAGES["description flipped"](tmp_path / "3")
+    (tmp_path / "2").rename(tmp_path / "replaced-2")
+    (tmp_path / "2.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    before = _files(tmp_path)
+    reader = CheckpointReader(tmp_path)
+    assert (reader.latest, reader.best) == (2, 2)
+    state, metadata = reader.restore(2, _state())
+    assert metadata == CheckpointMetadata(2, 0.7)
+    jax.tree.map(np.testing.assert_array_equal, state, jax.device_get(_state(2, seed=2)))
+    assert f"warning: the checkpoint {tmp_path}/3 is damaged" in capsys.readouterr().out
+    assert _files(tmp_path) == before
+    shutil.rmtree(tmp_path / "replaced-2")
+    with pytest.raises(WorkdirError, match=r"replaced-2 was removed while it was read.*: repeat the command"):
+        reader.restore(2, _state())
+    with Checkpoints(tmp_path, 2):  # of the run itself, which a kill has left so
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "damaged-3-1"]
+
+
+def test_the_best_of_equal_checkpoints_is_the_newest_for_both_who_look(tmp_path):
+    _save(tmp_path, [0.5, 0.9, 0.9, 0.7])
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        assert checkpoints.best == CheckpointReader(tmp_path).best == 3
 
 
 def test_nothing_is_trained_from_scratch_when_every_checkpoint_is_damaged(tmp_path, two_checkpoints):
