@@ -1,5 +1,6 @@
 """Training from a config: check everything, resume if there is something to resume, train, summarize."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from mimicnorm_jax import distributed
 from mimicnorm_jax.data.pipeline import Stop, never
 from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError
 from mimicnorm_jax.training import report, workdir
+from mimicnorm_jax.training.averaged import with_own_statistics
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.evaluation import evaluate, of_one_process
 from mimicnorm_jax.training.hook import Hook, MakeHook
@@ -205,10 +207,9 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
                 seconds = time.perf_counter() - started
                 # A whole epoch is evaluated and logged first.
                 if stop() and int(state.step) < (epoch + 1) * trainer.steps_per_epoch:
-                    if writers:
-                        _save_partial(writers, state, epoch, train)
+                    _stop_within(trainer, state, epoch, train, stop, writers)
                     break
-                test = _evaluate_epoch(trainer, state, train, stop)
+                state, test = _evaluate_epoch(trainer, state, epoch, train, stop)
             except DataEndedError as error:
                 state, step = error.state, int(error.state.step)
                 if writers and step:
@@ -237,18 +238,43 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
             raise InterruptedRunError(int(state.step), stop())
 
 
-def _evaluate_epoch(trainer: Trainer, state: TrainState, train: Metrics, stop: Stop) -> Metrics:
+def _evaluate_epoch(
+    trainer: Trainer, state: TrainState, epoch: int, train: Metrics, stop: Stop
+) -> tuple[TrainState, Metrics]:
+    """The state with the statistics that it was evaluated with, and the test images' metrics."""
     try:
-        return evaluate(trainer, state, stop)
+        state = with_own_statistics(trainer, state, epoch, stop)
+        return state, evaluate(trainer, state, stop)
     except DataError as error:
         raise DataEndedError(str(error), state, train) from error
+
+
+def _stop_within(
+    trainer: Trainer, state: TrainState, epoch: int, total: Metrics, stop: Stop, writers: RunWriters | None
+) -> None:
+    """Saves in the middle of an epoch, and again with statistics for whoever evaluates that checkpoint.
+
+    Whoever stopped the run may end it before those are there, or its data may not be.
+    """
+    if writers:
+        _save_partial(writers, state, epoch, total)
+    if state.ema_batch_stats is None:
+        return
+    with contextlib.suppress(DataError):
+        state = with_own_statistics(trainer, state, epoch, stop)
+        if writers:
+            _save(writers, state, epoch, total)
 
 
 def _save_partial(writers: RunWriters, state: TrainState, epoch: int, total: Metrics) -> None:
     """Saves in the middle of an epoch, or at its end before it is evaluated, what is not saved yet."""
     if writers.checkpoints.latest != int(state.step):
-        sums = float(total.loss_sum), float(total.correct), float(total.count)
-        writers.checkpoints.save(state, CheckpointMetadata(epoch, None, sums))
+        _save(writers, state, epoch, total)
+
+
+def _save(writers: RunWriters, state: TrainState, epoch: int, total: Metrics) -> None:
+    sums = float(total.loss_sum), float(total.correct), float(total.count)
+    writers.checkpoints.save(state, CheckpointMetadata(epoch, None, sums))
 
 
 def _require_finite(trainer: Trainer, state: TrainState, epoch: int, test: Metrics) -> None:
