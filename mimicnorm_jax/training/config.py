@@ -137,7 +137,9 @@ class TrainConfig:
         0, 0, "steps in a row with a non-finite loss or gradient that are left out; one more stops the run"
     )
     label_smoothing: float = _fraction(0.0, "probability spread over all classes")
-    ema_decay: float = _fraction(0.0, "of an average of the parameters that evaluation uses; 0: none")
+    ema_decay: float = _fraction(
+        0.0, "of an average of the parameters that evaluation uses, with BatchNorm statistics of its own; 0: none"
+    )
     min_crop_area: float = _fraction(
         0.0, "smallest share of a streamed image's area that a random cut has, see data.Cut; 0: the middle"
     )

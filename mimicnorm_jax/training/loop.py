@@ -1,5 +1,6 @@
 """Training from a config: check everything, resume if there is something to resume, train, summarize."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from mimicnorm_jax import distributed
 from mimicnorm_jax.data.pipeline import Stop, never
 from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError
 from mimicnorm_jax.training import report, workdir
+from mimicnorm_jax.training.averaged import with_own_statistics
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.evaluation import evaluate, of_one_process
 from mimicnorm_jax.training.hook import Hook, MakeHook
@@ -41,12 +43,7 @@ class DataEndedError(DataError):
 
 
 def train_epoch(
-    trainer: Trainer,
-    state: TrainState,
-    epoch: int,
-    total: Metrics,
-    stop: Stop = never,
-    hook: Hook | None = None,
+    trainer: Trainer, state: TrainState, epoch: int, total: Metrics, stop: Stop = never, hook: Hook | None = None
 ) -> tuple[TrainState, Metrics]:
     """Trains one epoch, or the rest of it, or less where `stop` says so.
 
@@ -209,10 +206,9 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
                 seconds = time.perf_counter() - started
                 # A whole epoch is evaluated and logged first.
                 if stop() and int(state.step) < (epoch + 1) * trainer.steps_per_epoch:
-                    if writers:
-                        _save_partial(writers, state, _partial(trainer, epoch, train, before + seconds))
+                    _stop_within(trainer, state, _partial(trainer, epoch, train, before + seconds), stop, writers)
                     break
-                test = _evaluate_epoch(trainer, state, train, stop)
+                state, test = _evaluate_epoch(trainer, state, epoch, train, stop)
             except DataEndedError as error:
                 state, step = error.state, int(error.state.step)
                 if writers and step:
@@ -243,9 +239,13 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
             raise InterruptedRunError(int(state.step), stop())
 
 
-def _evaluate_epoch(trainer: Trainer, state: TrainState, train: Metrics, stop: Stop) -> Metrics:
+def _evaluate_epoch(
+    trainer: Trainer, state: TrainState, epoch: int, train: Metrics, stop: Stop
+) -> tuple[TrainState, Metrics]:
+    """The state with the statistics that it was evaluated with, and the test images' metrics."""
     try:
-        return evaluate(trainer, state, stop)
+        state = with_own_statistics(trainer, state, epoch, stop)
+        return state, evaluate(trainer, state, stop)
     except DataError as error:
         raise DataEndedError(str(error), state, train) from error
 
@@ -253,6 +253,23 @@ def _evaluate_epoch(trainer: Trainer, state: TrainState, train: Metrics, stop: S
 def _partial(trainer: Trainer, epoch: int, total: Metrics, seconds: float) -> CheckpointMetadata:
     sums = float(total.loss_sum), float(total.correct), float(total.count)
     return CheckpointMetadata(epoch, None, sums, trainer.nonfinite.skipped, seconds)
+
+
+def _stop_within(
+    trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, stop: Stop, writers: RunWriters | None
+) -> None:
+    """Saves in the middle of an epoch, and again with statistics for whoever evaluates that checkpoint.
+
+    Whoever stopped the run may end it before those are there, or its data may not be.
+    """
+    if writers:
+        _save_partial(writers, state, metadata)
+    if state.ema_batch_stats is None:
+        return
+    with contextlib.suppress(DataError):
+        state = with_own_statistics(trainer, state, metadata.epoch, stop)
+        if writers:
+            writers.checkpoints.save(state, metadata)
 
 
 def _save_partial(writers: RunWriters, state: TrainState, metadata: CheckpointMetadata) -> None:

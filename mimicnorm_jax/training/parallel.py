@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mimicnorm_jax.data.pipeline import Feed, MakeBatch, Resident
-from mimicnorm_jax.training import step
+from mimicnorm_jax.training import moments, step
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.model import AXIS
 from mimicnorm_jax.training.state import TrainState
@@ -19,6 +19,7 @@ Tree = TypeVar("Tree")
 Device = Any  # jax.Device, which type checkers do not see
 TrainSteps = Callable[[TrainState, Resident, Feed, int], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Any, Resident, Feed], Metrics]
+SumOfMoved = Callable[[moments.Observed, Resident, Feed, int], Any]
 Specs = tuple[PartitionSpec, ...]
 REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(AXIS)
 _TRAIN_SPECS: Specs = (REPLICATED, REPLICATED, SHARDED, REPLICATED)
@@ -65,6 +66,10 @@ class DataParallel:
     def make_eval_step(self, config: step.StepConfig, make_batch: MakeBatch) -> EvalStep:
         """`step.eval_feed` over devices: `(variables, resident, feed (L, ...)) -> metrics`."""
         return self._map(partial(step.eval_feed, config, make_batch), _EVAL_SPECS)
+
+    def make_sum_of_moved(self, config: step.StepConfig, make_batch: MakeBatch) -> SumOfMoved:
+        """`moments.sum_of_moved` over devices: `(observed, resident, feeds (L, K, ...), num_steps) -> sums`."""
+        return self._map(partial(moments.sum_of_moved, config, make_batch), _TRAIN_SPECS)
 
     def train_program(self, config: step.StepConfig, make_batch: MakeBatch) -> tuple[Any, tuple[NamedSharding, ...]]:
         """What `make_train_steps` runs under shard_map, to be lowered, and the shardings of its four arguments."""

@@ -110,7 +110,8 @@ def plan_training(
     The step is the run's: augmentation, the check for losses that are not finite, optimizer, average of the
     parameters, microbatches, the state donated, and the whole dataset resident on every device as an argument.
     For either `config.parallelism` the program that `jit(shard_map)` makes is compiled, as `jax.pmap` makes it inside
-    too and cannot be asked for a grid of TPUs of several hosts.
+    too and cannot be asked for a grid of TPUs of several hosts. The forward pass that estimates the averaged network's
+    statistics is not planned: it takes less than the step, which keeps that pass' activations too.
 
     Args:
       config: of the run.

@@ -78,8 +78,7 @@ def start(spec: RunSpec) -> TrainState:
     params, batch_stats = (jax.tree.map(jnp.asarray, given[part]) for part in ("params", "batch_stats"))
     if config.centering == "after_step":
         params = center_params(params, CONV_KERNELS)
-    ema_params = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
-    return state.replace(params=params, batch_stats=batch_stats, ema_params=ema_params)
+    return state.with_variables(params, batch_stats)
 
 
 def _shapes(variables: Any) -> dict[str, str]:

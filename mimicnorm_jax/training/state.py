@@ -20,19 +20,34 @@ class TrainState(struct.PyTreeNode):
       batch_stats: running averages of BatchNorms; empty for a network without.
       opt_state: the optimizer's.
       ema_params: average of the parameters for evaluation; None if the run keeps none.
+      ema_batch_stats: of the network of `ema_params`, as they were last estimated, see `averaged.with_own_statistics`;
+        no step changes them. None for a run without `ema_params` or a network without `batch_stats`.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
-    ema_params: Any
+    ema_params: Any = None
+    ema_batch_stats: Any = None
 
     @property
     def eval_variables(self) -> dict[str, Any]:
         """What `model.apply` takes to evaluate."""
         params = self.params if self.ema_params is None else self.ema_params
-        return {"params": params, "batch_stats": self.batch_stats}
+        stats = self.batch_stats if self.ema_batch_stats is None else self.ema_batch_stats
+        return {"params": params, "batch_stats": stats}
+
+    def with_variables(self, params: Any, batch_stats: Any) -> "TrainState":
+        """The state with other variables, in what is kept for evaluation too."""
+        averages = {} if self.ema_params is None else _first_averages(params, batch_stats)
+        return self.replace(params=params, batch_stats=batch_stats, **averages)
+
+
+def _first_averages(params: Any, batch_stats: Any) -> dict[str, Any]:
+    """What is kept for evaluation before any step; copies, as a step gives up every buffer of its state once."""
+    params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))
+    return {"ema_params": params, "ema_batch_stats": batch_stats if jax.tree.leaves(batch_stats) else None}
 
 
 def create_state(
@@ -48,11 +63,11 @@ def create_state(
       ema: whether to keep an average of the parameters.
     """
     variables = init_variables(model, jax.random.key(seed), image_shape)
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=tx.init(params),
-        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        **(_first_averages(params, batch_stats) if ema else {}),
     )

@@ -50,6 +50,28 @@ class StepConfig:
     dropout_by_device: bool = False
 
 
+def training_inputs(config: StepConfig, step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """What the network gets of a batch in training.
+
+    Args:
+      config: of augmentation and normalization.
+      step: done before this one.
+      batch: this device's part.
+
+    Returns:
+      Augmented and normalized images `(b, H, W, C)`, and the key of dropout.
+    """
+    step_key = jax.random.fold_in(jax.random.key(config.seed), step)
+    device, b = lax.axis_index(AXIS), len(batch.labels)
+    # One key for each place in the whole batch, so that the number of devices changes nothing.
+    image_keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, device * b + jnp.arange(b))
+    dropout_key = jax.random.fold_in(step_key, 2**32 - 1)  # no image's place
+    if config.dropout_by_device:
+        dropout_key = jax.random.fold_in(dropout_key, device)
+    images = augment(image_keys, batch.images, config.augmentation)
+    return normalize(images, config.mean, config.std, config.dtype), dropout_key
+
+
 def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """One step of SGD on a batch.
 
@@ -65,16 +87,7 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
     """
     chex.assert_rank([batch.images, batch.labels], [4, 1])
     chex.assert_equal_shape_prefix([batch.images, batch.labels], 1)
-    step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    device, b = lax.axis_index(AXIS), len(batch.labels)
-    # One key for each place in the whole batch, so that the number of devices changes nothing.
-    image_keys = jax.vmap(jax.random.fold_in, (None, 0))(step_key, device * b + jnp.arange(b))
-    dropout_key = jax.random.fold_in(step_key, 2**32 - 1)  # no image's place
-    if config.dropout_by_device:
-        dropout_key = jax.random.fold_in(dropout_key, device)
-    images = augment(image_keys, batch.images, config.augmentation)
-    images = normalize(images, config.mean, config.std, config.dtype)
-
+    images, dropout_key = training_inputs(config, state.step, batch)
     loss_and_grad = LossAndGrad(config.model, config.label_smoothing, config.microbatches)
     found = loss_and_grad.gradient(state.params, state.batch_stats, images, batch.labels, dropout_key)
     # Running averages of unsynchronized BatchNorms differ between devices; the state does not.
@@ -86,7 +99,7 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
         ema_params = optax.incremental_update(params, ema_params, 1 - config.ema_decay)
     metrics = Metrics.from_logits(found.logits, batch.labels).psum(AXIS)
     finite = jnp.isfinite(metrics.loss_sum) & all_finite(grads)
-    after = TrainState(state.step + 1, params, batch_stats, opt_state, ema_params)
+    after = TrainState(state.step + 1, params, batch_stats, opt_state, ema_params, state.ema_batch_stats)
     before = state.replace(step=state.step + 1)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
     return state, metrics.replace(loss_sum=jnp.where(finite, metrics.loss_sum, jnp.nan))

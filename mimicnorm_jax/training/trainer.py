@@ -30,7 +30,7 @@ class Trainer:
       pipeline: where batches come from.
       step_config: what the steps close over.
       schedule: the learning rate by step.
-      train_steps, eval_step: the steps over the devices, see `DataParallel`.
+      train_steps, eval_step, sum_of_moved: the steps over the devices, see `DataParallel`.
       nonfinite: counts steps that were left out.
       bad_images: counts streamed images that were skipped.
     """
@@ -43,6 +43,7 @@ class Trainer:
     schedule: optax.Schedule
     train_steps: parallel.TrainSteps
     eval_step: parallel.EvalStep
+    sum_of_moved: parallel.SumOfMoved
     nonfinite: NonFiniteMonitor
     bad_images: BadImages
 
@@ -105,6 +106,7 @@ def build_trainer(spec: RunSpec) -> Trainer:
         schedule,
         data_parallel.make_train_steps(step_config, pipeline.make_batch),
         data_parallel.make_eval_step(step_config, pipeline.make_batch),
+        data_parallel.make_sum_of_moved(step_config, pipeline.make_batch),
         NonFiniteMonitor(config.max_consecutive_nonfinite),
         bad,
     )

@@ -12,6 +12,8 @@ from mimicnorm_jax.data.pipeline import Selection, gather_batch
 from mimicnorm_jax.errors import ConfigError, DataError
 from mimicnorm_jax.training import build_spec, parallel, plan_training
 from mimicnorm_jax.training import config as config_lib
+from mimicnorm_jax.training.moments import Observed
+from tests.conftest import also
 from tests.planning.programs import needs_cuda
 
 pytestmark = [pytest.mark.optimized, pytest.mark.usefixtures("short")]
@@ -84,6 +86,28 @@ def test_the_state_is_donated_and_the_dataset_resident(planned):
     assert planned.evaluation.argument_bytes == held + 360 * an_image + 2 * places
     assert planned.waiting_bytes == nbytes - held + 1437 * an_image
     assert {b.layer for b in planned.step.live} >= {"data[0]", "data[1]", "state.step"}
+
+
+@pytest.mark.parametrize("fields", [also({}), {"method": "batchnorm", "microbatches": 2}, also({"microbatches": 2})])
+def test_statistics_of_the_averaged_network_take_less_than_the_step(fields):
+    """So the plan, which leaves them out, is still the most that the run has at one time."""
+    config = dataclasses.replace(CONFIG, batch_size=64, **fields)
+    spec = build_spec(config, 1)
+    made, _ = spec.make_step(1437, (0.5,), (0.25,))
+    state, make_batch = spec.state_template(), partial(gather_batch, (8, 8, 1))
+    data = jax.ShapeDtypeStruct((1437, 8 * 8 * 1), jnp.uint8), jax.ShapeDtypeStruct((1437,), jnp.int32)
+    feeds = Selection(jax.ShapeDtypeStruct((1, 1, 64), jnp.int32))
+    data_parallel = parallel.DataParallel(tuple(jax.devices()[:1]), "pmap")
+    step: jax.stages.Wrapped = data_parallel.make_train_steps(made, make_batch)
+    sums: jax.stages.Wrapped = data_parallel.make_sum_of_moved(made, make_batch)
+    taken = [
+        lowered.compile().memory_analysis().temp_size_in_bytes
+        for lowered in (
+            sums.lower(Observed(state.eval_variables, 0), data, feeds, 1),
+            step.lower(state, data, feeds, 1),
+        )
+    ]
+    assert taken[0] < taken[1]
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ def test_the_second_step_starts_from_the_first_ones_best_with_a_fresh_optimizer(
     jax.tree.map(np.testing.assert_array_equal, state.params, trained.params)
     jax.tree.map(np.testing.assert_array_equal, state.ema_params, trained.params)
     jax.tree.map(np.testing.assert_array_equal, state.batch_stats, trained.batch_stats)
+    jax.tree.map(np.testing.assert_array_equal, state.ema_batch_stats, trained.batch_stats)
     assert int(state.step) == 0
     assert not any(leaf.any() for leaf in jax.tree.leaves(state.opt_state))
 

@@ -13,8 +13,19 @@ import numpy as np
 import pytest
 
 from mimicnorm_jax.data import datasets
-from mimicnorm_jax.errors import WorkdirError
-from mimicnorm_jax.training import evaluate_checkpoints, loop, parallel, read_metrics, report, spec, step, trainer
+from mimicnorm_jax.errors import DataError, WorkdirError
+from mimicnorm_jax.training import (
+    averaged,
+    evaluate_checkpoints,
+    loop,
+    moments,
+    parallel,
+    read_metrics,
+    report,
+    spec,
+    step,
+    trainer,
+)
 from mimicnorm_jax.training.resilience import Checkpoints, InterruptedRunError
 from tests.conftest import also
 from tests.training.runs import restored, small_config
@@ -36,8 +47,8 @@ def whole(short, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     chex.clear_trace_counter()
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("train_step", "eval_step"):
-            patch.setattr(step, name, chex.assert_max_traces(getattr(step, name), n=1))
+        for module, name in ((step, "train_step"), (step, "eval_step"), (moments, "sum_of_moved")):
+            patch.setattr(module, name, chex.assert_max_traces(getattr(module, name), n=1))
         loop.run(small_config(), folder)
     return folder
 
@@ -108,6 +119,11 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted_bit_for_bit(whole,
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.undo()
     assert len(read_metrics(tmp_path)) == epochs
+    state, _ = restored(tmp_path, fields)
+    run = trainer.build_trainer(spec.build_spec(fields))
+    # What stands in the checkpoint is of the averaged parameters there, in mid-epoch too.
+    again = averaged.with_own_statistics(run, run.data_parallel.replicate(state), 0)
+    jax.tree.map(np.testing.assert_array_equal, state.ema_batch_stats, again.ema_batch_stats)
     loop.run(fields, tmp_path)
     _assert_same_run(whole, tmp_path, fields)
 
@@ -124,6 +140,21 @@ def test_the_seconds_of_an_interrupted_epoch_are_those_of_both_parts(tmp_path, m
     loop.run(fields, tmp_path)  # asks after 10 s for the speed, and after 20 for the line
     (row,) = read_metrics(tmp_path)
     assert row["seconds"] == 30
+
+
+def test_a_stopped_run_is_saved_also_where_no_data_is_left_to_estimate_statistics_from(tmp_path, monkeypatch):
+    fields = small_config()
+    _signalled_at(3, monkeypatch)
+
+    def no_data(*_):
+        raise DataError("asked to stop, and not waiting for data")
+
+    monkeypatch.setattr(loop, "with_own_statistics", no_data)
+    with pytest.raises(InterruptedRunError, match="after step 3"):
+        loop.run(fields, tmp_path)
+    state, _ = restored(tmp_path, fields)
+    assert state.step == 3
+    jax.tree.map(np.testing.assert_array_equal, state.ema_batch_stats, spec.build_spec(fields).init_state().batch_stats)
 
 
 def test_a_signal_at_the_last_step_of_all_leaves_a_finished_run(tmp_path, monkeypatch, capsys):

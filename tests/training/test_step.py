@@ -157,14 +157,18 @@ def test_a_step_with_label_smoothing_and_averaged_parameters_equals_plain_code()
     state, metrics = _train(config, [batch], 1)
     _close(state.params, expected, 1e-6)
     _close(state.ema_params, jax.tree.map(lambda w, v: 0.75 * w + 0.25 * v, start.params, expected), 1e-6)
+    # A step moves the raw network's statistics alone.
+    jax.tree.map(np.testing.assert_array_equal, state.ema_batch_stats, start.batch_stats)
     assert metrics.count == 16
 
 
-def test_evaluation_uses_averaged_parameters_when_there_are_any():
+def test_evaluation_uses_averaged_parameters_and_their_statistics_when_there_are_any():
     state = _start(_step_config(ema_decay=0.9))
     assert state.eval_variables["params"] is state.ema_params
-    state = replace(state, ema_params=None)
+    assert state.eval_variables["batch_stats"] is state.ema_batch_stats
+    state = replace(state, ema_params=None, ema_batch_stats=None)
     assert state.eval_variables["params"] is state.params
+    assert state.eval_variables["batch_stats"] is state.batch_stats
 
 
 def test_augmentation_differs_between_steps_and_seeds_and_repeats_with_the_same_seed():

@@ -100,6 +100,13 @@ def test_checkpoint_of_another_network_or_optimizer_is_refused_by_name(tmp_path,
         checkpoints.restore(1, _state(**other))
 
 
+def test_a_checkpoint_without_statistics_of_the_averaged_network_is_refused_by_name(tmp_path):
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        checkpoints.save(_state(1).replace(ema_batch_stats=None), CheckpointMetadata(1, 0.5))
+        with pytest.raises(WorkdirError, match=r"ema_batch_stats.* is missing there and float32\[5\] here"):
+            checkpoints.restore(1, jax.eval_shape(_state))
+
+
 def _flip(path, at):
     content = bytearray(path.read_bytes())
     content[int(at * (len(content) - 1))] ^= 0x10

@@ -1,0 +1,85 @@
+"""Running averages that belong to the averaged parameters: estimated anew before that network is evaluated."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mimicnorm_jax.data.pipeline import Stop, never
+from mimicnorm_jax.training.evaluation import of_one_process
+from mimicnorm_jax.training.moments import Observed
+from mimicnorm_jax.training.state import TrainState
+from mimicnorm_jax.training.trainer import Trainer
+
+MAX_BATCHES = 50
+"""Training batches that an estimate takes, at most: the epoch's first ones."""
+_MARGIN = 1e-5
+"""How far a leaf's momentum has to be from 1: it is known to 1e-7, and what is left of 1 is divided by."""
+
+
+def with_own_statistics(trainer: Trainer, state: TrainState, epoch: int, stop: Stop = never) -> TrainState:
+    r"""The state, with `ema_batch_stats` of the network of `ema_params`; as it is if the run keeps none.
+
+    The running averages along a run are those of the raw parameters, whose activations are others: logits before the
+    last BatchNorm may differ in scale by orders of magnitude. As in stochastic weight averaging, the averaged network
+    therefore sees some training batches, with augmentation and dropout, before it is evaluated.
+
+    A norm's momentum m need not be known. In training no output depends on the running averages, which go from r to
+    $f(r) = m r + (1 - m) s$ with the batch's statistics s. So $m = (f(c) - f(0)) / c$ for any c, here a bit larger than
+    f(0) so that nothing cancels, and the mean of f(0) over batches, divided by 1 - m, is the mean of s.
+
+    Leaves that are not averages of this kind keep the raw run's value: those not of floating point, whose m is not in
+    [0, 1), or whose estimate is not finite. The result depends on seed, epoch, `ema_params` and those leaves alone, so
+    a resumed run finds the same.
+
+    Args:
+      trainer: of the run.
+      state: replicated; its buffers are not given up.
+      epoch: from 0, whose batches are taken.
+      stop: anything but 0 ends a wait for data within seconds.
+
+    Raises:
+      DataError: where the data cannot be read on.
+
+    References:
+      Izmailov et al. 2018, Averaging Weights Leads to Wider Optima and Better Generalization, section 3.2.
+    """
+    if state.ema_batch_stats is None:
+        return state
+    raw = jax.device_get(state.batch_stats)
+    first_step = epoch * trainer.steps_per_epoch
+
+    def summed(old: Any, done: int, feed: Any, count: int) -> Any:
+        variables = {"params": state.ema_params, "batch_stats": trainer.data_parallel.replicate(old)}
+        observed = Observed(variables, first_step + done)
+        found = trainer.sum_of_moved(observed, trainer.pipeline.train, feed, count)
+        return jax.tree.map(np.float64, jax.device_get(found))
+
+    zeros = jax.tree.map(np.zeros_like, raw)
+    total, momentum, done = zeros, zeros, 0
+    for feed, num_steps in trainer.pipeline.train_feeds(epoch, 0, of_one_process(stop)):
+        if not done:
+            first = summed(zeros, 0, feed, 1)
+            probe = jax.tree.map(lambda f, leaf: (1 + np.abs(f)).astype(leaf.dtype), first, raw)
+            momentum = jax.tree.map(_momentum, summed(probe, 0, feed, 1), first, probe)
+        count = min(num_steps, MAX_BATCHES - done)
+        total = jax.tree.map(np.add, total, summed(zeros, done, feed, count))
+        done += count
+        if done == MAX_BATCHES:
+            break
+    found = jax.tree.map(lambda leaf, f, m: _average(leaf, f / done, m), raw, total, momentum)
+    return state.replace(ema_batch_stats=trainer.data_parallel.replicate(found))
+
+
+def _momentum(moved_probe: np.ndarray, moved_zeros: np.ndarray, probe: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # of networks whose statistics are not finite
+        return (moved_probe - moved_zeros) / probe
+
+
+def _average(raw: np.ndarray, mean_of_f: np.ndarray, momentum: np.ndarray) -> np.ndarray:
+    """The mean of a leaf's batch statistics; the raw run's value where it has none."""
+    is_average = jnp.issubdtype(raw.dtype, jnp.floating) and ((momentum > -_MARGIN) & (momentum < 1 - _MARGIN)).all()
+    if not (is_average and np.isfinite(mean_of_f).all()):
+        return raw
+    return (mean_of_f / (1 - momentum)).astype(raw.dtype)
