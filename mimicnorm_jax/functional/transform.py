@@ -48,7 +48,12 @@ class KernelTransform:
         return sum((one.functions(shape, groups) for one in self.then), own)
 
     def centers(self, shape: Shape, groups: int = 1) -> bool:
-        """Whether `kernels.center` is one of the `functions`."""
+        """Whether `kernels.center` is one of the `functions` of a kernel of this shape, in a layer with so many groups.
+
+        Args:
+          shape: of the kernel.
+          groups: of its layer's channels.
+        """
         return any(function is center for function in self.functions(shape, groups))
 
     def names(self, shape: Shape, groups: int = 1) -> tuple[str, ...]:

@@ -39,7 +39,12 @@ class TrainState(struct.PyTreeNode):
         return {"params": params, "batch_stats": stats}
 
     def with_variables(self, params: Any, batch_stats: Any) -> "TrainState":
-        """The state with other variables, in what is kept for evaluation too."""
+        """The state with other variables, in what is kept for evaluation too.
+
+        Args:
+          params: as the state's.
+          batch_stats: as the state's.
+        """
         averages = {} if self.ema_params is None else _first_averages(params, batch_stats)
         return self.replace(params=params, batch_stats=batch_stats, **averages)
 
