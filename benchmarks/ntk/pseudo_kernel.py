@@ -29,7 +29,7 @@ from benchmarks.ntk.compare import ONE_THREAD
 from mimicnorm_jax import models
 from mimicnorm_jax.diagnostics import EmpiricalNTK, from_linen
 from mimicnorm_jax.planning import plan
-from mimicnorm_jax.utils import log_line
+from mimicnorm_jax.utils import environment, log_line
 
 METHODS = ("mimicnorm", "batchnorm")
 PUBLISHED = "0.86 µs an entry on four A100 (60,000 x 50,000 entries in 43 minutes)"
@@ -92,7 +92,7 @@ def measure(method: str, count: int, gib: float, data_dir: str) -> Record:
         "chosen": str(planned),
         "mean_diagonal": float(np.diagonal(found).mean()),
         "least_eigenvalue": float(np.linalg.eigvalsh(found.astype(np.float64))[0]),
-        "used_cores": len(os.sched_getaffinity(0)),
+        "used_cores": environment.usable_cores(),
         "machine": _results.machine(),
     }
 

@@ -56,12 +56,9 @@ def table(study: Study, records: Sequence[Record]) -> str:
             if (its.comparison, its.method) == home:
                 of_arm = found[arm.comparison, arm.method]
                 ((name, (there, here)),) = changed(arm, its).items()
-                apart = [
-                    (paired(of_arm, found[home], final), "+.2f"),
-                    (paired(of_arm, found[home], _test_loss), "+.4f"),
-                ]
-                shown = (_difference(one, digits) for one, digits in apart)
-                rows.append((f"`{name}`", there, here, *_whole(of_arm), *shown))
+                kinds = ((final, "+.2f"), (_test_loss, "+.4f"))
+                apart = (_difference(paired(of_arm, found[home], value), digits) for value, digits in kinds)
+                rows.append((f"`{name}`", there, here, *_whole(of_arm), *apart))
         rows += _evaluations(found[home])
     return _results.table(header, rows)
 

@@ -35,7 +35,7 @@ class KernelTransform:
 
     def takes(self, shape: Shape, groups: int = 1) -> bool:
         """Whether it, or one that follows, takes the kernel of this shape in a layer with this many groups."""
-        return self.rule(shape, groups) or any(one.takes(shape, groups) for one in self.then)
+        return bool(self.functions(shape, groups))
 
     def functions(self, shape: Shape, groups: int = 1) -> tuple[KernelFunction, ...]:
         """The functions that a kernel of this shape goes through, from the first to the last.
@@ -80,11 +80,10 @@ class KernelTransform:
 
     def at(self, shape: Shape, groups: int = 1) -> KernelFunction:
         """What it does to kernels of this shape in a layer with this many groups, without asking any rule again."""
-        own = self.function if self.rule(shape, groups) else _identity
-        following = [one.at(shape, groups) for one in self.then]
+        functions = self.functions(shape, groups)
 
         def function(kernel: jax.Array) -> jax.Array:
-            for one in (own, *following):
+            for one in functions:
                 kernel = one(kernel)
             return kernel
 

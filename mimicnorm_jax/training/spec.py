@@ -152,10 +152,10 @@ def validate_run(config: TrainConfig, model: Any = None) -> RunSpec:
 
 def make_model(config: TrainConfig, **options: Any) -> Any:
     """The config's network; `options` are those of `models.create` that its purpose decides."""
-    scaled = config.logit_scale != 1.0 and config.method in METHODS
+    known = METHODS.get(config.method)
     return models.create(
         config.model,
-        method=replace(METHODS[config.method], logit_scale=config.logit_scale) if scaled else config.method,
+        method=config.method if known is None else replace(known, logit_scale=config.logit_scale),
         num_classes=dataset_of(config).num_classes,
         init=config.init_scheme,
         width=config.width_multiplier,

@@ -1,6 +1,5 @@
 """What stays the same during a run, once its data is there."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from mimicnorm_jax.training.dataset import read_dataset
 from mimicnorm_jax.training.resilience.nonfinite import NonFiniteMonitor
 from mimicnorm_jax.training.spec import RunSpec
 from mimicnorm_jax.training.step import StepConfig
+from mimicnorm_jax.utils import environment
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,6 @@ def build_trainer(spec: RunSpec) -> Trainer:
     )
 
 
-def _cores() -> int:
-    """That this process may use, where the system says so; else all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _stream(
     config: TrainConfig,
     dataset: StreamedDataset,
@@ -130,6 +125,6 @@ def _stream(
         seed=config.seed,
         layout=layout,
         bad=bad,
-        num_threads=config.decoding_threads or _cores(),
+        num_threads=config.decoding_threads or environment.usable_cores(),
         place=place,
     )

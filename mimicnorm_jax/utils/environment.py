@@ -26,6 +26,11 @@ def describe() -> dict[str, Any]:
     }
 
 
+def usable_cores() -> int:
+    """How many cores this process may use, where the system says so; else all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def peak_memory() -> dict[str, int]:
     """Peak bytes: of this process on the host, and of the first device where it counts them."""
     unit = 1 if sys.platform == "darwin" else 1024

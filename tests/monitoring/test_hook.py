@@ -19,6 +19,7 @@ from mimicnorm_jax.training import build_spec, build_trainer, config, loop
 from mimicnorm_jax.training.resilience import Checkpoints
 from mimicnorm_jax.training.writers import MetricWriter
 from tests.data.photographs import write_folder
+from tests.training.runs import stopped_after_a_save
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
 pytestmark = [
@@ -88,14 +89,8 @@ def test_measuring_changes_nothing_of_the_training_and_survives_an_interruption(
         np.testing.assert_array_equal(a, b)
     assert not (tmp_path / "plain" / "diagnostics.jsonl").exists()
 
-    def stop(self, state, metadata, save=Checkpoints.save):
-        save(self, state, metadata)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpoints, "save", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after_a_save(monkeypatch):
         loop.run(fields, tmp_path / "resumed", make_hook=monitoring.make_hook(fields))
-    monkeypatch.undo()
     loop.run(fields, tmp_path / "resumed", make_hook=monitoring.make_hook(fields))
     assert _lines(tmp_path / "resumed") == _lines(folder)
 

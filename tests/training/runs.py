@@ -1,5 +1,9 @@
 """Small runs on digits."""
 
+import contextlib
+
+import pytest
+
 from mimicnorm_jax.training import config, spec
 from mimicnorm_jax.training.resilience import Checkpoints
 
@@ -21,3 +25,17 @@ def restored(folder, fields):
     with Checkpoints(folder / "checkpoints", 1) as checkpoints:
         assert checkpoints.latest is not None
         return checkpoints.restore(checkpoints.latest, spec.build_spec(fields).state_template())
+
+
+@contextlib.contextmanager
+def stopped_after_a_save(monkeypatch):
+    """A run in here ends where it has asked for its first checkpoint."""
+
+    def stop(self, state, metadata, save=Checkpoints.save):
+        save(self, state, metadata)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield

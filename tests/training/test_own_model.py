@@ -18,6 +18,7 @@ from mimicnorm_jax.models import SplitNetwork
 from mimicnorm_jax.training import read_config, read_metrics, report
 from mimicnorm_jax.training.optimizer import make_optimizer, make_schedule
 from mimicnorm_jax.training.resilience import Checkpoints
+from tests.training.runs import stopped_after_a_save
 
 
 class Plain(nn.Module):
@@ -191,14 +192,8 @@ def test_the_logged_learning_rate_is_that_of_the_optimizer_where_steps_were_left
     """Before and after a run goes on from a checkpoint."""
     config = _config(epochs=2, batch_size=64, schedule="cosine", max_consecutive_nonfinite=1000)
 
-    def stop(self, state, metadata, save=Checkpoints.save):
-        save(self, state, metadata)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", stop)
-        with pytest.raises(KeyboardInterrupt):
-            training.run(config, tmp_path, Bursting())
+    with stopped_after_a_save(monkeypatch):
+        training.run(config, tmp_path, Bursting())
     training.run(config, tmp_path, Bursting())
     spec = training.build_spec(config, model=Bursting())
     schedule = make_schedule(config, 22)

@@ -28,7 +28,7 @@ from mimicnorm_jax.training import (
 )
 from mimicnorm_jax.training.resilience import Checkpoints, InterruptedRunError
 from tests.conftest import also
-from tests.training.runs import restored, small_config
+from tests.training.runs import restored, small_config, stopped_after_a_save
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
 pytestmark = [
@@ -242,14 +242,8 @@ def test_a_run_goes_on_with_another_number_of_devices(whole, tmp_path, monkeypat
 
         monkeypatch.setattr(trainer.parallel, "DataParallel", fewer)
 
-    def stop(self, state, metadata, save=Checkpoints.save):
-        save(self, state, metadata)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", stop)
-        with pytest.raises(KeyboardInterrupt):
-            loop.run(fields, tmp_path)
+    with stopped_after_a_save(monkeypatch):
+        loop.run(fields, tmp_path)
     with_devices(1)
     loop.run(fields, tmp_path)
     rows = [read_metrics(folder) for folder in (whole, tmp_path)]
