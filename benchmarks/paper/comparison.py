@@ -20,7 +20,7 @@ CHANCE = 1.0
 """Per cent, at 100 classes: what a run counts that ended before its first epoch did."""
 
 
-APART = ("init_scheme", "decay_scalars", "scalar_rate", "logit_scale")
+APART = ("init_scheme", "decay_scalars", "scalar_rate", "logit_scale", "adaptive_clip")
 """Fields, besides those of every arm and the recipe's, that set an arm apart: at their default where it names none."""
 DEFAULTS = base()
 

@@ -31,7 +31,7 @@ _SETTING = (
     f"counts as chance ({comparison.CHANCE:g} %) and is not in the figures. Calibration error: {BINS} bins of equal "
     "width of the most probable class's probability; confidence - accuracy: over all test images, the last BatchNorm "
     "having no scale by which logits could grow as a network becomes sure. `nf` clips gradients adaptively at 0.01, as "
-    "its recipe does, which its authors chose for batches of 4,096: whether that holds it back here has not been tried."
+    "its recipe does; the table of reasons has it without."
 )
 
 _TEMPERATURE = (

@@ -134,30 +134,27 @@ def _converged(net: str, methods: Sequence[str], *, rate: float = 0.05, **about:
     return tuple(replace(_arm(net, method, **fields), **about) for method in methods)
 
 
-WHY: tuple[tuple[str, Any, int], ...] = (
-    ("logit_scale", 2.0, 3),
-    ("logit_scale", 3.0, 1),
-    ("warmup_epochs", 5.0, 1),
-    ("init_scheme", "exact", 1),
-    ("init_scheme", "text", 1),
-    ("decay_scalars", False, 1),
-    ("scalar_rate", 0.1, 1),
+WHY: tuple[tuple[str, str, Any, int], ...] = (
+    ("mimicnorm", "logit_scale", 2.0, 3),
+    ("mimicnorm", "logit_scale", 3.0, 1),
+    ("nf", "adaptive_clip", 0.0, 1),
+    ("nf", "adaptive_clip", 0.16, 1),
+    ("mimicnorm", "warmup_epochs", 5.0, 1),
+    ("mimicnorm", "init_scheme", "exact", 1),
+    ("mimicnorm", "init_scheme", "text", 1),
+    ("mimicnorm", "decay_scalars", False, 1),
+    ("mimicnorm", "scalar_rate", 0.1, 1),
 )
-"""What might be the reason where MimicNorm is behind: a field, another value of it, and how many seeds try it; what
-evaluation tells is in `last_norm`."""
+"""What might be the reason where a method is behind: the method, a field, another value of it, and how many seeds try
+it; what evaluation tells is in `last_norm`."""
 
 
 def _why() -> tuple[Arm, ...]:
-    (home,) = _converged("resnet8", ("mimicnorm",), stage=5, against="mimicnorm")
-    return tuple(
-        replace(
-            home,
-            method=f"{home.method}, {name}={value}",
-            fields={**home.fields, name: value},
-            seeds=tuple(range(count)),
-        )
-        for name, value, count in WHY
-    )
+    arms = []
+    for method, name, value, count in WHY:
+        (home,) = _converged("resnet8", (method,), seeds=tuple(range(count)), stage=5, against=method)
+        arms.append(replace(home, method=f"{method}, {name}={value}", fields={**home.fields, name: value}))
+    return tuple(arms)
 
 
 def _convergence() -> tuple[Arm, ...]:
