@@ -59,8 +59,12 @@ def _of(runs: Runs, method: str) -> list[Record]:
     return next((found for arm, found in runs if arm.method == method), [])
 
 
-def best_none(runs: Runs) -> tuple[str, list[Record]] | None:
-    """The better of the two initializations of `none` by mean final accuracy over the seeds that both have run."""
+def best_none(runs: Runs) -> tuple[str, str, list[Record]] | None:
+    """The better of the two initializations of `none` by mean final accuracy over the seeds that both have run.
+
+    Returns:
+      Its name, those seeds, and all its records.
+    """
     found = {arm.method: records for arm, records in runs if arm.method.partition(",")[0] == "none"}
     if len(found) < 2:
         return None
@@ -69,7 +73,7 @@ def best_none(runs: Runs) -> tuple[str, list[Record]] | None:
     if apart is None:
         return None
     chosen = one if apart.mean >= 0 else other
-    return chosen, [record for record in found[chosen] if record["seed"] in apart.by_seed]
+    return chosen, apart.seeds, found[chosen]
 
 
 def difference(runs: Runs, method: str) -> Paired | None:
@@ -107,10 +111,10 @@ def conclusion(study: Study, records: Sequence[Record]) -> str:
         f"{_against(apart, 'BatchNorm')}: final test accuracies {' and '.join(accuracies(runs, apart))} %."
     ]
     parts = []
-    if (none := best_none(runs)) and (gain := paired(_of(runs, "mimicnorm"), none[1], final)):
+    if (none := best_none(runs)) and (gain := paired(_of(runs, "mimicnorm"), none[2], final)):
         parts.append(
             f"compared with the network without any of it (`{none[0]}`, the better of two initializations by this very "
-            f"test accuracy), MimicNorm ends {_against(gain, 'it')}"
+            f"test accuracy, of {none[1]}), MimicNorm ends {_against(gain, 'it')}"
         )
     for method, half in HALVES.items():
         if gain := paired(_of(runs, method), _of(runs, "mimicnorm"), final):

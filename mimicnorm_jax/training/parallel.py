@@ -79,6 +79,12 @@ class DataParallel:
         """What `make_eval_step` runs under shard_map, to be lowered, and the shardings of its three arguments."""
         return self._program(partial(step.eval_feed, config, make_batch), _EVAL_SPECS, ())
 
+    def sum_of_moved_program(
+        self, config: step.StepConfig, make_batch: MakeBatch
+    ) -> tuple[Any, tuple[NamedSharding, ...]]:
+        """`make_sum_of_moved` as `train_program`."""
+        return self._program(partial(moments.sum_of_moved, config, make_batch), _TRAIN_SPECS, ())
+
     def _sharding(self, spec: PartitionSpec, local: bool = False) -> NamedSharding:
         devices = [device for device in self.devices if not local or _is_addressable(device)]
         return NamedSharding(Mesh(np.array(devices), (AXIS,)), spec)

@@ -21,6 +21,7 @@ from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.dataset import is_streamed
 from mimicnorm_jax.training.model import head_of
+from mimicnorm_jax.training.moments import Observed
 from mimicnorm_jax.training.spec import build_spec
 
 REMAT_SUFFIX = "_remat"
@@ -29,7 +30,7 @@ REMAT_SUFFIX = "_remat"
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The plans of a run's two programs.
+    """The plans of a run's programs.
 
     Attributes:
       method: of the run, with `REMAT_SUFFIX` if the network was checkpointed.
@@ -38,6 +39,8 @@ class TrainingPlan:
       evaluation: of an evaluation step.
       test_bytes: of the test images, which wait on the device during training.
       waiting_bytes: of what waits on the device during evaluation: training images, momentum and the like.
+      estimate: of the batch statistics of the averaged network, a step; None for a run without.
+      estimate_waiting_bytes: of what waits on the device meanwhile.
     """
 
     method: str
@@ -46,11 +49,16 @@ class TrainingPlan:
     evaluation: Plan
     test_bytes: int
     waiting_bytes: int
+    estimate: Plan | None = None
+    estimate_waiting_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
         """The most that the run has on a device at one time, by the plans."""
-        return max(self.step.peak_bytes + self.test_bytes, self.evaluation.peak_bytes + self.waiting_bytes)
+        peaks = [self.step.peak_bytes + self.test_bytes, self.evaluation.peak_bytes + self.waiting_bytes]
+        if self.estimate is not None:
+            peaks.append(self.estimate.peak_bytes + self.estimate_waiting_bytes)
+        return max(peaks)
 
     @property
     def missing_bytes(self) -> int:
@@ -67,8 +75,11 @@ class TrainingPlan:
         """The plan as what JSON can hold."""
         run = {"method": self.method, "batch_size": self.batch_size, "peak_bytes": self.peak_bytes}
         waiting = {"test_bytes": self.test_bytes, "waiting_bytes": self.waiting_bytes, "fits": self.fits}
-        parts = {"step": json.loads(self.step.to_json()), "evaluation": json.loads(self.evaluation.to_json())}
-        return {**run, **waiting, **parts}
+        parts = {"step": self.step, "evaluation": self.evaluation}
+        if self.estimate is not None:
+            waiting["estimate_waiting_bytes"] = self.estimate_waiting_bytes
+            parts["estimate"] = self.estimate
+        return {**run, **waiting, **{name: json.loads(part.to_json()) for name, part in parts.items()}}
 
 
 @dataclass(frozen=True)
@@ -110,8 +121,7 @@ def plan_training(
     The step is the run's: augmentation, the check for losses that are not finite, optimizer, average of the
     parameters, microbatches, the state donated, and the whole dataset resident on every device as an argument.
     For either `config.parallelism` the program that `jit(shard_map)` makes is compiled, as `jax.pmap` makes it inside
-    too and cannot be asked for a grid of TPUs of several hosts. The forward pass that estimates the averaged network's
-    statistics is not planned: it takes less than the step, which keeps that pass' activations too.
+    too and cannot be asked for a grid of TPUs of several hosts.
 
     Args:
       config: of the run.
@@ -151,8 +161,18 @@ def plan_training(
     program = data_parallel.eval_program(step_config, make_batch)
     evaluation = _plan(program, (state.eval_variables, test, feed), found, cache)
     waiting = _nbytes(training) + _nbytes(state) - _nbytes(state.eval_variables)
-    method = config.method + REMAT_SUFFIX * checkpointed
-    return TrainingPlan(method, config.batch_size, step, evaluation, _nbytes(test), waiting)
+    made = TrainingPlan(
+        config.method + REMAT_SUFFIX * checkpointed, config.batch_size, step, evaluation, _nbytes(test), waiting
+    )
+    if state.ema_batch_stats is None:
+        return made
+    program = data_parallel.sum_of_moved_program(step_config, make_batch)
+    observed = Observed(state.eval_variables, jax.ShapeDtypeStruct((), jnp.int32))
+    estimate = _plan(program, (observed, training, feeds, num_steps), found, cache)
+    # The averages that it starts from are arrays of their own; labels are no argument of it, as nothing reads them.
+    alive = _nbytes((state, state.batch_stats, training, test, num_steps, observed.step)) + _nbytes(feeds) // count
+    waiting = alive - estimate.argument_bytes
+    return dataclasses.replace(made, estimate=estimate, estimate_waiting_bytes=waiting)
 
 
 def _target(name: Target | str) -> Target:

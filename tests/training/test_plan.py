@@ -13,7 +13,6 @@ from mimicnorm_jax.errors import ConfigError, DataError
 from mimicnorm_jax.training import build_spec, parallel, plan_training
 from mimicnorm_jax.training import config as config_lib
 from mimicnorm_jax.training.moments import Observed
-from tests.conftest import also
 from tests.planning.programs import needs_cuda
 
 pytestmark = [pytest.mark.optimized, pytest.mark.usefixtures("short")]
@@ -88,26 +87,23 @@ def test_the_state_is_donated_and_the_dataset_resident(planned):
     assert {b.layer for b in planned.step.live} >= {"data[0]", "data[1]", "state.step"}
 
 
-@pytest.mark.parametrize("fields", [also({}), {"method": "batchnorm", "microbatches": 2}, also({"microbatches": 2})])
-def test_statistics_of_the_averaged_network_take_less_than_the_step(fields):
-    """So the plan, which leaves them out, is still the most that the run has at one time."""
-    config = dataclasses.replace(CONFIG, batch_size=64, **fields)
-    spec = build_spec(config, 1)
-    made, _ = spec.make_step(1437, (0.5,), (0.25,))
-    state, make_batch = spec.state_template(), partial(gather_batch, (8, 8, 1))
+def test_a_run_with_an_average_has_a_program_more_and_may_peak_there(planned):
+    """What `jax.pmap` compiles of it takes the same; beside it lie the test images and all that it does not read."""
+    config, state = _state()
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, state.batch_stats)))
     data = jax.ShapeDtypeStruct((1437, 8 * 8 * 1), jnp.uint8), jax.ShapeDtypeStruct((1437,), jnp.int32)
-    feeds = Selection(jax.ShapeDtypeStruct((1, 1, 64), jnp.int32))
-    data_parallel = parallel.DataParallel(tuple(jax.devices()[:1]), "pmap")
-    step: jax.stages.Wrapped = data_parallel.make_train_steps(made, make_batch)
-    sums: jax.stages.Wrapped = data_parallel.make_sum_of_moved(made, make_batch)
-    taken = [
-        lowered.compile().memory_analysis().temp_size_in_bytes
-        for lowered in (
-            sums.lower(Observed(state.eval_variables, 0), data, feeds, 1),
-            step.lower(state, data, feeds, 1),
-        )
-    ]
-    assert taken[0] < taken[1]
+    feeds, count = Selection(jax.ShapeDtypeStruct((4, 1, 4), jnp.int32)), jax.ShapeDtypeStruct((), jnp.int32)
+    data_parallel = parallel.DataParallel(tuple(jax.devices()), "pmap")
+    sums: jax.stages.Wrapped = data_parallel.make_sum_of_moved(config, partial(gather_batch, (8, 8, 1)))
+    observed = Observed(state.eval_variables, jax.ShapeDtypeStruct((), jnp.int32))
+    memory = sums.lower(observed, data, feeds, count).compile().memory_analysis()
+    assert planned.estimate.temporary_bytes == memory.temp_size_in_bytes
+    assert planned.estimate.argument_bytes == memory.argument_size_in_bytes
+    everything = held + (1437 + 360) * (8 * 8 + 4) + 4 * 4 + 2 * 4
+    assert planned.estimate.argument_bytes + planned.estimate_waiting_bytes == everything
+    larger = dataclasses.replace(planned, estimate_waiting_bytes=10**9)
+    assert larger.peak_bytes == planned.estimate.peak_bytes + 10**9 > planned.peak_bytes
+    assert plan_training(dataclasses.replace(CONFIG, ema_decay=0.0), "cpu", devices=4).estimate is None
 
 
 @pytest.mark.slow
