@@ -54,7 +54,8 @@ class LastBatchNorm(nn.Module):
       momentum: of the running averages, in Flax's convention: `new = 0.9 old + 0.1 batch`.
       running_variance: `biased` (Flax's convention) or `unbiased` (PyTorch's: times B / (B - 1))
         variance in the running average.
-      scale: s, a constant; the paper has 1. The larger, the surer a network can become, and the larger its gradient.
+      scale: s, a constant; the paper has 1. The larger, the surer a network can become, and the larger its gradient;
+        `theory.cross_entropy_floor` says how sure, which is not very for few classes.
     """
 
     use_running_average: bool | None = None
