@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import _results
 from benchmarks._results import ROOT, Record, Store, mean_and_deviation
-from mimicnorm_jax.theory import cross_entropy_floor
+from mimicnorm_jax.functional import cross_entropy_floor
 from mimicnorm_jax.training import read_metrics
 
 CLASSES = 10
@@ -44,7 +44,7 @@ def run(*case: Any) -> Record:
     return {name: last[name] for name in names} | {"cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1)}
 
 
-def page(records: list[Record]) -> str:
+def table(records: list[Record]) -> str:
     """A row an arm."""
     header = ["method", "scale", "seeds", "floor", "training loss", "test loss", "training accuracy, %"]
     rows = []
@@ -63,13 +63,18 @@ def page(records: list[Record]) -> str:
                 *map(mean_and_deviation, rates),
             )
         )
+    return _results.table([*header, "test accuracy, %"], rows)
+
+
+def page(records: list[Record]) -> str:
+    """The table, and what it is of."""
     return f"""# How near training comes to the floor of normalized logits
 
-{_results.table([*header, "test accuracy, %"], rows)}
+{table(records)}
 
 The default run, `python train.py`, to its end: {CLASSES} classes, augmented training images; mean and standard
-deviation over seeds. Floor: `theory.cross_entropy_floor`, below which the mean loss of a batch with as many images of
-each class cannot be. Batches here are of 64 random images, and evaluation normalizes by running averages: a bound of
+deviation over seeds. Floor: `functional.cross_entropy_floor`, below which the mean loss of a batch with as many images
+of each class cannot be. Batches here are of 64 random images, and evaluation normalizes by running averages: a bound of
 neither.
 
 Command: `python -m benchmarks.logit_scale`. Machine: {_results.machines(records)}.

@@ -9,6 +9,7 @@ from benchmarks import (
     folded_inference,
     input_pipeline,
     large_steps,
+    logit_scale,
     neighbors,
     networks,
     search,
@@ -51,6 +52,12 @@ def _ntk(results: Path) -> str:
         times = (*(f"{value:.3f}" for value in seconds), f"{seconds[1] / seconds[0]:.2f}")
         rows.append((f"{case}: {record['about']}", *times, peaks))
     return table(["case", "ours, s", "theirs, s", "times faster", "peak memory, MB, ours and theirs"], rows)
+
+
+@named("logit_scale")
+def _logit_scale(results: Path) -> str:
+    """Losses on digits by what normalized logits are multiplied by, beside their floor."""
+    return logit_scale.table(list(logit_scale.STORE.read(results).values()))
 
 
 @named("trainability")

@@ -55,7 +55,7 @@ class LastBatchNorm(nn.Module):
       running_variance: `biased` (Flax's convention) or `unbiased` (PyTorch's: times B / (B - 1))
         variance in the running average.
       scale: s, a constant; the paper has 1. The larger, the surer a network can become, and the larger its gradient;
-        `theory.cross_entropy_floor` says how sure, which is not very for few classes.
+        `functional.cross_entropy_floor` says how sure, which is not very for few classes.
     """
 
     use_running_average: bool | None = None

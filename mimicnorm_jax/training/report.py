@@ -10,6 +10,8 @@ import numpy as np
 
 from mimicnorm_jax import plots
 from mimicnorm_jax.errors import NonFiniteLossError, WorkdirError
+from mimicnorm_jax.functional import cross_entropy_floor
+from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training import workdir
 from mimicnorm_jax.training.spec import is_exact
 from mimicnorm_jax.training.state import TrainState
@@ -29,12 +31,23 @@ def headline(trainer: Trainer, state: TrainState, folder: Path) -> str:
     config, dataset = trainer.config, trainer.dataset
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     return (
-        f"{config.model} with {config.method}: {size:,} parameters, {config.dtype}\n"
+        f"{config.model} with {config.method}: {size:,} parameters, {config.dtype}{_floor(trainer)}\n"
         f"{config.dataset}: {len(dataset.train):,} training and {len(dataset.test):,} test images\n"
         f"{trainer.num_devices} x {trainer.data_parallel.devices[0].device_kind}; "
         f"{config.epochs} epochs of {trainer.steps_per_epoch} steps{_microbatches(trainer)}\n"
         f"into {folder}"
     )
+
+
+def _floor(trainer: Trainer) -> str:
+    method = METHODS.get(trainer.config.method)
+    if method is None or not method.last_batch_norm:
+        return ""
+    classes, scale = trainer.dataset.spec.num_classes, trainer.config.logit_scale
+    floor = f"{cross_entropy_floor(classes, scale):.2f}"
+    if float(floor) == 0:
+        return ""
+    return f"\nnormalized logits of {classes} classes, logit_scale {scale:g}: no training loss below {floor}"
 
 
 def _microbatches(trainer: Trainer) -> str:

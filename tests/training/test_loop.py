@@ -156,6 +156,21 @@ def test_the_headline_says_what_microbatches_do_to_the_gradient(tmp_path):
     assert "microbatches" not in report.headline(run, run.spec.state_template(), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "10 classes, logit_scale 1: no training loss below 0.28\n"),
+        ({"logit_scale": 2.0}, "logit_scale 2: no training loss below 0.01\n"),
+        ({"logit_scale": 5.0}, None),
+        ({"method": "weightmean"}, None),
+    ],
+)
+def test_the_headline_says_what_normalized_logits_bound(fields, said, tmp_path):
+    run = _trainer(small_config(**fields))
+    lines = report.headline(run, run.spec.state_template(), tmp_path)
+    assert "no training loss" not in lines if said is None else said in lines
+
+
 def test_an_unwritable_workdir_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkdirError, match="cannot write to the workdir"):

@@ -7,8 +7,8 @@ import optax
 import pytest
 from jax import lax
 
+from mimicnorm_jax.functional import cross_entropy_floor
 from mimicnorm_jax.linen import LastBatchNorm
-from mimicnorm_jax.theory import cross_entropy_floor
 
 pytestmark = pytest.mark.usefixtures("x64")
 
