@@ -100,6 +100,7 @@ FLAGS = (
     "--config.epochs=16",
     "--config.diagnostics_epochs=4",
     "--config.batch_size=128",
+    "--config.ema_decay=0.9",
 )
 
 
