@@ -113,24 +113,21 @@ def test_a_page_says_what_may_be_concluded_from_what_there_is(tmp_path):
     assert "Nothing yet" in _written(tmp_path, _record(b, 0, 0.6))
     page = _written(tmp_path, _record(a, 0, 0.58))
     assert "with MimicNorm 2.00 points below BatchNorm (seed 0 only: no interval): final test accuracies 58" in page
-    assert "without any of it" not in page
+    assert "in points, paired" not in page
     assert "2 of 51 runs are finished" in page
     assert "| mimicnorm | 0 | 59.00 | 2 | 58.00 | -2.00 (seed 0 only: no interval) | 1.500 | 10.00 |" in page
     more = [_record(b, 1, 0.62), _record(a, 1, 0.60), _record(none, 0, 0.3), _record(none, 1, 0.3)]
     page = _written(tmp_path, *more, _record(he, 0, 0.2))
     # Differences -2 and -2.
     assert "paired over seeds 0, 1; 95 % interval -2.00 to -2.00, which excludes 0" in page
-    assert "(`weightmean`)" not in page
+    assert "(weight centering alone)" not in page
     half, surer = (_record(_first(method), 0, 0.65) for method in ("weightmean", "mimicnorm, logit_scale=2.0"))
-    words = (
-        "MimicNorm ends 29.00 points above it (paired over seeds 0, 1; 95 % interval +16.29 to +41.71, which excludes "
-        "0); weight centering alone (`weightmean`) ends"
-    )
-    assert f"{words} 7.00 points above MimicNorm (seed 0 only" in _written(tmp_path, half)
-    assert "`mimicnorm, logit_scale=2.0` ends 7.00 points above `mimicnorm` (seed 0 only" in _written(tmp_path, surer)
-    # `none` is better where both initializations have run; then all its seeds count.
-    chosen = "(`none`, the better of two initializations by this very test accuracy, of seed 0), MimicNorm ends 29.00"
-    assert chosen in page
+    # `none` is better where both initializations have run; then all its seeds count. Differences -28 and -30.
+    none_said = "`none` (the better of two initializations by test accuracy, seed 0) -29.00 [-41.71, -16.29]"
+    assert f"with 95 % intervals: {none_said}." in page
+    half_said = "`weightmean` (weight centering alone) +7.00 (seed 0 only: no interval)"
+    assert f"with 95 % intervals: {half_said}; {none_said}." in _written(tmp_path, half)
+    assert "; `mimicnorm, logit_scale=2.0` +7.00 (seed 0 only: no interval)." in _written(tmp_path, surer)
 
 
 def test_an_experiment_with_schedules_of_its_own_is_of_its_own_epochs():
