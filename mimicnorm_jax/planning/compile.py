@@ -203,7 +203,9 @@ def _bound(found: Target, module: hlo.Module, work: traffic.Work) -> tuple[float
     if found.bandwidth is None or not found.peak:
         return None, ""
     # A program that multiplies float32 anywhere may do so everywhere else in bfloat16: the faster rate is the bound.
-    rate = max(found.peak.values()) if traffic.narrow(module) else found.peak["float32"]
-    times = {"flops": work.flops / rate, "bytes": sum(work.moved.values()) / found.bandwidth}
+    bits = traffic.narrowest(module)
+    rate = max(found.peak.values()) if bits <= 16 else found.peak["float32"]
+    # Of 8 bits and fewer, which are faster still, no rate is known.
+    times = {"flops": 0 if bits < 16 else work.flops / rate, "bytes": sum(work.moved.values()) / found.bandwidth}
     by = max(times, key=lambda name: times[name])
     return times[by], by

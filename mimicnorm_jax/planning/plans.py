@@ -9,7 +9,7 @@ from mimicnorm_jax.errors import PlanError
 from mimicnorm_jax.planning.liveness import Buffer
 from mimicnorm_jax.planning.traffic import Convolution
 
-FORMAT = 3
+FORMAT = 4
 """Of the JSON; raised whenever something else is counted, so that older plans are made again."""
 
 
@@ -34,7 +34,8 @@ class Plan:
       convolutions: of a CUDA device, and what each carries in its kernel.
       live: what is alive at the peak, largest first; empty where the compiler wrote no buffer assignment.
       bound_seconds: the time below which the device cannot be, flops / peak or bytes / bandwidth, whichever is
-        more; None for a CPU. It is a bound, not a prediction.
+        more, and bytes / bandwidth where 8 bits or fewer are multiplied; None for a CPU. It is a bound, not a
+        prediction.
       bound_by: `flops` or `bytes`.
       versions: of what compiled it.
     """

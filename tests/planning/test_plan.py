@@ -30,7 +30,7 @@ def test_a_plan_survives_json():
     assert found.live
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": 0}', '{"format": 3}', "{"])
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 0}', '{"format": 4}', "{"])
 def test_text_that_is_no_plan(text):
     with pytest.raises(PlanError, match="not a plan"):
         Plan.from_json(text)
