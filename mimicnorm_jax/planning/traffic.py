@@ -183,7 +183,7 @@ def _moved_by_fusion(module: Module, computation: Computation, instruction: Inst
     for i, name in enumerate(instruction.operands):
         parameter = inner.parameters.get(i)
         whole = computation.by_name[name].nbytes
-        taken = whole if parameter is None else _taken(inner, parameter, whole, updates)
+        taken = whole if parameter is None else _taken(module, inner, parameter, whole, updates)
         read[name] = max(read.get(name, 0), taken)
     written = instruction.nbytes if instruction.opcode == "fusion" else inner.root.nbytes
     return sum(read.values()) + written - sum(update.nbytes - part for update, part in updates)
@@ -193,26 +193,35 @@ def _updates(inner: Computation) -> list[tuple[Instruction, int]]:
     """What a fusion returns of its operands after an update in place, and the bytes that this writes."""
     root = inner.root
     results = [inner.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    found = ((r, _part(inner, r)) for r in (_behind_bitcasts(inner, result) for result in results))
+    found = ((r, _part(inner, r)) for r in (_original(inner, result) for result in results))
     # What is computed before the update is no operand, and is written whole.
     return [
         (result, part)
         for result, part in found
-        if part is not None and _behind_bitcasts(inner, inner.operand(result, 0)).opcode == "parameter"
+        if part is not None and _original(inner, inner.operand(result, 0)).opcode == "parameter"
     ]
 
 
-def _behind_bitcasts(inner: Computation, instruction: Instruction) -> Instruction:
-    while instruction.opcode == "bitcast":
+def _is_same(instruction: Instruction) -> bool:
+    """Whether its result is its operand's memory; a TPU's compiler makes fusions of such within others."""
+    return instruction.opcode == "bitcast" or (
+        instruction.opcode == "fusion" and "output_to_operand_aliasing={{}: (0, {})}" in instruction.attributes
+    )
+
+
+def _original(inner: Computation, instruction: Instruction) -> Instruction:
+    while _is_same(instruction):
         instruction = inner.operand(instruction, 0)
     return instruction
 
 
-def _taken(inner: Computation, parameter: Instruction, whole: int, updates: list[tuple[Instruction, int]]) -> int:
+def _taken(
+    module: Module, inner: Computation, parameter: Instruction, whole: int, updates: list[tuple[Instruction, int]]
+) -> int:
     """Bytes that a fusion reads of one operand."""
     users = inner.users(parameter.name)
-    if len(users) == 1 and users[0].opcode == "bitcast":
-        return _taken(inner, users[0], whole, updates)
+    if len(users) == 1 and _is_same(users[0]):
+        return _taken(module, inner, users[0], whole, updates)
     taken = 0
     for user in users:
         if user.opcode in _PARTIAL and user.operands[0] == parameter.name:
@@ -221,6 +230,10 @@ def _taken(inner: Computation, parameter: Instruction, whole: int, updates: list
             user.operands[0] == parameter.name
         ):
             taken += _read_before(user, part)
+        elif user.opcode == "fusion":
+            within = module.computations[user.called[0]]
+            places = (i for i, name in enumerate(user.operands) if name == parameter.name)
+            taken += sum(_taken(module, within, within.parameters[i], whole, []) for i in places)
         else:
             return whole
     return min(taken, whole)

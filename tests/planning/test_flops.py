@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mimicnorm_jax.planning import plan
-from tests.planning.programs import conv, cpu_and_h100, needs_cuda, needs_tpu, shape
+from tests.planning.programs import conv, cpu_and_h100, everywhere, needs_cuda, needs_tpu, shape
 
 pytestmark = pytest.mark.optimized
 
@@ -97,11 +97,6 @@ def test_a_loop_counts_its_turns(target):
     assert found.unknown_loops == 0
     # What a turn reads of the kernels is one of them, not all seven: x, tanh and product, and the slice.
     assert found.total_moved < 7 * 12 * 4 * 64**2
-
-
-everywhere = pytest.mark.parametrize(
-    "target", ["cpu", pytest.param("h100", marks=needs_cuda), pytest.param("v5e", marks=needs_tpu)]
-)
 
 
 @everywhere

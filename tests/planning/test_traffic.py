@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from mimicnorm_jax.planning import hlo, plan, traffic
-from tests.planning.programs import conv, cpu_and_h100, needs_cuda, needs_tpu, net_shapes, net_step, shape
+from tests.planning.programs import H100_AND_V5E, conv, cpu_and_h100, needs_cuda, needs_tpu, net_shapes, net_step, shape
 
 pytestmark = pytest.mark.optimized
 
@@ -52,6 +52,26 @@ def test_what_is_computed_before_an_update_is_written_whole(target):
     )
     # In one kernel: the table is read, and what it becomes, another array, is written.
     assert found.total_moved >= 2 * MIB + ROWS
+
+
+@pytest.mark.parametrize("target", H100_AND_V5E)
+def test_twice_the_layers_of_a_scan_move_twice_the_bytes(target):
+    """Each turn writes its own part of what all turns keep for the backward pass, and later reads it, not all of it."""
+
+    def loss(kernels, x):
+        def layer(x, kernel):
+            return jax.nn.relu(x @ kernel) + x, None
+
+        return (jax.lax.scan(layer, x, kernels)[0].astype(jnp.float32) ** 2).sum()
+
+    # Maps of 64 MiB, of which a TPU has no room for several on its chip.
+    x, kernel = shape(2**15, 1024, dtype=jnp.bfloat16), (1024, 1024)
+    four, eight = (
+        plan(jax.value_and_grad(loss), shape(layers, *kernel, dtype=jnp.bfloat16), x, target=target).total_moved
+        for layers in (4, 8)
+    )
+    # Of what is done once, at most the loss and copies of x, little is left.
+    assert eight == pytest.approx(2 * four, rel=0.1)
 
 
 @needs_cuda
