@@ -139,6 +139,7 @@ def _read(lowered: Any, found: Target, placed: Any, versions: dict[str, str]) ->
     memory = compiled.memory_analysis()
     costs = compiled.cost_analysis()
     replaced = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    constants = 0 if dump is None else liveness.constant_bytes(dump[0])
     bound, by = _bound(found, module, work)
     return Plan(
         target=found.name,
@@ -147,7 +148,8 @@ def _read(lowered: Any, found: Target, placed: Any, versions: dict[str, str]) ->
         output_bytes=memory.output_size_in_bytes,
         aliased_bytes=memory.alias_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        peak_bytes=replaced + memory.temp_size_in_bytes,
+        constant_bytes=constants,
+        peak_bytes=replaced + memory.temp_size_in_bytes + constants,
         usable_bytes=found.usable,
         flops=work.flops,
         bytes_moved={name: work.moved[name] for name in traffic.CLASSES},

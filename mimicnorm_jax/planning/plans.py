@@ -23,7 +23,9 @@ class Plan:
       argument_bytes, output_bytes: of its arguments and results.
       aliased_bytes: of results that take the place of donated arguments.
       temporary_bytes: besides both, while it runs.
-      peak_bytes: arguments, results that replace no argument, and temporaries.
+      constant_bytes: of arrays that the program holds, such as what the function closes over; 0 where the compiler
+        wrote no buffer assignment.
+      peak_bytes: arguments, results that replace no argument, temporaries and constants.
       usable_bytes: what one program can have on the device, see `Target.usable`; None for a CPU.
       flops: of convolutions and matrix products, those that are done again counted again; padding does not count.
       bytes_moved: bytes that kernels read from and write to the device's memory, by one of `traffic.CLASSES`; each
@@ -46,6 +48,7 @@ class Plan:
     output_bytes: int
     aliased_bytes: int
     temporary_bytes: int
+    constant_bytes: int
     peak_bytes: int
     usable_bytes: int | None
     flops: int
@@ -117,6 +120,7 @@ class Plan:
             f"  peak          {_mib(self.peak_bytes)}{room}{'' if self.fits else ': does not fit'}",
             f"  arguments     {_mib(self.argument_bytes)}, of them donated {_mib(self.aliased_bytes)}",
             f"  temporaries   {_mib(self.temporary_bytes)}",
+            f"  constants     {_mib(self.constant_bytes)}",
             f"  operations    {self.flops / 1e9:,.1f} GFLOP in convolutions and matrix products",
             f"  bytes moved   {self.total_moved / 1e9:,.2f} GB",
         ]

@@ -130,7 +130,7 @@ def alive(plan: TrainingPlan) -> dict[str, float]:
     listed = sum(roles.values())
     found = {"dataset": data + plan.test_bytes, "state": roles.get("argument", 0) - data}
     found |= {label: roles.get(role, 0) for role, label in ROLES.items()}
-    found["gaps and results"] = plan.step.peak_bytes - listed
+    found["gaps, results and constants"] = plan.step.peak_bytes - listed
     return {name: nbytes / MIB for name, nbytes in found.items()}
 
 
