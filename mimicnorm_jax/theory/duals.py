@@ -25,8 +25,12 @@ class DualActivation(Protocol):
 
 def correlation(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> jax.Array:
     r"""$k_{12} / \sqrt{k_{11} k_{22}}$ within [-1, 1], elementwise; 0 where a variance is 0."""
-    scale = jnp.sqrt(k11 * k22)
+    scale = _scale(k11, k22)
     return jnp.clip(k12 / jnp.where(scale > 0, scale, 1), -1, 1)
+
+
+def _scale(k11: jax.Array, k22: jax.Array) -> jax.Array:
+    return jnp.sqrt(k11) * jnp.sqrt(k22)  # the root of the product leaves the range at the root of its ends
 
 
 def relu_dual(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -48,7 +52,7 @@ def relu_dual(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> tuple[jax.Array
       >>> [round(float(moment), 4) for moment in relu_dual(one, 0 * one, one)]
       [0.1592, 0.25, 0.1592]
     """
-    scale = jnp.sqrt(k11 * k22)
+    scale = _scale(k11, k22)
     rho = correlation(k11, k12, k22)
     angle = jnp.pi - jnp.arccos(rho)
     value = (jnp.sqrt(1 - rho**2) + angle * rho) / (2 * jnp.pi)
