@@ -37,6 +37,7 @@ class TrainingPlan:
       step: of a training step. A program of several steps, see `config.steps_per_call`, is one of so many turns.
       evaluation: of an evaluation step.
       test_bytes: of the test images, which wait on the device during training.
+      ahead_bytes: of the next step's images, or their indices, which are put on the device while a step runs.
       waiting_bytes: of what waits on the device during evaluation: training images, momentum and the like.
     """
 
@@ -45,12 +46,14 @@ class TrainingPlan:
     step: Plan
     evaluation: Plan
     test_bytes: int
+    ahead_bytes: int
     waiting_bytes: int
 
     @property
     def peak_bytes(self) -> int:
         """The most that the run has on a device at one time, by the plans."""
-        return max(self.step.peak_bytes + self.test_bytes, self.evaluation.peak_bytes + self.waiting_bytes)
+        training = self.step.peak_bytes + self.test_bytes + self.ahead_bytes
+        return max(training, self.evaluation.peak_bytes + self.waiting_bytes)
 
     @property
     def missing_bytes(self) -> int:
@@ -66,9 +69,9 @@ class TrainingPlan:
     def as_json(self) -> dict[str, Any]:
         """The plan as what JSON can hold."""
         run = {"method": self.method, "batch_size": self.batch_size, "peak_bytes": self.peak_bytes}
-        waiting = {"test_bytes": self.test_bytes, "waiting_bytes": self.waiting_bytes, "fits": self.fits}
+        names = ("test_bytes", "ahead_bytes", "waiting_bytes", "fits")
         parts = {"step": json.loads(self.step.to_json()), "evaluation": json.loads(self.evaluation.to_json())}
-        return {**run, **waiting, **parts}
+        return {**run, **{name: getattr(self, name) for name in names}, **parts}
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,8 @@ def plan_training(
     evaluation = _plan(program, (state.eval_variables, test, feed), found, cache)
     waiting = _nbytes(training) + _nbytes(state) - _nbytes(state.eval_variables)
     method = config.method + REMAT_SUFFIX * checkpointed
-    return TrainingPlan(method, config.batch_size, step, evaluation, _nbytes(test), waiting)
+    ahead = _nbytes(feeds) // count
+    return TrainingPlan(method, config.batch_size, step, evaluation, _nbytes(test), ahead, waiting)
 
 
 def _target(name: Target | str) -> Target:
