@@ -60,8 +60,7 @@ def plan(
         raise PlanError(f"without an argument JAX compiles for a CPU, and the target is {found.name}: give it one")
     lowered = lower(function, *placed, donate=donate)
     versions = _versions()
-    flags = [os.environ.get(name) for name in _FLAGS]
-    key = cache and cache.key(lowered.as_text(debug_info=True), f"{found}", f"{versions}", f"{flags}")
+    key = cache and cache.key(lowered.as_text(debug_info=True), f"{found}", f"{versions}", _options(lowered))
     if cache and key and (known := cache.get(key)):
         # The share of a GPU that a program can have is set anew for every run.
         return dataclasses.replace(known, usable_bytes=found.usable)
@@ -69,6 +68,12 @@ def plan(
     if cache and key:
         cache.put(key, made)
     return made
+
+
+def _options(lowered: Any) -> str:
+    """What a compiler is told beside the program: by variables, and by `jax.jit(compiler_options=)`."""
+    told = getattr(getattr(lowered, "_lowering", None), "_compiler_options_kvs", ())  # JAX shows it nowhere else
+    return f"{[os.environ.get(name) for name in _FLAGS]} {told}"
 
 
 def _target(name: Target | str) -> Target:
@@ -94,7 +99,10 @@ def lower(function: Callable[..., Any], *shapes: Any, donate: tuple[int, ...] = 
 
 def _placed(leaf: Any, found: Target) -> Any:
     first = found.jax_devices()[0]
-    shape = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+    try:
+        shape = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+    except TypeError as error:
+        raise PlanError(f"an argument is {leaf!r}, no array or number: bind it by functools.partial") from error
     sharding = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
     if sharding is None or {device.device_kind for device in sharding.device_set} != {first.device_kind}:
         sharding = SingleDeviceSharding(first)

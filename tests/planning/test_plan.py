@@ -79,6 +79,12 @@ def test_a_cached_plan_has_todays_share_of_the_gpu_and_todays_flags(tmp_path, mo
     assert len(compilations) == 2
 
 
+def test_a_plan_of_other_compiler_options_is_another(tmp_path, compilations):
+    for options in ({}, {"xla_cpu_enable_fast_min_max": True}):
+        plan(jax.jit(jnp.sin, compiler_options=options), shape(64), target="cpu", cache=Cache(tmp_path))
+    assert len(compilations) == 2
+
+
 def test_a_layer_of_another_name_is_planned_again(tmp_path, compilations):
     def program(x, name):
         with jax.named_scope(name):
@@ -98,6 +104,7 @@ def test_a_damaged_cache_costs_a_compilation_only(tmp_path, compilations):
     file.mkdir()  # nothing can be written under this name
     assert plan(jnp.cos, shape(8), target="cpu", cache=Cache(tmp_path)) == first
     assert len(compilations) == 3
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @needs_cuda
@@ -121,6 +128,8 @@ def test_what_cannot_be_traced():
         plan(branching, shape(3), target="cpu")
     with pytest.raises(PlanError, match="cannot trace"):
         plan(lambda a, b: a @ b, shape(3, 4), shape(3, 4), target="cpu")
+    with pytest.raises(PlanError, match=r"an argument is 'mean', no array or number: bind it by functools\.partial"):
+        plan(lambda x, how: x, shape(3), "mean", target="cpu")
     with pytest.raises(PlanError, match="give donate_argnums there"):
         plan(jax.jit(jnp.sin), shape(3), target="cpu", donate=(0,))
 
