@@ -115,12 +115,13 @@ class Plan:
         """A paragraph for a reader."""
         shared = f", one of {self.devices} devices" if self.devices > 1 else ""
         room = "" if self.usable_bytes is None else f" of {_mib(self.usable_bytes)} usable"
+        held = [f"  constants     {_mib(self.constant_bytes)}"] if self.constant_bytes > 2**16 else []
         lines = [
             f"plan for {self.target}{shared} (by the compiler, not run)",
             f"  peak          {_mib(self.peak_bytes)}{room}{'' if self.fits else ': does not fit'}",
             f"  arguments     {_mib(self.argument_bytes)}, of them donated {_mib(self.aliased_bytes)}",
             f"  temporaries   {_mib(self.temporary_bytes)}",
-            f"  constants     {_mib(self.constant_bytes)}",
+            *held,
             f"  operations    {self.flops / 1e9:,.1f} GFLOP in convolutions and matrix products",
             f"  bytes moved   {self.total_moved / 1e9:,.2f} GB",
         ]
