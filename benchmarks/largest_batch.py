@@ -2,7 +2,7 @@
 
 From the plans of two batches a straight line says where the device is full; the batch there, rounded down to a multiple
 of 8, is compiled, and moved until it fits and the next multiple does not. What can be had of a GPU is JAX's default
-share of its memory, or $XLA_PYTHON_CLIENT_MEM_FRACTION. Keeps what results/largest_batch.jsonl already holds for the
+share of its memory, or $XLA_CLIENT_MEM_FRACTION. Keeps what results/largest_batch.jsonl already holds for the
 same compiler, then writes largest_batch.md.
 
   python -m benchmarks.largest_batch

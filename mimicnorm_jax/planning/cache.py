@@ -52,8 +52,9 @@ class Cache:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.folder, suffix=".partial", delete=False) as file:
-                file.write(plan.to_json())
-            os.replace(file.name, self.folder / f"{key}.json")
+            with tempfile.TemporaryDirectory(suffix=".partial", dir=self.folder) as own:
+                partial = Path(own) / "plan.json"
+                partial.write_text(plan.to_json())
+                os.replace(partial, self.folder / f"{key}.json")
         except OSError:
             return

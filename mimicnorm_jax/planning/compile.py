@@ -1,5 +1,8 @@
 """Compiles a function for a target and reads the plan."""
 
+import dataclasses
+import math
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +22,8 @@ from mimicnorm_jax.planning.plans import Plan
 from mimicnorm_jax.planning.targets import Target, target
 
 _PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda13-pjrt", "libtpu")
+_FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+"""Variables that change what a compiler makes of a program."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -33,8 +38,8 @@ def plan(
 
     Args:
       function: any that JAX can compile, or one that `jax.jit` returned.
-      *shapes: its arguments, trees of arrays or of `jax.ShapeDtypeStruct`. One without a sharding on the target's
-        devices (`Target.jax_devices`) goes to the first of them.
+      *shapes: its arguments, trees of arrays, numbers or `jax.ShapeDtypeStruct`; at least one for another device than
+        a CPU. One without a sharding on the target's devices (`Target.jax_devices`) goes to the first of them.
       target: from `targets.target`, or its name.
       donate: numbers of the arguments whose memory the results may take; of a function not jitted yet.
       cache: of plans; None compiles always.
@@ -51,15 +56,24 @@ def plan(
     """
     found = _target(target)
     placed = jax.tree.map(lambda leaf: _placed(leaf, found), shapes)
+    if found.platform != "cpu" and not jax.tree.leaves(placed):
+        raise PlanError(f"without an argument JAX compiles for a CPU, and the target is {found.name}: give it one")
     lowered = lower(function, *placed, donate=donate)
     versions = _versions()
-    key = cache and cache.key(lowered.as_text(debug_info=True), f"{found}", f"{versions}")
+    key = cache and cache.key(lowered.as_text(debug_info=True), f"{found}", f"{versions}", _options(lowered))
     if cache and key and (known := cache.get(key)):
-        return known
-    made = _read(lowered, found, _devices(placed), versions)
+        # The share of a GPU that a program can have is set anew for every run.
+        return dataclasses.replace(known, usable_bytes=found.usable)
+    made = _read(lowered, found, placed, versions)
     if cache and key:
         cache.put(key, made)
     return made
+
+
+def _options(lowered: Any) -> str:
+    """What a compiler is told beside the program: by variables, and by `jax.jit(compiler_options=)`."""
+    told = getattr(getattr(lowered, "_lowering", None), "_compiler_options_kvs", ())  # JAX shows it nowhere else
+    return f"{[os.environ.get(name) for name in _FLAGS]} {told}"
 
 
 def _target(name: Target | str) -> Target:
@@ -84,11 +98,17 @@ def lower(function: Callable[..., Any], *shapes: Any, donate: tuple[int, ...] = 
 
 
 def _placed(leaf: Any, found: Target) -> Any:
-    sharding = getattr(leaf, "sharding", None) if isinstance(leaf, jax.ShapeDtypeStruct) else None
-    if sharding is None:
-        sharding = SingleDeviceSharding(found.jax_devices()[0])
-    leaf = leaf if hasattr(leaf, "dtype") else jax.numpy.asarray(leaf)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    first = found.jax_devices()[0]
+    try:
+        shape = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+    except TypeError as error:
+        raise PlanError(f"an argument is {leaf!r}, no array or number: bind it by functools.partial") from error
+    sharding = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
+    if sharding is None or {device.device_kind for device in sharding.device_set} != {first.device_kind}:
+        sharding = SingleDeviceSharding(first)
+    # A Python number takes its type from what it meets: a float32 array in its place would not.
+    weak = getattr(shape, "weak_type", False)
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding, weak_type=weak)
 
 
 def _devices(shapes: Any) -> int:
@@ -118,24 +138,26 @@ def no_compilation_cache() -> Iterator[None]:
         compilation_cache.reset_cache()
 
 
-def _read(lowered: Any, found: Target, devices: int, versions: dict[str, str]) -> Plan:
+def _read(lowered: Any, found: Target, placed: Any, versions: dict[str, str]) -> Plan:
     with tempfile.TemporaryDirectory(prefix="mimicnorm_plan_") as folder:
-        compiled = _compile(lowered, found, folder)
+        compiled = _compile(lowered, found, placed, folder)
         dump = liveness.read_dump(Path(folder))
     module = hlo.parse(compiled.as_text())
     work = traffic.work(module)
     memory = compiled.memory_analysis()
     costs = compiled.cost_analysis()
     replaced = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    constants = 0 if dump is None else liveness.constant_bytes(dump[0])
     bound, by = _bound(found, module, work)
     return Plan(
         target=found.name,
-        devices=devices,
+        devices=_devices(placed),
         argument_bytes=memory.argument_size_in_bytes,
         output_bytes=memory.output_size_in_bytes,
         aliased_bytes=memory.alias_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        peak_bytes=replaced + memory.temp_size_in_bytes,
+        constant_bytes=constants,
+        peak_bytes=replaced + memory.temp_size_in_bytes + constants,
         usable_bytes=found.usable,
         flops=work.flops,
         bytes_moved={name: work.moved[name] for name in traffic.CLASSES},
@@ -149,7 +171,7 @@ def _read(lowered: Any, found: Target, devices: int, versions: dict[str, str]) -
     )
 
 
-def _compile(lowered: Any, found: Target, folder: str) -> Any:
+def _compile(lowered: Any, found: Target, placed: Any, folder: str) -> Any:
     options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
     try:
         with no_compilation_cache():
@@ -158,7 +180,7 @@ def _compile(lowered: Any, found: Target, folder: str) -> Any:
         text = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in text:
             raise PlanError(f"the compiler of {found.name} refuses the program: {text[:600]}") from error
-        needed, available = _exhausted(text, _argument_bytes(lowered))
+        needed, available = _exhausted(text, _argument_bytes(placed))
         sizes = "" if needed is None or available is None else _missing(needed, available)
         raise DoesNotFitError(
             f"the program does not fit {found.name}{sizes}: give it smaller shapes", needed, available
@@ -176,9 +198,10 @@ def _exhausted(text: str, arguments: int) -> tuple[int | None, int | None]:
     return needed if whole else needed + arguments, available
 
 
-def _argument_bytes(lowered: Any) -> int:
-    shapes = jax.tree.leaves(lowered.in_avals)
-    return sum(shape.size * shape.dtype.itemsize for shape in shapes)
+def _argument_bytes(placed: Any) -> int:
+    """What the arguments take of one device."""
+    leaves = jax.tree.leaves(placed)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _missing(needed: int, available: int) -> str:
@@ -190,7 +213,9 @@ def _bound(found: Target, module: hlo.Module, work: traffic.Work) -> tuple[float
     if found.bandwidth is None or not found.peak:
         return None, ""
     # A program that multiplies float32 anywhere may do so everywhere else in bfloat16: the faster rate is the bound.
-    rate = max(found.peak.values()) if traffic.narrow(module) else found.peak["float32"]
-    times = {"flops": work.flops / rate, "bytes": sum(work.moved.values()) / found.bandwidth}
+    bits = traffic.narrowest(module)
+    rate = max(found.peak.values()) if bits <= 16 else found.peak["float32"]
+    # Of 8 bits and fewer, which are faster still, no rate is known.
+    times = {"flops": 0 if bits < 16 else work.flops / rate, "bytes": sum(work.moved.values()) / found.bandwidth}
     by = max(times, key=lambda name: times[name])
     return times[by], by

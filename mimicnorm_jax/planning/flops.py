@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mimicnorm_jax.planning.hlo import Array, Computation, Instruction
 
 _CUDNN = re.compile(r"__cudnn\$conv(\w+)")
-_MATMUL = re.compile(r"__cublas|__onednn\$matmul|__triton_gemm|__cutlass")
+_MATMUL = re.compile(r"__cublas\$(?:gemm|lt)|__onednn\$matmul|__triton_gemm|__cutlass")
 
 
 @dataclass(frozen=True)

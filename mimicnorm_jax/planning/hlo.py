@@ -45,6 +45,13 @@ class Array:
         return math.prod(self.dims)
 
     @property
+    def bits(self) -> int:
+        """Of an element."""
+        known = _BITS.get(self.dtype)
+        found = re.match(r"[a-z]+(\d+)", self.dtype) if known is None else None  # f32, s8, u4, f8e4m3fn
+        return int(found[1]) if found else known or 0
+
+    @property
     def nbytes(self) -> int:
         """Bytes that it takes in memory, a TPU's padding to whole tiles included."""
         dims = [self.dims[i] for i in self.order] if len(self.order) == len(self.dims) else list(self.dims[::-1])
@@ -53,11 +60,7 @@ class Array:
                 dims[i] = -(-dims[i] // multiple) * multiple
             else:
                 dims.append(multiple)
-        bits = _BITS.get(self.dtype)
-        if bits is None:
-            found = re.match(r"[a-z]+(\d+)", self.dtype)  # f32, s8, u4, f8e4m3fn
-            bits = int(found[1]) if found else 0
-        return (math.prod(dims) * bits + 7) // 8
+        return (math.prod(dims) * self.bits + 7) // 8
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Instruction:
       opcode: such as `fusion`.
       arrays: of its result, several for a tuple.
       operands: names of its operands.
-      attributes: the text after the operands.
+      attributes: the text after the operands; of a parameter and a constant from its number or value on.
       root: whether it is its computation's result.
     """
 
@@ -106,13 +109,13 @@ class Instruction:
 
     @property
     def trips(self) -> int | None:
-        """How often a loop's body runs; None if the compiler does not know."""
+        """How often a loop's body runs; None if the compiler does not say, see `loops.turns`."""
         found = _TRIPS.search(self.attributes)
         return int(found[1]) if found else None
 
     def attribute(self, name: str) -> str:
         """The text of a braced or plain attribute such as `window`; empty if it has none."""
-        found = re.search(rf"\b{name}=(?:\{{([^}}]*)\}}|([^,\s]+))", self.attributes)
+        found = re.search(rf"\b{name}=(?:\{{([^}}]*)\}}|%?([^,\s]+))", self.attributes)
         return (found[1] if found[1] is not None else found[2]) if found else ""
 
     @property
@@ -209,7 +212,7 @@ def _instruction(line: str) -> Instruction | None:
     opening = rest.find("(")
     closing = _closing(rest, opening)
     operands = () if rest.startswith("constant") else tuple(_NAME.findall(rest[opening:closing]))
-    tail = rest[opening + 1 :] if rest.startswith("parameter") else rest[closing + 1 :]
+    tail = rest[opening + 1 :] if rest.startswith(("parameter", "constant")) else rest[closing + 1 :]
     return Instruction(name.lstrip("%"), rest[:opening], arrays(shape), operands, tail, root)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from mimicnorm_jax.planning.hlo import Instruction, Module
 
 _ALLOCATION = re.compile(r"allocation \d+: size (\d+), (?:color (\d+), )?(?:page \d+, )?(.*)$")
+_CONSTANT = re.compile(r"^allocation \d+: size (\d+), (?:color 0, )?constant", re.MULTILINE)
 _VALUE = re.compile(r" value: <\d+ (\S+) @\d+> \(size=(\d+),offset=(\d+)\): (.*)$")
 _RANGE = re.compile(r"\s+(\S+\{[\d,]*\}):(\d+)-(\d+)$")
 _TRANSFORM = re.compile(r"^[\w\-]+\((.*)\)$")
@@ -163,6 +164,11 @@ def read_dump(folder: Path) -> tuple[str, str] | None:
             return None
         found.append(files[-1].read_text())
     return found[0], found[1]
+
+
+def constant_bytes(assignment: str) -> int:
+    """What the constants of a program take of the device's main memory, by its buffer assignment."""
+    return sum(int(size) for size in _CONSTANT.findall(assignment))
 
 
 def live_at_peak(module: Module, assignment: str, live_ranges: str) -> tuple[Buffer, ...]:

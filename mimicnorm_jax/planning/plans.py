@@ -9,7 +9,7 @@ from mimicnorm_jax.errors import PlanError
 from mimicnorm_jax.planning.liveness import Buffer
 from mimicnorm_jax.planning.traffic import Convolution
 
-FORMAT = 3
+FORMAT = 4
 """Of the JSON; raised whenever something else is counted, so that older plans are made again."""
 
 
@@ -23,7 +23,9 @@ class Plan:
       argument_bytes, output_bytes: of its arguments and results.
       aliased_bytes: of results that take the place of donated arguments.
       temporary_bytes: besides both, while it runs.
-      peak_bytes: arguments, results that replace no argument, and temporaries.
+      constant_bytes: of arrays that the program holds, such as what the function closes over; 0 where the compiler
+        wrote no buffer assignment.
+      peak_bytes: arguments, results that replace no argument, temporaries and constants.
       usable_bytes: what one program can have on the device, see `Target.usable`; None for a CPU.
       flops: of convolutions and matrix products, those that are done again counted again; padding does not count.
       bytes_moved: bytes that kernels read from and write to the device's memory, by one of `traffic.CLASSES`; each
@@ -34,7 +36,8 @@ class Plan:
       convolutions: of a CUDA device, and what each carries in its kernel.
       live: what is alive at the peak, largest first; empty where the compiler wrote no buffer assignment.
       bound_seconds: the time below which the device cannot be, flops / peak or bytes / bandwidth, whichever is
-        more; None for a CPU. It is a bound, not a prediction.
+        more, and bytes / bandwidth where 8 bits or fewer are multiplied; None for a CPU. It is a bound, not a
+        prediction.
       bound_by: `flops` or `bytes`.
       versions: of what compiled it.
     """
@@ -45,6 +48,7 @@ class Plan:
     output_bytes: int
     aliased_bytes: int
     temporary_bytes: int
+    constant_bytes: int
     peak_bytes: int
     usable_bytes: int | None
     flops: int
@@ -111,11 +115,13 @@ class Plan:
         """A paragraph for a reader."""
         shared = f", one of {self.devices} devices" if self.devices > 1 else ""
         room = "" if self.usable_bytes is None else f" of {_mib(self.usable_bytes)} usable"
+        held = [f"  constants     {_mib(self.constant_bytes)}"] if self.constant_bytes > 2**16 else []
         lines = [
             f"plan for {self.target}{shared} (by the compiler, not run)",
             f"  peak          {_mib(self.peak_bytes)}{room}{'' if self.fits else ': does not fit'}",
             f"  arguments     {_mib(self.argument_bytes)}, of them donated {_mib(self.aliased_bytes)}",
             f"  temporaries   {_mib(self.temporary_bytes)}",
+            *held,
             f"  operations    {self.flops / 1e9:,.1f} GFLOP in convolutions and matrix products",
             f"  bytes moved   {self.total_moved / 1e9:,.2f} GB",
         ]

@@ -22,6 +22,7 @@ NAMES = ("cpu", *GPUS, *TPUS)
 INSTALL = "pip install 'mimicnorm_jax[plan]'"
 GPU_FRACTION = 0.75
 """Share of a GPU's memory that JAX gives a process, by its documentation on GPU memory allocation."""
+_FRACTION_VARIABLES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 TPU_RESERVED = 256 * MIB
 """What libtpu keeps of a v5e chip's 16 GiB: it refuses programs by `15.75G hbm`."""
 _NO_NETWORK = {
@@ -63,17 +64,24 @@ class Target:
     def usable(self) -> int | None:
         """Bytes that one program can have.
 
-        A GPU's share is JAX's default, `GPU_FRACTION`, or what $XLA_PYTHON_CLIENT_MEM_FRACTION says, as for the run.
+        A GPU's share is JAX's default, `GPU_FRACTION`, or what $XLA_CLIENT_MEM_FRACTION says, as for the run, or
+        $XLA_PYTHON_CLIENT_MEM_FRACTION, its old name.
+
+        Raises:
+          PlanError: if that is no number.
         """
         if self.memory is None:
             return None
         if self.platform == "tpu":
             return self.memory - TPU_RESERVED
-        text = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", GPU_FRACTION)
+        given = [(name, text) for name in _FRACTION_VARIABLES if (text := os.environ.get(name))]
+        if not given:
+            return int(self.memory * GPU_FRACTION)
+        name, text = given[0]
         try:
             return int(self.memory * float(text))
-        except ValueError as error:
-            raise PlanError(f"$XLA_PYTHON_CLIENT_MEM_FRACTION must be a number, and is {text!r}") from error
+        except (ValueError, OverflowError) as error:
+            raise PlanError(f"${name} must be a number, and is {text!r}") from error
 
     def jax_devices(self, count: int | None = None) -> tuple[Any, ...]:
         """The target's devices, to give shardings.

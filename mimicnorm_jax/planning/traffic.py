@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mimicnorm_jax.planning import flops as flops_lib
+from mimicnorm_jax.planning import loops
 from mimicnorm_jax.planning.hlo import FUSIONS, Computation, Instruction, Module
 
 CLASSES = (
@@ -31,6 +32,8 @@ _MOVING = {
 _NEUTRAL = {"convert", "broadcast", "iota", "bitcast-convert", "reduce-precision"} | _FREE
 _FETCHES = {"copy-start", "slice-start"}
 _PARTIAL = {"slice", "dynamic-slice", "gather"}
+_IN_PLACE = {"dynamic-update-slice": 1, "scatter": 2}
+"""Operations that write a part of their first operand in place, and which operand is as large as the part."""
 
 
 @dataclass(frozen=True)
@@ -59,27 +62,25 @@ class Work:
       flops: of convolutions and matrix products.
       moved: bytes by class.
       unknown_loops: loops whose number of turns the compiler does not know; they count as one turn.
-      loops: whether some loop runs more than once.
     """
 
     flops: int = 0
     moved: Counter[str] = field(default_factory=Counter)
     unknown_loops: int = 0
-    loops: bool = False
 
     def add(self, other: "Work", times: int = 1) -> None:
         self.flops += times * other.flops
         for name, nbytes in other.moved.items():
             self.moved[name] += times * nbytes
         self.unknown_loops += other.unknown_loops
-        self.loops |= other.loops or times > 1
 
 
 def work(module: Module) -> Work:
     """Adds up the kernels of a run: loops by their turns, of a conditional's branches the one that moves most.
 
     A kernel reads its operands and writes its result, each once: what caches save or tiles read again is not known to
-    the compiler's text. Of an operand from which only a slice or a gather is taken, what is taken counts.
+    the compiler's text. Of an operand from which only a slice or a gather is taken, what is taken counts; so does what
+    is written of an array that a kernel updates in place.
     """
     return _of(module, module.computations[module.entry])
 
@@ -88,14 +89,16 @@ def _of(module: Module, computation: Computation) -> Work:
     total = Work()
     for instruction in computation.instructions:
         opcode = instruction.opcode
-        if opcode in _FREE or opcode.endswith(("-done", "-update")):
+        if opcode in _FREE or opcode.endswith(("-done", "-update")) or instruction.target == "AllocateBuffer":
             continue
         called = [module.computations[name] for name in instruction.called if name in module.computations]
         if opcode == "while":
-            turns = instruction.trips
+            turns = loops.turns(module, computation, instruction)
             total.unknown_loops += turns is None
-            body = module.computations[instruction.attribute("body").lstrip("%")]
-            total.add(_of(module, body), 1 if turns is None else turns)
+            turn = Work()
+            for name in ("condition", "body"):
+                turn.add(_of(module, module.computations[instruction.attribute(name)]))
+            total.add(turn, 1 if turns is None else turns)
         elif opcode == "conditional":
             branches = [_of(module, module.computations[name]) for name in instruction.branches]
             total.add(max(branches, key=lambda branch: sum(branch.moved.values())))
@@ -149,10 +152,28 @@ def _moved(module: Module, computation: Computation, instruction: Instruction) -
         return sum(part for array in ends if not array.on_chip)
     if instruction.opcode in _PARTIAL:
         return 2 * instruction.nbytes
-    if instruction.opcode == "dynamic-update-slice":
-        return 2 * computation.operand(instruction, 1).nbytes
-    operands = {name for name in instruction.operands if name in computation.by_name}
-    return instruction.nbytes + sum(computation.by_name[name].nbytes for name in operands)
+    part = _part(computation, instruction)
+    operands = {name for name in instruction.operands[part is not None :] if name in computation.by_name}
+    read = sum(computation.by_name[name].nbytes for name in operands)
+    if part is not None:
+        return read + part + _read_before(instruction, part)
+    if instruction.opcode.endswith("-start"):  # whose result holds the operands as well
+        ends = [user for user in computation.users(instruction.name) if user.opcode.endswith("-done")]
+        return read + sum(end.nbytes for end in ends)
+    return read + instruction.nbytes
+
+
+def _part(computation: Computation, instruction: Instruction) -> int | None:
+    """Bytes that an operation writes into its first operand; None if it is not one that does."""
+    if instruction.opcode not in _IN_PLACE or len(instruction.arrays) != 1:
+        return None
+    update = computation.operand(instruction, _IN_PLACE[instruction.opcode])
+    return 0 if instruction.arrays[0].on_chip else sum(array.nbytes for array in update.arrays)
+
+
+def _read_before(instruction: Instruction, part: int) -> int:
+    """What it reads of its first operand: a scatter adds to what is there."""
+    return part if instruction.opcode == "scatter" else 0
 
 
 def _moved_by_fusion(module: Module, computation: Computation, instruction: Instruction) -> int:
@@ -162,36 +183,58 @@ def _moved_by_fusion(module: Module, computation: Computation, instruction: Inst
     for i, name in enumerate(instruction.operands):
         parameter = inner.parameters.get(i)
         whole = computation.by_name[name].nbytes
-        taken = whole if parameter is None else _taken(inner, parameter, whole, updates)
+        taken = whole if parameter is None else _taken(module, inner, parameter, whole, updates)
         read[name] = max(read.get(name, 0), taken)
     written = instruction.nbytes if instruction.opcode == "fusion" else inner.root.nbytes
     return sum(read.values()) + written - sum(update.nbytes - part for update, part in updates)
 
 
 def _updates(inner: Computation) -> list[tuple[Instruction, int]]:
-    """What a fusion writes in place: the updates of a slice that it returns, and the slice's bytes."""
+    """What a fusion returns of its operands after an update in place, and the bytes that this writes."""
     root = inner.root
     results = [inner.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    results = [_behind_bitcasts(inner, result) for result in results]
-    return [(r, inner.operand(r, 1).nbytes) for r in results if r.opcode == "dynamic-update-slice"]
+    found = ((r, _part(inner, r)) for r in (_original(inner, result) for result in results))
+    # What is computed before the update is no operand, and is written whole.
+    return [
+        (result, part)
+        for result, part in found
+        if part is not None and _original(inner, inner.operand(result, 0)).opcode == "parameter"
+    ]
 
 
-def _behind_bitcasts(inner: Computation, instruction: Instruction) -> Instruction:
-    while instruction.opcode == "bitcast":
+def _is_same(instruction: Instruction) -> bool:
+    """Whether its result is its operand's memory; a TPU's compiler makes fusions of such within others."""
+    return instruction.opcode == "bitcast" or (
+        instruction.opcode == "fusion" and "output_to_operand_aliasing={{}: (0, {})}" in instruction.attributes
+    )
+
+
+def _original(inner: Computation, instruction: Instruction) -> Instruction:
+    while _is_same(instruction):
         instruction = inner.operand(instruction, 0)
     return instruction
 
 
-def _taken(inner: Computation, parameter: Instruction, whole: int, updates: list[tuple[Instruction, int]]) -> int:
+def _taken(
+    module: Module, inner: Computation, parameter: Instruction, whole: int, updates: list[tuple[Instruction, int]]
+) -> int:
     """Bytes that a fusion reads of one operand."""
     users = inner.users(parameter.name)
-    if len(users) == 1 and users[0].opcode == "bitcast":
-        return _taken(inner, users[0], whole, updates)
+    if len(users) == 1 and _is_same(users[0]):
+        return _taken(module, inner, users[0], whole, updates)
     taken = 0
     for user in users:
         if user.opcode in _PARTIAL and user.operands[0] == parameter.name:
             taken += user.nbytes
-        elif not any(user is update and user.operands[0] == parameter.name for update, _ in updates):
+        elif (part := next((p for update, p in updates if user is update), None)) is not None and (
+            user.operands[0] == parameter.name
+        ):
+            taken += _read_before(user, part)
+        elif user.opcode == "fusion":
+            within = module.computations[user.called[0]]
+            places = (i for i, name in enumerate(user.operands) if name == parameter.name)
+            taken += sum(_taken(module, within, within.parameters[i], whole, []) for i in places)
+        else:
             return whole
     return min(taken, whole)
 
@@ -213,12 +256,12 @@ def convolutions(module: Module) -> tuple[Convolution, ...]:
     return tuple(found)
 
 
-def narrow(module: Module) -> bool:
-    """Whether some convolution or matrix product multiplies elements of 16 bits or fewer."""
-    for computation in module.computations.values():
-        for instruction in computation.instructions:
-            if flops_lib.multiplies(instruction) and instruction.operands:
-                dtype = computation.operand(instruction, 0).arrays[0].dtype
-                if dtype not in ("f32", "f64", "c64", "c128"):
-                    return True
-    return False
+def narrowest(module: Module) -> int:
+    """Bits of the narrowest elements that a convolution or matrix product multiplies; 0 if there is none."""
+    found = (
+        computation.operand(instruction, 0).arrays[0].bits
+        for computation in module.computations.values()
+        for instruction in computation.instructions
+        if flops_lib.multiplies(instruction) and instruction.operands
+    )
+    return min(found, default=0)

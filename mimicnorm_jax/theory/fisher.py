@@ -43,9 +43,15 @@ class PairMoments(NamedTuple):
 
     @staticmethod
     def of(x: ArrayLike) -> "PairMoments":
-        """The moments of inputs `(N, ..., C)`, N at least 2; `neither` and `positions` are 0 where there is one."""
+        """The moments of inputs `(N, ..., C)`; `neither` and `positions` are 0 where there is one position.
+
+        Raises:
+          ValueError: for fewer than two examples.
+        """
         values = np.asarray(x, np.float64)
         n, channels = len(values), values.shape[-1]
+        if n < 2:
+            raise ValueError(f"x has shape {values.shape}: moments of two examples take at least 2 of them")
         values = values.reshape(n, -1, channels)
         positions = values.shape[1]
         whole, each = (values.sum((0, 1)) ** 2).sum(), (values**2).sum()
@@ -86,10 +92,15 @@ def fisher_bound(stack: Stack, inputs: PairMoments = WHITE, samples: int | None 
     Returns:
       `(L,)`, nonnegative.
 
+    Raises:
+      ValueError: for no samples, or where BatchNorm would divide by a variance of 0.
+
     Example:
       >>> fisher_bound(Stack((4, 100, 100), gamma=1.0)).round(3).tolist()  # the last is 100 / (2 pi)
       [0.0, 11.674, 15.915]
     """
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples is {samples}: a mean is over at least one example")
     pairs = 1.0 if samples is None else 1 - 1 / samples
     seen = np.array(inputs)
     layers: list[tuple[np.ndarray, np.ndarray]] = []  # what a layer sees, and what derivatives pass behind it
@@ -99,6 +110,11 @@ def fisher_bound(stack: Stack, inputs: PairMoments = WHITE, samples: int | None 
             gain = 1.0
             if stack.gamma is not None:
                 mean = float(_shares(side, pairs) @ z)
+                if z[0] - mean < 1e-12 * z[0]:
+                    raise ValueError(
+                        f"BatchNorm divides by a variance of 0: with samples {samples} and {inputs}, all that it sees "
+                        "is the same"
+                    )
                 gain = stack.gamma**2 / (z[0] - mean)
                 z = gain * (z - mean)
             variance = jnp.full(4, z[0])

@@ -71,6 +71,7 @@ class InfiniteMLP:
             raise ValueError(f"depth is {depth}: an MLP has at least one weight layer")
         if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
             raise ValueError(f"gram is a square matrix of inner products; got shape {gram.shape}")
+        gram = jnp.asarray(gram, jnp.result_type(gram, float))  # integers are no kernels of the layers behind
 
         def step(_: int, kernels: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             nngp, slope = self.layer(kernels[0])
@@ -164,8 +165,9 @@ class InfiniteMLP:
 
         Infinite for a marginal MLP, where the approach is algebraic.
         """
-        fixed = self.fixed_correlation(variance)
-        slope = self.chi(variance) if fixed > 1 - 1e-4 else float(jax.grad(self.correlation_map)(fixed, variance))
+        slope = self.chi(variance)
+        if slope > 1 + 1e-6:  # the map, a convex one, leaves 1 as its stable fixed point, where autodiff has no slope
+            slope = float(jax.grad(self.correlation_map)(self.fixed_correlation(variance), variance))
         return math.inf if slope >= 1 - 1e-9 else -1 / math.log(abs(slope)) if slope else 0.0
 
 

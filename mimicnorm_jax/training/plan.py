@@ -38,7 +38,8 @@ class TrainingPlan:
       step: of a training step. A program of several steps, see `config.steps_per_call`, is one of so many turns.
       evaluation: of an evaluation step.
       test_bytes: of the test images, which wait on the device during training.
-      waiting_bytes: of what waits on the device during evaluation: training images, momentum and the like.
+      ahead_bytes: of the next step's images, or their indices, which are put on the device while a step runs.
+      waiting_bytes: of what waits on the device during evaluation: training images, momentum, the next images and the like.
       estimate: of the batch statistics of the averaged network, a step; None for a run without.
       estimate_waiting_bytes: of what waits on the device meanwhile.
     """
@@ -48,6 +49,7 @@ class TrainingPlan:
     step: Plan
     evaluation: Plan
     test_bytes: int
+    ahead_bytes: int
     waiting_bytes: int
     estimate: Plan | None = None
     estimate_waiting_bytes: int = 0
@@ -55,7 +57,10 @@ class TrainingPlan:
     @property
     def peak_bytes(self) -> int:
         """The most that the run has on a device at one time, by the plans."""
-        peaks = [self.step.peak_bytes + self.test_bytes, self.evaluation.peak_bytes + self.waiting_bytes]
+        peaks = [
+            self.step.peak_bytes + self.test_bytes + self.ahead_bytes,
+            self.evaluation.peak_bytes + self.waiting_bytes,
+        ]
         if self.estimate is not None:
             peaks.append(self.estimate.peak_bytes + self.estimate_waiting_bytes)
         return max(peaks)
@@ -74,11 +79,12 @@ class TrainingPlan:
     def as_json(self) -> dict[str, Any]:
         """The plan as what JSON can hold."""
         run = {"method": self.method, "batch_size": self.batch_size, "peak_bytes": self.peak_bytes}
-        waiting = {"test_bytes": self.test_bytes, "waiting_bytes": self.waiting_bytes, "fits": self.fits}
+        names = ["test_bytes", "ahead_bytes", "waiting_bytes", "fits"]
         parts = {"step": self.step, "evaluation": self.evaluation}
         if self.estimate is not None:
-            waiting["estimate_waiting_bytes"] = self.estimate_waiting_bytes
+            names.append("estimate_waiting_bytes")
             parts["estimate"] = self.estimate
+        waiting = {name: getattr(self, name) for name in names}
         return {**run, **waiting, **{name: json.loads(part.to_json()) for name, part in parts.items()}}
 
 
@@ -160,19 +166,18 @@ def plan_training(
     feed = _feed(config, dataset, (count, share), masked=True)
     program = data_parallel.eval_program(step_config, make_batch)
     evaluation = _plan(program, (state.eval_variables, test, feed), found, cache)
-    waiting = _nbytes(training) + _nbytes(state) - _nbytes(state.eval_variables)
-    made = TrainingPlan(
-        config.method + REMAT_SUFFIX * checkpointed, config.batch_size, step, evaluation, _nbytes(test), waiting
-    )
+    waiting = _nbytes(training) + _nbytes(state) - _nbytes(state.eval_variables) + _nbytes(feed) // count
+    ahead = _nbytes(feeds) // count
+    method = config.method + REMAT_SUFFIX * checkpointed
+    made = TrainingPlan(method, config.batch_size, step, evaluation, _nbytes(test), ahead, waiting)
     if state.ema_batch_stats is None:
         return made
     program = data_parallel.sum_of_moved_program(step_config, make_batch)
     observed = Observed(state.eval_variables, jax.ShapeDtypeStruct((), jnp.int32))
     estimate = _plan(program, (observed, training, feeds, num_steps), found, cache)
     # The averages that it starts from are arrays of their own; labels are no argument of it, as nothing reads them.
-    alive = _nbytes((state, state.batch_stats, training, test, num_steps, observed.step)) + _nbytes(feeds) // count
-    waiting = alive - estimate.argument_bytes
-    return dataclasses.replace(made, estimate=estimate, estimate_waiting_bytes=waiting)
+    alive = _nbytes((state, state.batch_stats, training, test, num_steps, observed.step)) + 2 * ahead
+    return dataclasses.replace(made, estimate=estimate, estimate_waiting_bytes=alive - estimate.argument_bytes)
 
 
 def _target(name: Target | str) -> Target:

@@ -128,9 +128,9 @@ def alive(plan: TrainingPlan) -> dict[str, float]:
     roles = plan.step.live_by_role
     data = sum(b.nbytes for b in plan.step.live if b.role == "argument" and b.layer.startswith("data"))
     listed = sum(roles.values())
-    found = {"dataset": data + plan.test_bytes, "state": roles.get("argument", 0) - data}
+    found = {"dataset": data + plan.test_bytes + plan.ahead_bytes, "state": roles.get("argument", 0) - data}
     found |= {label: roles.get(role, 0) for role, label in ROLES.items()}
-    found["gaps and results"] = plan.step.peak_bytes - listed
+    found["gaps, results and constants"] = plan.step.peak_bytes - listed
     return {name: nbytes / MIB for name, nbytes in found.items()}
 
 

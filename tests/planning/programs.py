@@ -12,6 +12,9 @@ needs_cuda = pytest.mark.skipif(not CUDA, reason="no jax_cuda13_plugin: pip inst
 needs_tpu = pytest.mark.skipif(not TPU, reason="no libtpu: pip install 'mimicnorm_jax[plan]'")
 cpu_and_h100 = pytest.mark.parametrize("target", ["cpu", pytest.param("h100", marks=needs_cuda)])
 
+H100_AND_V5E = (pytest.param("h100", marks=needs_cuda), pytest.param("v5e", marks=needs_tpu))
+everywhere = pytest.mark.parametrize("target", ["cpu", *H100_AND_V5E])
+
 
 def shape(*dims, dtype=jnp.float32):
     return jax.ShapeDtypeStruct(dims, dtype)

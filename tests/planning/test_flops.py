@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mimicnorm_jax.planning import plan
-from tests.planning.programs import conv, cpu_and_h100, needs_cuda, needs_tpu, shape
+from tests.planning.programs import conv, cpu_and_h100, everywhere, needs_cuda, needs_tpu, shape
 
 pytestmark = pytest.mark.optimized
 
@@ -97,6 +97,48 @@ def test_a_loop_counts_its_turns(target):
     assert found.unknown_loops == 0
     # What a turn reads of the kernels is one of them, not all seven: x, tanh and product, and the slice.
     assert found.total_moved < 7 * 12 * 4 * 64**2
+
+
+@everywhere
+def test_loops_in_loops_count_their_turns(target):
+    """A TPU's compiler does not say how many there are: they are read off the counters."""
+
+    def loop(x):
+        def inner(_, x):
+            return jnp.tanh(x @ x)
+
+        return jax.lax.fori_loop(3, 8, lambda _, x: jax.lax.fori_loop(0, 3, inner, x) + 1, x)
+
+    found = plan(loop, shape(256, 256), target=target)
+    assert (found.flops, found.unknown_loops) == (5 * 3 * 2 * 256**3, 0)
+
+
+@everywhere
+def test_a_loop_counts_what_its_condition_does(target):
+    def loop(x):
+        return jax.lax.while_loop(lambda x: (x @ x).sum() < 1, lambda x: 2 * x, x)
+
+    found = plan(loop, shape(256, 256), target=target)
+    assert (found.flops, found.unknown_loops) == (2 * 256**3, 1)
+
+
+@needs_cuda
+def test_a_triangular_solve_is_no_matrix_product():
+    """Its operations are unknown, as on a CPU: two for each number in its result would be far too few."""
+    found = plan(jax.scipy.linalg.solve_triangular, shape(64, 64), shape(64, 64), target="h100")
+    assert (found.flops, found.bytes_moved["convolution and matmul"]) == (0, 0)
+
+
+@needs_cuda
+def test_products_of_8_bits_are_bound_by_their_bytes():
+    """An H100 multiplies them at twice the rate of bfloat16, by its data sheet."""
+    product = lambda x: jax.lax.dot(x, x, preferred_element_type=jnp.float32)  # noqa: E731
+    wide, narrow = (
+        plan(product, shape(8192, 8192, dtype=dtype), target="h100") for dtype in (jnp.bfloat16, jnp.float8_e4m3fn)
+    )
+    assert wide.flops == narrow.flops == 2 * 8192**3
+    assert wide.bound_by == "flops"
+    assert narrow.bound_seconds <= narrow.flops / 1979e12
 
 
 @needs_tpu

@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from mimicnorm_jax.planning import hlo, liveness, plan
-from tests.planning.programs import conv, cpu_and_h100, needs_cuda, net_shapes, net_step, shape
+from tests.planning.programs import conv, cpu_and_h100, everywhere, needs_cuda, net_shapes, net_step, shape
 
 pytestmark = pytest.mark.optimized
 
@@ -53,7 +54,18 @@ def test_a_donated_state_is_aliased(step_plan):
 def test_a_state_that_is_kept_is_not_aliased(target):
     found = plan(net_step, *net_shapes(), target=target)
     assert found.aliased_bytes == 0
-    assert found.peak_bytes == found.argument_bytes + found.output_bytes + found.temporary_bytes
+    parts = found.argument_bytes, found.output_bytes, found.temporary_bytes, found.constant_bytes
+    assert found.peak_bytes == sum(parts)
+
+
+@everywhere
+def test_arrays_that_a_function_closes_over_take_memory(target):
+    """As much as the same array takes as an argument, but for how a TPU keeps what it will multiply: in bfloat16."""
+    kernel = np.random.default_rng(0).standard_normal((512, 512), np.float32)
+    closed = plan(lambda x: jnp.sin(x @ kernel), shape(8, 512), target=target)
+    given = plan(lambda x, kernel: jnp.sin(x @ kernel), shape(8, 512), shape(512, 512), target=target)
+    assert closed.constant_bytes == pytest.approx(kernel.nbytes / (2 if target == "v5e" else 1), abs=1000)
+    assert closed.peak_bytes - closed.constant_bytes == pytest.approx(given.peak_bytes - kernel.nbytes, abs=1000)
 
 
 @needs_cuda

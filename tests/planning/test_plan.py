@@ -1,10 +1,12 @@
 """Plans as records, the cache, and what cannot be planned."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from mimicnorm_jax.errors import DoesNotFitError, PlanError
 from mimicnorm_jax.planning import Cache, Plan, plan, target
@@ -28,7 +30,7 @@ def test_a_plan_survives_json():
     assert found.live
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": 0}', '{"format": 3}', "{"])
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 0}', '{"format": 4}', "{"])
 def test_text_that_is_no_plan(text):
     with pytest.raises(PlanError, match="not a plan"):
         Plan.from_json(text)
@@ -64,6 +66,25 @@ def compile_text(source, name):
     return builtins.compile(source, name, "exec")
 
 
+def test_a_cached_plan_has_todays_share_of_the_gpu_and_todays_flags(tmp_path, monkeypatch, compilations):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    described = dataclasses.replace(target("cpu"), memory=2**30)
+    for fraction in (0.5, 0.9):
+        monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", f"{fraction}")
+        found = plan(jnp.sin, shape(64), target=described, cache=Cache(tmp_path))
+        assert found.usable_bytes == int(fraction * 2**30)
+    assert len(compilations) == 1
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=false")  # read by a new process
+    plan(jnp.sin, shape(64), target=described, cache=Cache(tmp_path))
+    assert len(compilations) == 2
+
+
+def test_a_plan_of_other_compiler_options_is_another(tmp_path, compilations):
+    for options in ({}, {"xla_cpu_enable_fast_min_max": True}):
+        plan(jax.jit(jnp.sin, compiler_options=options), shape(64), target="cpu", cache=Cache(tmp_path))
+    assert len(compilations) == 2
+
+
 def test_a_layer_of_another_name_is_planned_again(tmp_path, compilations):
     def program(x, name):
         with jax.named_scope(name):
@@ -83,6 +104,7 @@ def test_a_damaged_cache_costs_a_compilation_only(tmp_path, compilations):
     file.mkdir()  # nothing can be written under this name
     assert plan(jnp.cos, shape(8), target="cpu", cache=Cache(tmp_path)) == first
     assert len(compilations) == 3
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @needs_cuda
@@ -106,8 +128,35 @@ def test_what_cannot_be_traced():
         plan(branching, shape(3), target="cpu")
     with pytest.raises(PlanError, match="cannot trace"):
         plan(lambda a, b: a @ b, shape(3, 4), shape(3, 4), target="cpu")
+    with pytest.raises(PlanError, match=r"an argument is 'mean', no array or number: bind it by functools\.partial"):
+        plan(lambda x, how: x, shape(3), "mean", target="cpu")
     with pytest.raises(PlanError, match="give donate_argnums there"):
         plan(jax.jit(jnp.sin), shape(3), target="cpu", donate=(0,))
+
+
+def test_a_number_takes_its_type_from_the_array_that_it_meets():
+    """As in a call of the function: bfloat16 times 2.0 is bfloat16, and times a float32 array is not."""
+    x = shape(1024, dtype=jnp.bfloat16)
+    abstract = jax.eval_shape(lambda: 2.0)
+    assert [plan(jnp.multiply, x, by, target="cpu").output_bytes for by in (2.0, abstract, jnp.float32(2))] == [
+        2 * 1024,
+        2 * 1024,
+        4 * 1024,
+    ]
+
+
+@needs_cuda
+def test_arguments_that_are_elsewhere_go_to_the_target():
+    """The state of a run on a CPU, planned for a GPU: not what the CPU's compiler makes of it."""
+    here = SingleDeviceSharding(jax.devices("cpu")[0])
+    x = jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=here)
+    assert plan(_product, x, target="h100") == plan(_product, shape(256, 256), target="h100")
+    with pytest.raises(PlanError, match="without an argument JAX compiles for a CPU, and the target is h100"):
+        plan(lambda: jnp.ones((256, 256)), target="h100")
+
+
+def _product(a):
+    return jnp.sin(a @ a)
 
 
 def test_a_jitted_function_keeps_its_options():
@@ -121,6 +170,17 @@ def test_a_tpu_program_that_is_too_large():
     with pytest.raises(DoesNotFitError, match=r"does not fit v5e: it needs 2\d\.\d+ GiB of 15\.75") as caught:
         plan(lambda x: jnp.sin(x @ x) @ (x @ x), shape(60000, 60000, dtype=jnp.bfloat16), target="v5e")
     assert caught.value.needed > caught.value.available
+
+
+@needs_tpu
+def test_what_is_too_much_is_what_one_device_lacks():
+    """Of 16 GB of arguments a chip has a quarter; libtpu names its temporaries alone."""
+    rows = NamedSharding(Mesh(target("v5e:2x2").jax_devices(), ("batch",)), PartitionSpec("batch"))
+    x = jax.ShapeDtypeStruct((4 * 40_000, 50_000), jnp.bfloat16, sharding=rows)
+    with pytest.raises(DoesNotFitError) as caught:
+        plan(lambda x: jnp.sort(jnp.sin(x), 1) + jnp.sort(jnp.cos(x), 1), x, target="v5e:2x2")
+    temporaries = re.search(r"temporaries \(([\d.]+)G\)", str(caught.value.__cause__))
+    assert caught.value.needed - int(float(temporaries[1]) * 2**30) == 2 * 40_000 * 50_000
 
 
 @needs_cuda

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
+from jaxlib.xla_client import generate_pjrt_gpu_plugin_options
 
 from mimicnorm_jax.errors import PlanError
 from mimicnorm_jax.planning import facts, plan, target
@@ -67,14 +68,21 @@ def test_a_description_that_xla_wrote_makes_the_same_plan(tmp_path):
 
 
 def test_the_share_of_a_gpu_is_jaxs(monkeypatch):
-    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    """JAX takes an empty variable for none, and knows two names, of which the first is the new one."""
+    names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+    for name in names:
+        monkeypatch.setenv(name, "")
     h100 = target("h100")
     assert h100.usable == int(0.75 * h100.memory)
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
-    assert h100.usable == int(0.95 * h100.memory)
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "lots")
-    with pytest.raises(PlanError, match=r"XLA_PYTHON_CLIENT_MEM_FRACTION.*'lots'"):
-        _ = h100.usable
+    for name in names:
+        monkeypatch.setenv(name, "0.95")
+        assert h100.usable == int(0.95 * h100.memory)
+        assert generate_pjrt_gpu_plugin_options()["memory_fraction"] == 0.95
+        for wrong in ("lots", "inf"):
+            monkeypatch.setenv(name, wrong)
+            with pytest.raises(PlanError, match=rf"\${name} must be a number, and is '{wrong}'"):
+                _ = h100.usable
+        monkeypatch.setenv(name, "")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from mimicnorm_jax.planning import hlo, plan, traffic
-from tests.planning.programs import conv, cpu_and_h100, needs_cuda, needs_tpu, net_shapes, net_step, shape
+from tests.planning.programs import H100_AND_V5E, conv, cpu_and_h100, needs_cuda, needs_tpu, net_shapes, net_step, shape
 
 pytestmark = pytest.mark.optimized
 
@@ -25,6 +25,86 @@ def test_of_a_table_only_the_rows_that_are_taken_count(target):
     found = plan(lambda table, rows: 2 * table[rows], shape(100_000, 64), rows, target=target)
     # 128 rows are read and written, perhaps twice if the gather is a kernel of its own; the table has 25.6 MB.
     assert 2 * 4 * 128 * 64 <= found.total_moved < 5 * 4 * 128 * 64
+
+
+ROWS = 8 * 4 * 512
+
+
+@cpu_and_h100
+def test_what_a_kernel_updates_in_place_counts_by_the_update(target):
+    """Of a table of a MiB that is donated, eight rows are written, and read where they are added to."""
+    table, rows, at = shape(512, 512), shape(8, 512), shape(8, dtype=jnp.int32)
+    first = shape(dtype=jnp.int32)
+
+    def moved(function, index):
+        return plan(function, table, rows, index, target=target, donate=(0,)).total_moved
+
+    # What is made of the indices is a few hundred bytes.
+    few = 1000
+    assert 2 * ROWS <= moved(lambda t, u, i: jax.lax.dynamic_update_slice(t, u, (i, 0)), first) < 2 * ROWS + few
+    assert 3 * ROWS <= moved(lambda t, u, i: t.at[i].add(u), at) < 3 * ROWS + few
+
+
+@cpu_and_h100
+def test_what_is_computed_before_an_update_is_written_whole(target):
+    found = plan(
+        lambda t, u: jax.lax.dynamic_update_slice(jnp.sin(t), u, (3, 0)), shape(512, 512), shape(8, 512), target=target
+    )
+    # In one kernel: the table is read, and what it becomes, another array, is written.
+    assert found.total_moved >= 2 * MIB + ROWS
+
+
+@pytest.mark.parametrize("target", H100_AND_V5E)
+def test_twice_the_layers_of_a_scan_move_twice_the_bytes(target):
+    """Each turn writes its own part of what all turns keep for the backward pass, and later reads it, not all of it."""
+
+    def loss(kernels, x):
+        def layer(x, kernel):
+            return jax.nn.relu(x @ kernel) + x, None
+
+        return (jax.lax.scan(layer, x, kernels)[0].astype(jnp.float32) ** 2).sum()
+
+    # Maps of 64 MiB, of which a TPU has no room for several on its chip.
+    x, kernel = shape(2**15, 1024, dtype=jnp.bfloat16), (1024, 1024)
+    four, eight = (
+        plan(jax.value_and_grad(loss), shape(layers, *kernel, dtype=jnp.bfloat16), x, target=target).total_moved
+        for layers in (4, 8)
+    )
+    # Of what is done once, at most the loss and copies of x, little is left.
+    assert eight == pytest.approx(2 * four, rel=0.1)
+
+
+@needs_cuda
+def test_an_asynchronous_exchange_reads_and_writes_once():
+    """A GPU's collectives start and end as two operations, of which the first returns its operand beside its result."""
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    from mimicnorm_jax.planning import target
+
+    mesh = Mesh(target("h100").jax_devices(2), ("batch",))
+    rows, all_of_it = PartitionSpec("batch"), PartitionSpec()
+
+    def moved(function, before, after):
+        x = jax.ShapeDtypeStruct((512, 512), jnp.float32, sharding=NamedSharding(mesh, before))
+        mapped = jax.shard_map(function, mesh=mesh, in_specs=before, out_specs=after, check_vma=False)
+        return plan(mapped, x, target="h100").bytes_moved["collective"]
+
+    half = MIB // 2
+    assert moved(lambda x: jax.lax.psum(x, "batch"), all_of_it, all_of_it) == 2 * MIB
+    assert moved(lambda x: jax.lax.all_gather(x, "batch"), rows, all_of_it) == half + MIB
+    assert moved(lambda x: jax.lax.psum_scatter(x, "batch", tiled=True), all_of_it, rows) == MIB + half
+    assert moved(lambda x: jax.lax.ppermute(x, "batch", [(0, 1), (1, 0)]), rows, rows) == 2 * half
+    assert moved(lambda x: jax.lax.all_to_all(x, "batch", 0, 1, tiled=True), rows, rows) == 2 * half
+
+
+@needs_tpu
+def test_an_array_that_a_tpu_sets_aside_moves_nothing_until_it_is_filled():
+    """A scan's results, whose memory is taken before the first turn."""
+    turns, row = 256, 2**16
+    found = plan(lambda x: jax.lax.scan(lambda c, _: (jnp.sin(c), c), x, length=turns)[1], shape(row), target="v5e")
+    # The state stays on the chip, from which a turn writes one row; counters take a tile of 512 bytes each.
+    assert found.bytes_moved["copy and transpose"] == pytest.approx(4 * row * turns, rel=0.02)
+    assert found.total_moved == pytest.approx(4 * row * turns, rel=0.05)
 
 
 def test_a_cpu_moves_what_its_compiler_says():
@@ -135,7 +215,7 @@ ENTRY %main (x: f32[256], which: pred[]) -> f32[256] {
   %which = pred[] parameter(1)
   %either = f32[256]{0} conditional(%which, %x, %x), true_computation=%dear, false_computation=%cheap
   %turns = f32[256]{0} while(%either), condition=%condition, body=%body
-  ROOT %again = f32[256]{0} while(%turns), body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %b = f32[256]{0} while(%turns), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}
 }
 """
 

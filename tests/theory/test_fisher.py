@@ -134,6 +134,16 @@ def test_measured_eigenvalue_is_that_of_the_exact_matrix_and_above_its_bound(gam
 def test_images_too_small_and_rates_of_no_quadratic_are_refused():
     with pytest.raises(ValueError, match="side is 3: 2 convolutions of window 3 and strides 1 leave nothing"):
         fisher_bound(Stack((1, 2, 2), side=3, window=3))
+    with pytest.raises(ValueError, match="samples is 0"):
+        fisher_bound(DENSE, samples=0)
+    normed = replace(DENSE, gamma=1.0)
+    for nothing_varies in ({"samples": 1}, {"inputs": PairMoments(1, 1, 1, 1)}):
+        with pytest.raises(ValueError, match="BatchNorm divides by a variance of 0"):
+            fisher_bound(normed, **nothing_varies)
+    # One image of several positions varies.
+    assert np.isfinite(fisher_bound(replace(POOLED, side=7, gamma=1.0), samples=1)).all()
+    with pytest.raises(ValueError, match=r"x has shape \(1, 3\)"):
+        PairMoments.of(np.ones((1, 3)))
     assert curvature.largest_stable_rate(4.0, 0.5) == 0.75
     for wrong in ((0.0, 0.0), (float("nan"), 0.0), (1.0, 1.0)):
         with pytest.raises(ValueError, match=r"eigenvalue|momentum"):

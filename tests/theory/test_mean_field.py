@@ -52,6 +52,31 @@ def test_fixed_points_and_depth_scales():
     assert abs(biased.correlation_map(fixed, energy) - fixed) < 1e-11
 
 
+@pytest.mark.parametrize("valid", [0.005, 6 / 9])
+def test_a_distance_to_the_fixed_point_falls_by_e_in_as_many_layers(valid):
+    """However close to marginal an MLP is: of 0.5 % of a patch chi is 1.0016, and the fixed point 3e-5 below 1."""
+    mlp, distance = padded(valid), 1e-9
+    fixed, scale = mlp.fixed_correlation(tolerance=1e-16), mlp.depth_scale()
+    layers = round(2 * scale)
+    last = jax.lax.fori_loop(0, layers, lambda _, rho: mlp.correlation_map(rho), jnp.asarray(fixed - distance))
+    # Rounding of rho is 1e-16 of 1e-9 a layer, and the fixed point is as far from exact.
+    np.testing.assert_allclose((fixed - last) / distance, math.exp(-layers / scale), rtol=0.01)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_moments_are_proportional_to_the_variance_as_far_as_numbers_reach(scale):
+    """In single precision, whose numbers end at 1e38 and 1e-38: beyond the root of it products of two leave them."""
+    k11, k12, k22 = (jnp.asarray(k, jnp.float32) for k in (2.0, -0.7, 0.5))
+    expected = relu_dual(k11, k12, k22)
+    found = relu_dual(*(jnp.float32(scale) * k for k in (k11, k12, k22)))
+    np.testing.assert_allclose([found[0] / scale, found[1], found[2] / scale], expected, rtol=1e-5)
+
+
+def test_kernels_of_whole_numbers():
+    whole, real = (PLAIN.kernels(jnp.eye(2, dtype=dtype), 4) for dtype in (int, float))
+    np.testing.assert_array_equal(whole, real)
+
+
 @pytest.mark.parametrize("mlp", [PLAIN, WEIGHT_MEAN, InfiniteMLP(1.7, 0.3, 0.5)])
 def test_layer_map_against_sampling(mlp):
     """A wide layer, in plain NumPy."""

@@ -222,8 +222,28 @@ def test_fields_at_odds_with_the_data_set_are_refused(tmp_path):
         build_spec(_folder_config(root, mean=(0.5,)))
 
 
+def test_the_next_batch_is_on_the_devices_while_a_step_works_on_another(tmp_path):
+    """As `TrainingPlan.ahead_bytes` counts it: two feeds, of which the step's own is its argument."""
+    fields = _folder_config(write_folder(tmp_path, 2, 22, 4))
+    trainer = build_trainer(build_spec(fields))
+    place, held = trainer.pipeline.place, []
+
+    def seen(feed):
+        placed = place(feed)
+        alive = (a.nbytes for a in jax.live_arrays() if a.dtype == np.uint8 and a.shape == placed.images.shape)
+        held.append(sum(alive))
+        return placed
+
+    trainer = dataclasses.replace(trainer, pipeline=dataclasses.replace(trainer.pipeline, place=seen))
+    loop.train_epoch(trainer, trainer.data_parallel.replicate(trainer.spec.init_state()), 0, Metrics.empty())
+    devices = jax.device_count()
+    planned = plan_training(fields, "cpu", devices)
+    assert max(held) == 2 * (planned.ahead_bytes * devices - 4 * fields.batch_size)  # but labels
+    assert planned.peak_bytes >= planned.step.peak_bytes + planned.ahead_bytes
+
+
 def test_a_streamed_run_plans_its_batches_and_not_the_data_set():
-    """ImageNet's 190 GB of pixels are no argument of the step; two batches of uint8 images, labels and mask are."""
+    """ImageNet's 190 GB of pixels are no argument of the step; a batch of uint8 images and labels is."""
     fields = {"dataset": "imagenet2012", "image_size": 32, "batch_size": 8, "width_multiplier": 0.125}
     found = plan_training(validate(base(**fields, min_crop_area=0.08)), "cpu", devices=1)
     state = build_spec(validate(base(**fields)), 1).state_template()

@@ -147,7 +147,9 @@ class StreamingPipeline:
         reader = Reader(self.sources[0], self.cut, self.bad, (self.seed, epoch))
         # What fills up a last group of steps is never looked at.
         starts = (partial(self._start_train, reader, index, num_steps) for index, num_steps in local)
-        yield from zip(self._feeds(starts, stop), (num_steps for _, num_steps in local), strict=True)
+        sizes = (num_steps for _, num_steps in local)
+        for feed in self._feeds(starts, stop):  # zip would keep one feed more on the devices, in a tuple that it reuses
+            yield feed, next(sizes)
 
     def test_feeds(self, stop: Stop = never) -> Iterator[Batch]:
         """See `Pipeline.test_feeds`."""
