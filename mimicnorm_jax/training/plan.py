@@ -39,7 +39,7 @@ class TrainingPlan:
       evaluation: of an evaluation step.
       test_bytes: of the test images, which wait on the device during training.
       ahead_bytes: of the next step's images, or their indices, which are put on the device while a step runs.
-      waiting_bytes: of what waits on the device during evaluation: training images, momentum, the next images and the like.
+      waiting_bytes: of what waits on the device during evaluation: training images, momentum, the next images.
       estimate: of the batch statistics of the averaged network, a step; None for a run without.
       estimate_waiting_bytes: of what waits on the device meanwhile.
     """
