@@ -30,8 +30,7 @@ _SETTING = (
     "paper reports and which is chosen on the test images; all else is of the final epoch. A run that did not survive "
     f"counts as chance ({comparison.CHANCE:g} %) and is not in the figures. Calibration error: {BINS} bins of equal "
     "width of the most probable class's probability; confidence - accuracy: over all test images, the last BatchNorm "
-    "having no scale by which logits could grow as a network becomes sure. `nf` clips gradients adaptively at 0.01, as "
-    "its recipe does; the table of reasons has it without."
+    "having no scale by which logits could grow as a network becomes sure."
 )
 
 _TEMPERATURE = (

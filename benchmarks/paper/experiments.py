@@ -137,8 +137,7 @@ def _converged(net: str, methods: Sequence[str], *, rate: float = 0.05, **about:
 WHY: tuple[tuple[str, str, Any, int], ...] = (
     ("mimicnorm", "logit_scale", 2.0, 3),
     ("mimicnorm", "logit_scale", 3.0, 1),
-    ("nf", "adaptive_clip", 0.0, 1),
-    ("nf", "adaptive_clip", 0.16, 1),
+    ("nf", "adaptive_clip", 0.01, 1),
     ("mimicnorm", "warmup_epochs", 5.0, 1),
     ("mimicnorm", "init_scheme", "exact", 1),
     ("mimicnorm", "init_scheme", "text", 1),

@@ -172,8 +172,8 @@ def base(**overrides: Any) -> ConfigDict:
     return ConfigDict({name: field.default for name, field in FIELDS.items()} | overrides)
 
 
-METHOD_FIELDS: dict[str, dict[str, Any]] = {"nf": {"adaptive_clip": 0.01}, "bnn_nobn": {"adaptive_clip": 0.02}}
-"""What a method's own recipe adds to any other, by method (Brock et al. 2021; Chen et al. 2021)."""
+METHOD_FIELDS: dict[str, dict[str, Any]] = {"bnn_nobn": {"adaptive_clip": 0.02}}
+"""What a method's own recipe adds to any other, by method (Chen et al. 2021)."""
 
 
 def with_model(config: ConfigDict, argument: str) -> ConfigDict:

@@ -71,6 +71,9 @@ def test_model_and_method_after_the_colon():
     fields = config.with_model(config.base(), "vgg11,lastbn")
     assert (fields.model, fields.method) == ("vgg11", "lastbn")
     assert config.with_model(config.base(), ",none").model == config.base().model
-    assert [config.with_model(config.base(), m).adaptive_clip for m in ("resnet8,nf", "resnet8,none")] == [0.01, 0.0]
+    assert [config.with_model(config.base(), m).adaptive_clip for m in ("reactnet8,bnn_nobn", "resnet8,nf")] == [
+        0.02,
+        0.0,
+    ]
     with pytest.raises(ConfigError, match=":a,b,c"):
         config.with_model(config.base(), "a,b,c")
