@@ -88,6 +88,8 @@ def relu(x: jax.Array, *, saved: bool = True) -> jax.Array:
 def relu_save_mask(x: jax.Array, *, saved: bool = True) -> jax.Array:
     """`relu` of `(..., C)` that keeps a mask of one bit an element: for outputs that no layer keeps, as of a sum.
 
+    A byte an element where an explicit mesh spreads the channels.
+
     Args:
       x: of any shape.
       saved: as in `relu`.

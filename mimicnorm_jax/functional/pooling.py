@@ -16,9 +16,9 @@ from mimicnorm_jax.functional.activations import SAVED
 def max_pool(x: jax.Array, window: Sequence[int], strides: Sequence[int], padding: int = 0) -> jax.Array:
     """The largest value in each window; a NaN in a window makes its output NaN.
 
-    The backward pass needs which place of the window won: 2 bits for a window of 2 x 2, 4 for one of 3 x 3, where
-    autodiff of `nn.max_pool` keeps the whole input. Of equal values the first in row-major order takes the
-    gradient, as there.
+    The backward pass needs which place of the window won: 2 bits for a window of 2 x 2, 4 for one of 3 x 3, a byte
+    where an explicit mesh spreads the channels; autodiff of `nn.max_pool` keeps the whole input. Of equal values
+    the first in row-major order takes the gradient, as there.
 
     Args:
       x: `(B, H, W, C)`, floating point.
