@@ -12,6 +12,7 @@ from flax import nnx
 
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 from mimicnorm_jax.linen import Dropout
+from mimicnorm_jax.linen.interception import intercept
 
 
 def from_linen(module: nn.Module, variables: Mapping[str, Any], **kwargs: Any) -> tuple[ApplyFn, Any]:
@@ -48,17 +49,21 @@ def from_linen(module: nn.Module, variables: Mapping[str, Any], **kwargs: Any) -
     fixed = {name: value for name, value in variables.items() if name != "params"}
 
     given = {} if kwargs.get("rngs") is None else kwargs["rngs"]
+    key = ("from_linen", frozenset(given) if isinstance(given, Mapping) else None)
+    has_updates = kwargs.get("mutable", False) is not False  # Flax returns them for an empty list too
 
     def keep(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         # One key alone is Flax's default for every collection.
         named = not isinstance(given, Mapping) or getattr(context.module, "rng_collection", "dropout") in given
         drops = isinstance(context.module, nn.Dropout | Dropout) and context.method_name == "__call__"
-        return args[0] if drops and not named else call(*args, **kwargs)
+        if not drops or named:
+            return call(*args, **kwargs)
+        return args[0] if args else kwargs["inputs" if isinstance(context.module, nn.Dropout) else "x"]
 
     def apply_fn(params: Any, x: jax.Array) -> jax.Array:
-        with nn.intercept_methods(keep), _needs_named():
+        with intercept(keep, key), _needs_named():
             result: Any = module.apply({"params": params, **fixed}, x, **kwargs)
-        return result[0] if kwargs.get("mutable") else result
+        return result[0] if has_updates else result
 
     return apply_fn, variables["params"]
 

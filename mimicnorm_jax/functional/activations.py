@@ -31,10 +31,12 @@ def _save_output_only(function: _Elementwise, is_linear: _Elementwise, *, as_mas
 
     def packed(y: jax.Array) -> jax.Array:
         # Else XLA packs in the backward pass, and keeps the output until then.
-        return optimization_barrier(bits.pack(jnp.atleast_1d(is_linear(y)), 1))
+        mask = jnp.atleast_1d(is_linear(y))
+        return optimization_barrier(bits.pack(mask, bits.width(2, mask)))
 
     def unpacked(mask: jax.Array, like: jax.Array) -> jax.Array:
-        return bits.unpack(mask, 1, like.shape[-1] if like.ndim else 1).reshape(like.shape) != 0
+        wide = jnp.atleast_1d(like)
+        return bits.unpack(mask, bits.width(2, wide), wide.shape[-1]).reshape(like.shape) != 0
 
     @activation.defjvp
     def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -85,6 +87,8 @@ def relu(x: jax.Array, *, saved: bool = True) -> jax.Array:
 
 def relu_save_mask(x: jax.Array, *, saved: bool = True) -> jax.Array:
     """`relu` of `(..., C)` that keeps a mask of one bit an element: for outputs that no layer keeps, as of a sum.
+
+    A byte an element where an explicit mesh spreads the channels.
 
     Args:
       x: of any shape.

@@ -13,6 +13,24 @@ def _share(channels: int, bits: int) -> tuple[int, int]:
     return per_byte, math.ceil(channels / per_byte)
 
 
+def width(places: int, x: jax.Array) -> int:
+    """Bits in which numbers below `places` are kept, one for each element of `(..., C)`; as many as `pack` takes.
+
+    A whole byte where the channels are spread over an explicit mesh: else it would hold numbers of several devices.
+
+    Args:
+      places: at most 256.
+      x: the array.
+
+    Example:
+      >>> width(2, jnp.ones(3)), width(9, jnp.ones(3))
+      (1, 4)
+    """
+    if jax.typeof(x).sharding.spec[-1] is not None:
+        return 8
+    return next(bits for bits in (1, 2, 4, 8) if places <= 2**bits)
+
+
 def pack(values: jax.Array, bits: int) -> jax.Array:
     """Packs numbers of `bits` bits along the last axis, without a loop or a gather.
 
@@ -29,6 +47,8 @@ def pack(values: jax.Array, bits: int) -> jax.Array:
       >>> pack(jnp.array([True, False, True]), 1).tolist()
       [5]
     """
+    if bits == 8:
+        return values.astype(jnp.uint8)
     per_byte, packed = _share(values.shape[-1], bits)
     padding = per_byte * packed - values.shape[-1]
     values = jnp.pad(values.astype(jnp.uint8), [(0, 0)] * (values.ndim - 1) + [(0, padding)])
@@ -54,6 +74,8 @@ def unpack(packed: jax.Array, bits: int, channels: int) -> jax.Array:
       >>> unpack(jnp.array([5], jnp.uint8), 1, 3).tolist()
       [1, 0, 1]
     """
+    if bits == 8:
+        return packed
     per_byte, count = _share(channels, bits)
     spread = jnp.broadcast_to(packed[..., None, :], (*packed.shape[:-1], per_byte, count))
     shifts = bits * jax.lax.broadcasted_iota(jnp.uint8, spread.shape, spread.ndim - 2)

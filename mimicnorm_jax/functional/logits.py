@@ -52,7 +52,7 @@ def batch_statistics(z: jax.Array, axis_name: str | None = None, *, initializing
       initializing: whether only shapes are asked for: then nothing is synchronized, and a batch of one is none too few.
 
     Raises:
-      ValueError: for a batch of one, which has no variance. A symbolic batch gives NaN for it instead.
+      ValueError: for a batch of one or none, which has no variance. A symbolic batch gives NaN for it instead.
 
     Example:
       >>> mean, var, count = batch_statistics(jnp.array([[1.0], [3.0]]))
@@ -70,7 +70,7 @@ def batch_statistics(z: jax.Array, axis_name: str | None = None, *, initializing
         var = jnp.where(jnp.asarray(count) < 2, jnp.nan, var)
     elif count < 2 and not initializing:
         raise ValueError(
-            "LastBatchNorm cannot normalize a training batch of 1: use a larger batch, or the "
+            f"LastBatchNorm cannot normalize a training batch of {count}: use a larger batch, or the "
             "running averages (use_running_average=True)"
         )
     return BatchStatistics(mean, var, count)

@@ -16,9 +16,9 @@ from mimicnorm_jax.functional.activations import SAVED
 def max_pool(x: jax.Array, window: Sequence[int], strides: Sequence[int], padding: int = 0) -> jax.Array:
     """The largest value in each window; a NaN in a window makes its output NaN.
 
-    The backward pass needs which place of the window won: 2 bits for a window of 2 x 2, 4 for one of 3 x 3, where
-    autodiff of `nn.max_pool` keeps the whole input. Of equal values the first in row-major order takes the
-    gradient, as there.
+    The backward pass needs which place of the window won: 2 bits for a window of 2 x 2, 4 for one of 3 x 3, a byte
+    where an explicit mesh spreads the channels; autodiff of `nn.max_pool` keeps the whole input. Of equal values
+    the first in row-major order takes the gradient, as there.
 
     Args:
       x: `(B, H, W, C)`, floating point.
@@ -50,11 +50,13 @@ def max_pool(x: jax.Array, window: Sequence[int], strides: Sequence[int], paddin
     return _max_pool(x, (height, width), (strides[0], strides[1]), padding)
 
 
-def _places(x: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: int) -> list:
-    """For each place of the window what stands there, `(B, H', W', C)`; minus infinity in the padding."""
+def _places(
+    x: jax.Array, window: tuple[int, int], strides: tuple[int, int], padding: int, outside: float = -math.inf
+) -> list:
+    """For each place of the window what stands there, `(B, H', W', C)`; `outside` in the padding."""
     rows, columns = _outputs(x, window, strides, padding)
     edge = (padding, padding, 0)
-    x = lax.pad(x, jnp.array(-math.inf, x.dtype), [(0, 0, 0), edge, edge, (0, 0, 0)])
+    x = lax.pad(x, jnp.array(outside, x.dtype), [(0, 0, 0), edge, edge, (0, 0, 0)])
     batch, *_, channels = x.shape
     return [
         lax.slice(
@@ -124,7 +126,7 @@ def _max_pool(x: jax.Array, window: tuple[int, int], strides: tuple[int, int], p
 @_max_pool.defjvp
 def _(window: tuple[int, int], strides: tuple[int, int], padding: int, primals: tuple, tangents: tuple) -> tuple:
     largest, place = _winner(primals[0], window, strides, padding)
-    width = next(width for width in (1, 2, 4, 8) if math.prod(window) <= 2**width)
+    width = bits.width(math.prod(window), place)
     # Else XLA finds the winners in the backward pass, and keeps the input until then.
     packed = checkpoint_name(lax.optimization_barrier(bits.pack(lax.optimization_barrier(place), width)), SAVED)
 
@@ -132,7 +134,9 @@ def _(window: tuple[int, int], strides: tuple[int, int], padding: int, primals: 
     @jax.checkpoint
     def tangent(packed: jax.Array, dx: jax.Array) -> jax.Array:
         place = bits.unpack(packed, width, dx.shape[-1])
-        parts = _phases(dx, window, strides, padding)
+        # No reshape splits axes that an explicit mesh spreads, but the batch.
+        spread = any(axis is not None for axis in jax.typeof(dx).sharding.spec[1:])
+        parts = _places(dx, window, strides, padding, 0) if spread else _phases(dx, window, strides, padding)
         chosen = [jnp.where(place == k, part, jnp.zeros_like(part)) for k, part in enumerate(parts)]
         return functools.reduce(jnp.add, chosen)
 

@@ -19,6 +19,9 @@ def row_major(x: jax.Array) -> jax.Array:
     anyway, and fuses the optimizer's step with the transposition back, which it then cannot do in place: copies of
     kernels and momenta stand beside the activations. Transposing the cast kernel and its cast gradient costs half.
 
+    An array that is spread over an explicit mesh is left as it is. Where the compiler spreads arrays (a mesh of
+    automatic axes), it may gather one for this that is spread along another axis than its first.
+
     Args:
       x: of any shape and dtype.
 
@@ -30,12 +33,17 @@ def row_major(x: jax.Array) -> jax.Array:
     return _row_major.bind(x)
 
 
+def _as(x: jax.Array, *shape: int) -> jax.Array:
+    spread = any(axis is not None for axis in jax.typeof(x).sharding.spec)
+    return x if spread else optimization_barrier(x.reshape(shape)).reshape(x.shape)
+
+
 def _as_row(x: jax.Array) -> jax.Array:
-    return optimization_barrier(x.reshape(-1)).reshape(x.shape)
+    return _as(x, -1)
 
 
 def _as_matrix(x: jax.Array) -> jax.Array:
-    return optimization_barrier(x.reshape(-1, x.shape[-1])).reshape(x.shape) if x.ndim > 1 else x
+    return _as(x, -1, x.shape[-1]) if x.ndim > 1 else x
 
 
 # One axis leaves a GPU's compiler no choice. A TPU's tiles have two, and one axis would make it move everything twice.

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import jax
 from flax import linen as nn
 
+from mimicnorm_jax.linen.interception import intercept
 from mimicnorm_jax.linen.norm import LastBatchNorm
+from mimicnorm_jax.linen.wrapper import Transformed
 
 LAST_BN = "last_bn"
 """Name of the last BatchNorm in every network, and so of its running averages."""
@@ -64,19 +66,19 @@ class WithLastBatchNorm(nn.Module):
           ValueError: if the output is no array `(B, C)`, or the module has a `last_bn` already; if BatchNorms and
             arguments disagree on whether this is training, or none says; and as `LastBatchNorm`.
         """
+        if self.norm is None:
+            return self._call_module(*args, **kwargs)
         told = _Norms(set(), set())
 
         def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
                 _note(told, context.module, *args, **kwargs)
-            elif self.norm is not None and self.path_of(context.module) == (*self.path, LAST_BN):
+            elif self.path_of(context.module) == (*self.path, LAST_BN):
                 raise ValueError(f"{type(self.wrapped).__name__} has a layer {LAST_BN!r} already, a last BatchNorm")
             return call(*args, **kwargs)
 
-        with nn.intercept_methods(note):
+        with intercept(note, object()):  # of its own: a trace that `nn.jit` kept of another call would tell nothing
             logits = self._call_module(*args, **kwargs)
-        if self.norm is None:
-            return logits
         if not hasattr(logits, "ndim") or logits.ndim != 2:
             raise ValueError(
                 f"a last BatchNorm stands on logits (B, C); {type(self.wrapped).__name__} gives "
@@ -131,9 +133,9 @@ class WithLastBatchNorm(nn.Module):
 
 
 def call_signature(module: nn.Module) -> inspect.Signature:
-    """The signature of a module's call; of `WithLastBatchNorm`, that of the module in it."""
-    while isinstance(module, WithLastBatchNorm):
-        module = module.wrapped
+    """The signature of a module's call; of `WithLastBatchNorm` and `Transformed`, that of the module in it."""
+    while isinstance(module, WithLastBatchNorm | Transformed):
+        module = module.wrapped if isinstance(module, WithLastBatchNorm) else module.module
     return inspect.signature(module.__call__)
 
 

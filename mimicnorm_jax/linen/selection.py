@@ -109,12 +109,22 @@ def _real_path(path: _Path, made: set[_Path]) -> _Path:
     fields = [name in ("module", "wrapped") for name in path]
     choices = itertools.product(*((True, False) if field else (True,) for field in fields))
     real = {tuple(itertools.compress(path, kept)) for kept in choices} & made
+    if not real:  # a wrapper of the user's own: all but the names of its fields
+        within = [one for one in made if one[-1] == path[-1] and _is_within(one, path)]
+        real = {one for one in within if len(one) == max(map(len, within))}
     if len(real) != 1:
         raise ValueError(
-            f"the parameter {'/'.join(path)} could be any of {sorted(map('/'.join, real or made))}: give submodules "
-            "other names than 'module' and 'wrapped'"
+            f"the layer that Flax calls {'/'.join(path[:-1])} could have any of the parameters "
+            f"{sorted(map('/'.join, real or made))}: give the fields of modules that share their scope with one in a "
+            "field (nn.share_scope) names that no submodule has"
         )
     return real.pop()
+
+
+def _is_within(part: _Path, path: _Path) -> bool:
+    """Whether the names of a path all stand in another, in this order."""
+    names = iter(path)
+    return all(name in names for name in part)
 
 
 def select_convolutions(

@@ -47,14 +47,26 @@ class Transformed(nn.Module):
 
         Raises:
           ValueError: for a layer in it that is a subclass of one of Flax's with a `__call__` or `param` of its own,
-            or whose product is a module (`dot_general_cls=`), and for a `Transformed` in it.
+            or whose product is a module (`dot_general_cls=`), for a `Transformed` in it, and in initialization for a
+            module that calls none of these layers.
         """
         module: Any = self.module
-        with intercept(_reading_through(self.kernel_transform), self.kernel_transform):
-            return module(*args, **kwargs)
+        met: set[type[nn.Module]] = set()
+        # Of its own in initialization: layers in what `nn.jit` kept of another call would not be met.
+        key = object() if self.is_initializing() else self.kernel_transform
+        with intercept(_reading_through(self.kernel_transform, met), key):
+            result = module(*args, **kwargs)
+        if self.is_initializing() and not met:
+            raise ValueError(
+                f"nothing in {'/'.join(self.path) or type(module).__name__} would be transformed: it calls none of "
+                f"{', '.join(f'nn.{known.__name__}' for known in KERNEL_LAYERS)}"
+            )
+        return result
 
 
-def _reading_through(transform: KernelTransform) -> Callable[..., Any]:
+def _reading_through(transform: KernelTransform, met: set[type[nn.Module]]) -> Callable[..., Any]:
+    """An interceptor of calls, which adds the classes of the layers with a kernel that it meets."""
+
     def read(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         layer = context.module
         if getattr(layer, "converts_kernels", False):
@@ -62,8 +74,10 @@ def _reading_through(transform: KernelTransform) -> Callable[..., Any]:
                 f"{'/'.join(layer.path) or 'a module'}: a {type(layer).__name__} in a Transformed, which of them "
                 "transforms a kernel is open; say both transforms in one, compose(first, second)"
             )
-        is_kernel_layer = isinstance(layer, KERNEL_LAYERS) and not isinstance(layer, TransformedKernel)
-        if not is_kernel_layer or context.method_name != "__call__":
+        if not isinstance(layer, KERNEL_LAYERS) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        met.add(type(layer))
+        if isinstance(layer, TransformedKernel):
             return call(*args, **kwargs)
         return _call_transformed(layer, transform, call, args, kwargs)
 

@@ -63,7 +63,8 @@ class LastBatchNorm(nnx.Module):
 
     Attributes:
       num_features: C, the number of classes.
-      use_running_average: as in `nnx.BatchNorm`, so that a module's `train()` and `eval()` and `nnx.view` set it.
+      use_running_average: as in `nnx.BatchNorm`, so that a module's `train()` and `eval()` and `nnx.view` set it; None
+        leaves it to the call.
       axis_name, epsilon, momentum, running_variance, scale: as in `mimicnorm_jax.linen.LastBatchNorm`.
       mean, var: the running averages, `(C,)`.
 
@@ -79,7 +80,7 @@ class LastBatchNorm(nnx.Module):
         self,
         num_features: int,
         *,
-        use_running_average: bool = False,
+        use_running_average: bool | None = False,
         axis_name: str | None = None,
         epsilon: float = 1e-5,
         momentum: float = 0.9,
@@ -123,14 +124,21 @@ class LastBatchNorm(nnx.Module):
           `(B, C)`, in at least float32.
 
         Raises:
-          ValueError: for logits that are not `(B, C)`, and in training for a batch of one, which has no variance. A
-            program exported for a symbolic batch gives NaN for a batch of one instead.
+          ValueError: for logits that are not `(B, C)`, where neither the call nor the attribute says whether to use
+            the running averages, and in training for a batch of one, which has no variance. A program exported for a
+            symbolic batch gives NaN for a batch of one instead.
         """
+        use_average = self.use_running_average if use_running_average is None else use_running_average
+        if use_average is None:
+            raise ValueError(
+                "LastBatchNorm needs use_running_average, True in evaluation and False in training: where it is made, "
+                "in its call, or by train() and eval() of the model"
+            )
         z = wide_logits(logits)
         if z.shape[1] != self.num_features:
             raise ValueError(f"LastBatchNorm({self.num_features}) normalizes as many logits; got shape {logits.shape}")
         mean, var = self.mean[...], self.var[...]
-        if self.use_running_average if use_running_average is None else use_running_average:
+        if use_average:
             return normalize(z, mean, var, self.epsilon, self.scale)
         batch = batch_statistics(z, self.axis_name)
         moved = running_averages(mean, var, batch, self.momentum, self.running_variance)

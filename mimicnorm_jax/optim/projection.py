@@ -63,11 +63,18 @@ def center_params(params: optax.Params, select: Select | None = None) -> optax.P
       A tree of the same structure; leaves that are not selected are passed through.
 
     Raises:
-      ValueError: for a leaf that `select_conv_kernels()` cannot tell, and for a selected `kernel` whose bias beside it
-        is not `(n_out,)`: its axes but the last are not fan-in.
+      ValueError: for a leaf that `select_conv_kernels()` cannot tell, for a tree that is not empty and has no leaf of
+        the name by which it selects, and for a selected `kernel` whose bias beside it is not `(n_out,)`: its axes but
+        the last are not fan-in.
     """
     select = select or select_conv_kernels()
     by_path = {leaf_names(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
+    named = {"/".join(path[-1:]) for path in by_path}
+    if isinstance(select, _ConvKernels) and named and "kernel" not in named:
+        raise ValueError(
+            f"no leaf is named 'kernel', as Flax names them; there are {', '.join(sorted(named))}: give a select of "
+            "your own, which says what to do with which leaf"
+        )
 
     def projected(names: tuple[str, ...], leaf: jax.Array) -> jax.Array:
         chosen = select(names, leaf)

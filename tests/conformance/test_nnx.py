@@ -136,6 +136,10 @@ def test_synchronized_statistics_are_those_of_linen():
 def test_last_batch_norm_refuses_what_it_cannot_normalize():
     with pytest.raises(ValueError, match="training batch of 1"):
         LastBatchNorm(3)(jnp.ones((1, 3)))
+    with pytest.raises(ValueError, match="training batch of 0"):
+        LastBatchNorm(3)(jnp.ones((0, 3)))
+    with pytest.raises(ValueError, match="needs use_running_average"):
+        LastBatchNorm(3, use_running_average=None)(jnp.ones((2, 3)))
     with pytest.raises(ValueError, match=r"\(2, 3, 4\)"):
         LastBatchNorm(4)(jnp.ones((2, 3, 4)))
     with pytest.raises(ValueError, match=r"LastBatchNorm\(1\).*\(2, 4\)"):  # the averages of one would broadcast

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import errors as flax_errors
 from flax import linen as nn
 from flax import nnx
 
@@ -42,6 +43,35 @@ def test_what_a_linen_module_needs_is_named_and_given_it_works():
         empirical_ntk(apply_fn, params, x)
     apply_fn, params = from_linen(Counting(), variables, mutable=["seen"])
     close(empirical_ntk(apply_fn, params, x), reference(apply_fn, params, x))
+
+
+class Dropped(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(0.5, deterministic=False)(inputs=nn.Dense(2, param_dtype=jnp.float64)(x))
+
+
+class HoldsJitted(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return JitDropped(name="inside")(x)
+
+
+JitDropped = nn.jit(Dropped)  # one class, so that it keeps its traces from call to call
+
+
+def test_dropout_is_left_out_whatever_nn_jit_has_traced_before_and_after_it_asks_for_its_key_as_ever():
+    x, key = draw(0, 3, 4), jax.random.key(1)
+    module = HoldsJitted()
+    variables = module.init(key, x)
+    kept = nn.Dense(2).apply({"params": variables["params"]["inside"]["Dense_0"]}, x)
+    rngs = {"params": key}  # from which Flax draws what has no key of its own
+    assert (module.apply(variables, x, rngs=rngs) != kept).any()
+    for options in ({"rngs": rngs}, {"mutable": []}, {}):
+        apply_fn, params = from_linen(module, variables, **options)
+        close(apply_fn(params, x), kept)
+    with pytest.raises(flax_errors.InvalidRngError):
+        module.apply(variables, x)
 
 
 class Perceptron(nnx.Module):

@@ -133,3 +133,19 @@ def test_inputs_can_be_shapes_by_position_and_by_name():
     model = mimic(Various(), rule=always)
     expected = str(layer_report(model, IMAGES, train=False))
     assert str(layer_report(model, shape, train=False)) == str(layer_report(model, x=shape, train=False)) == expected
+
+
+JitDense = nn.jit(nn.Dense)  # one class, so that it keeps its traces from call to call
+
+
+class Jitted(nn.Module):
+    """A network with a layer under `nn.jit`."""
+
+    @nn.compact
+    def __call__(self, x):
+        return JitDense(4, name="last")(nn.Conv(8, (3, 3), name="first")(x).mean((1, 2)))
+
+
+def test_layers_in_what_nn_jit_has_traced_before_are_reported():
+    for _ in range(2):
+        assert ["/".join(one.path) for one in layer_report(Jitted(), IMAGES).layers] == ["first", "last"]

@@ -10,8 +10,9 @@ from jax import export
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mimicnorm_jax import LastBatchNorm, models
-from mimicnorm_jax.functional import center
+from mimicnorm_jax.functional import center, max_pool, relu_save_mask
 from mimicnorm_jax.functional.layout import over_fan_in
+from mimicnorm_jax.linen import CenteredConv
 from tests.conftest import also
 from tests.diagnostics.networks import filled
 
@@ -88,6 +89,46 @@ def test_kernels_spread_over_an_explicit_mesh_are_centered(axis):
     axes[axis] = "batch"
     # float32: a mean of 72 numbers of order 1, summed in another order.
     np.testing.assert_allclose(center(_spread(kernel, *axes)), center(kernel), atol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 3])
+@pytest.mark.parametrize("kind", ["mask", "pool"])
+def test_what_keeps_bits_for_its_derivative_does_on_maps_spread_over_an_explicit_mesh(kind, axis):
+    """By rows, as by images, or by channels, of which a byte holds several."""
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8, 16))
+    axes: list[str | None] = [None] * 4
+    axes[axis] = "batch"
+
+    @jax.jit
+    def computed(x):
+        return jax.grad(lambda x: function(x).sum())(x), function(x)  # whole numbers, and no rounding
+
+    pool = functools.partial(max_pool, window=(6, 6), strides=(2, 2), padding=2)
+    function = relu_save_mask if kind == "mask" else pool
+    jax.tree.map(np.testing.assert_array_equal, computed(_spread(x, *axes)), computed(x))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("axis", [2, 3])
+def test_a_layer_with_a_kernel_spread_over_an_explicit_mesh_is_lowered_for_every_platform(axis, platform):
+    """`row_major` moves the kernel there, and no kernel that is spread: a reshape of it is refused."""
+    axes: list[str | None] = [None] * 4
+    axes[axis] = "batch"
+    kernel = _spread(jnp.ones((3, 3, 8, 8)), *axes)
+    convolution = functools.partial(
+        jax.lax.conv_general_dilated, out_sharding=jax.typeof(kernel).sharding.update(spec=())
+    )
+    layer = CenteredConv(8, (3, 3), use_bias=False, conv_general_dilated=convolution)
+    images = _spread(jnp.ones((4, 5, 5, 8)))
+
+    def loss(kernel, images):
+        return layer.apply({"params": {"kernel": kernel}}, images).sum()
+
+    def barriers(kernel, images):
+        traced = jax.jit(jax.grad(loss)).trace(kernel, images)
+        return traced.lower(lowering_platforms=(platform,)).as_text().count("optimization_barrier")
+
+    assert barriers(kernel, images) < barriers(_spread(jnp.ones((3, 3, 8, 8))), images)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

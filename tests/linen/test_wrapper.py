@@ -207,11 +207,26 @@ class Given(nn.Module):
         return Transformed(nn.Sequential([nn.Dense(4), nn.Dense(4, name="named")]), CENTER)(x)
 
 
+class Shared(nn.Module):
+    """A wrapper of the user's own that shares its scope with what it holds."""
+
+    base: nn.Module
+
+    def setup(self):
+        nn.share_scope(self, self.base)
+
+    def __call__(self, x):
+        return self.base(x)
+
+
 HELD = Held(nn.remat(nn.Dense)(4))
+JitDense = nn.jit(nn.Dense)  # one class, so that it keeps its traces from call to call
 NETS = {
     "alone": Transformed(nn.Sequential([nn.Dense(4), HELD]), CENTER),
     "setup": Holder(),
     "given": Given(),
+    "jitted": Transformed(Held(JitDense(4)), CENTER),
+    "shared": Shared(nn.Sequential([nn.Dense(4), Holder(name="head"), Given(name="layers_0")])),
     "under a last norm": WithLastBatchNorm(Transformed(nn.Sequential([nn.Dense(4), HELD]), CENTER)),
 }
 
@@ -219,7 +234,8 @@ NETS = {
 @pytest.mark.parametrize("net", NETS.values(), ids=NETS)
 def test_kernels_are_found_at_the_paths_of_their_parameters(net):
     x = _inputs(jnp.float32)[:, 0, 0]
-    params = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
+    first, params = (jax.eval_shape(net.init, jax.random.key(0), x)["params"] for _ in range(2))
+    assert first == params
     paths = {path_names(path) for path, _ in jax.tree.leaves_with_path(params)}
     assert {path for path in paths if path[-1] == "kernel"} == set(find_kernels(net, x))
 
@@ -250,6 +266,8 @@ def test_what_cannot_be_read_through_a_transform_is_refused_and_what_no_rule_tak
             layer.init(jax.random.key(0), x)
     with pytest.raises(ValueError, match=r"Transformed in a Transformed.*compose"):
         Transformed(nn.Sequential([Transformed(nn.Dense(3), CENTER)]), CENTER).init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match=r"nothing in RNN would be transformed.* nn.Dense,"):
+        Transformed(nn.RNN(nn.OptimizedLSTMCell(3)), CENTER).init(jax.random.key(0), x[0])
     with pytest.raises(ValueError, match=r"nn.Einsum.*by a letter; got '...,...->'"):
         Transformed(nn.Einsum(X, "...,...->", use_bias=False), CENTER).init(jax.random.key(0), x)
     with pytest.raises(Exception, match=r"generate shape \(4, 3\), but the existing .* \(5, 3\)"):

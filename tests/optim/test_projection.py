@@ -70,6 +70,17 @@ def test_kernels_that_a_tree_cannot_tell_are_refused(shape, bias):
         center_params(tree)
 
 
+def test_a_tree_without_flaxs_names_is_refused_instead_of_left_uncentered():
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 8, 4))
+    tree = {"conv2_d": {"w": kernel, "b": jnp.zeros(4)}}  # as Haiku names them
+    for select in (None, select_conv_kernels(window=2)):
+        with pytest.raises(ValueError, match=r"named 'kernel', .* there are b, w: give a select"):
+            center_params(tree, select)
+    projected = center_params(tree, lambda path, leaf: path[-1] == "w")
+    np.testing.assert_array_equal(projected["conv2_d"]["w"], center(kernel))
+    assert center_params({}) == {}
+
+
 def test_what_the_user_says_of_kernels_is_taken_unless_a_bias_contradicts():
     leaves = {"query": jnp.ones((64, 2, 4)), "conv": jax.random.normal(jax.random.key(0), (3, 3, 8, 4))}
     tree = {name: {"kernel": kernel} for name, kernel in leaves.items()}
