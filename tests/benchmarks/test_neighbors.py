@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks import binary, search
 from benchmarks.neighbors import NOT_RUN, neighbors_table
+from benchmarks.paper import reproduce
 
 
 def test_what_has_no_records_was_not_run_and_what_has_says_so(tmp_path):
@@ -16,6 +17,24 @@ def test_what_has_no_records_was_not_run_and_what_has_says_so(tmp_path):
     rows = [row for row in neighbors_table(tmp_path).splitlines()[2:] if NOT_RUN not in row]
     assert len(rows) == 1
     assert "small, bnn_mimic 62.50 %" in rows[0]
+
+
+def test_a_rival_is_judged_by_the_longest_training_that_there_is(tmp_path):
+    def add(name, small, rate, accuracy, **fields):
+        study = reproduce.make_study(name, small, None, "float32")
+        arm = next(a for a in study.experiment.arms if a.method == "ws_gn")
+        config = {**arm.fields, "learning_rate": rate, "width_multiplier": 1.0, **fields}
+        curve = [{"epoch": 1, "test_accuracy": accuracy}]
+        study.store.add(tmp_path, {"config": config, "seed": 0, "ended": "", "curve": curve})
+
+    for name, small, accuracy, said in (
+        ("baselines", True, 0.25, "3 epochs: 25"),
+        ("convergence", False, 0.5, "30 epochs: 50"),
+    ):
+        add(name, small, 0.05, accuracy)
+        (row,) = (row for row in neighbors_table(tmp_path).splitlines() if "`ws_gn`" in row)
+        assert f"resnet8, {said}.00 % (batchnorm not run yet)" in row
+        assert row.count("epochs:") == 1
 
 
 def test_tau_is_scipys_with_ties_and_in_every_draw():
