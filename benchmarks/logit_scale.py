@@ -73,9 +73,8 @@ def page(records: list[Record]) -> str:
 {table(records)}
 
 The default run, `python train.py`, to its end: {CLASSES} classes, augmented training images; mean and standard
-deviation over seeds. Floor: `functional.cross_entropy_floor`, below which the mean loss of a batch with as many images
-of each class cannot be. Batches here are of 64 random images, and evaluation normalizes by running averages: a bound of
-neither.
+deviation over seeds. Floor: `functional.cross_entropy_floor`, below which no batch's loss is in training; a batch of 64
+random images, whose classes are uneven, has a higher one. Evaluation normalizes by running averages, without a bound.
 
 Command: `python -m benchmarks.logit_scale`. Machine: {_results.machines(records)}.
 """

@@ -102,16 +102,19 @@ def normalize(z: jax.Array, mean: jax.Array, var: jax.Array, epsilon: float, sca
 
 
 def cross_entropy_floor(num_classes: int, scale: float = 1.0) -> float:
-    r"""The least mean cross entropy that normalized logits have on a batch with as many examples of every class.
+    r"""The least mean cross entropy that normalized logits can have on a batch.
 
-    $\log(1 + (C - 1) \exp(-s C / \sqrt{C - 1}))$ for C classes and logits times s (beyond Fei et al., where s = 1). No
-    network goes below it in training; the labels' probability is at most $e^{-\text{floor}}$ in the geometric mean.
+    $\log(1 + (C - 1) \exp(-s C / \sqrt{C - 1}))$ for C classes and logits times s (beyond Fei et al., where s = 1),
+    reached where every class has as many examples. No network goes below it in training; the labels' probability is at
+    most $e^{-\text{floor}}$ in the geometric mean.
 
-    Proof: cross entropy is convex in the logits, and so is the set of logits of mean 0 and variance at most 1 in every
-    class. Permuting classes together with the examples that they label changes neither, nor does permuting the examples
-    of a class. So the mean of the best logits over all such permutations is as good as they are: a for the label and b
-    for every other class, where $a + (C - 1) b = 0$ and $(a^2 + (C - 1) b^2) / C \le 1$. The loss falls with
-    $a - b$, at most $C / \sqrt{C - 1}$. The last BatchNorm's epsilon makes the variance a bit smaller than 1.
+    Proof, first for such a batch: cross entropy is convex in the logits, and so is the set of logits of mean 0 and
+    variance at most 1 in every class. Permuting classes together with the examples that they label changes neither, nor
+    does permuting the examples of a class. So the mean of the best logits over all such permutations is as good as they
+    are: a for the label and b for every other class, where $a + (C - 1) b = 0$ and $(a^2 + (C - 1) b^2) / C \le 1$.
+    The loss falls with $a - b$, at most $C / \sqrt{C - 1}$. Any other batch, joined with its copies whose classes are
+    shifted cyclically, logits and labels alike, is a batch of the first kind, of the same loss and within the same
+    bounds. The last BatchNorm's epsilon makes the variance a bit smaller than 1.
 
     Args:
       num_classes: C.

@@ -13,10 +13,8 @@ from mimicnorm_jax.linen import LastBatchNorm
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-@pytest.mark.parametrize(("classes", "each", "scale"), [(2, 3, 1.0), (3, 2, 2.5), (5, 3, 1.0), (10, 2, 1.0)])
-def test_no_logits_are_below_the_floor_and_those_of_the_labels_are_at_it(classes, each, scale):
-    """Projected gradient descent over all logits of mean 0 and variance at most 1: a convex problem, so one minimum."""
-    labels = jnp.repeat(jnp.arange(classes), each)
+def _least(labels, classes, scale):
+    """By projected gradient descent over logits of mean 0 and variance at most 1: a convex problem, so one minimum."""
 
     def loss(logits):
         return optax.softmax_cross_entropy_with_integer_labels(scale * logits, labels).mean()
@@ -27,7 +25,13 @@ def test_no_logits_are_below_the_floor_and_those_of_the_labels_are_at_it(classes
         return logits / jnp.maximum(logits.std(0, keepdims=True), 1)
 
     start = jnp.asarray(np.random.default_rng(0).normal(size=(len(labels), classes)))
-    least = loss(lax.fori_loop(0, 20_000, projected, start))
+    return loss(lax.fori_loop(0, 20_000, projected, start))
+
+
+@pytest.mark.parametrize(("classes", "each", "scale"), [(2, 3, 1.0), (3, 2, 2.5), (5, 3, 1.0), (10, 2, 1.0)])
+def test_no_logits_are_below_the_floor_and_those_of_the_labels_are_at_it(classes, each, scale):
+    labels = jnp.repeat(jnp.arange(classes), each)
+    least = _least(labels, classes, scale)
     floor = cross_entropy_floor(classes, scale)
     # In float64; the descent's last steps change nothing.
     np.testing.assert_allclose(least, floor, rtol=1e-9)
@@ -35,6 +39,12 @@ def test_no_logits_are_below_the_floor_and_those_of_the_labels_are_at_it(classes
     logits, _ = norm.init_with_output(jax.random.key(0), jax.nn.one_hot(labels, classes))
     best = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
     np.testing.assert_allclose(best, floor, rtol=1e-12)
+
+
+@pytest.mark.parametrize("counts", [(1, 3), (2, 2, 1), (5, 1, 0), (4, 3, 2, 2, 1)])
+def test_batches_of_uneven_classes_are_above_the_floor(counts):
+    labels = jnp.repeat(jnp.arange(len(counts)), jnp.array(counts), total_repeat_length=sum(counts))
+    assert _least(labels, len(counts), 1.0) > cross_entropy_floor(len(counts)) * 1.001
 
 
 @pytest.mark.parametrize("arguments", [(1,), (10, 0.0), (10, float("inf"))])
