@@ -7,15 +7,12 @@ bounds. Each trains in a fresh process, as a user would; writes results/logit_sc
 """
 
 import functools
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import _results
-from benchmarks._results import ROOT, Record, Store, mean_and_deviation
+from benchmarks import _process, _results
+from benchmarks._results import Record, Store, mean_and_deviation
 from mimicnorm_jax.functional import cross_entropy_floor
 from mimicnorm_jax.training import read_metrics
 
@@ -33,12 +30,7 @@ def run(*case: Any) -> Record:
       case: values of `NAMES`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        fields = [f"--config.{name}={value}" for name, value in zip(NAMES, case, strict=True)]
-        command = [sys.executable, "train.py", f"--workdir={folder}", *fields]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            sys.exit(f"{' '.join(command)} failed with status {status}")
+        usage = _process.train(Path(folder), **dict(zip(NAMES, case, strict=True)))
         last = read_metrics(Path(folder))[-1]
     names = ("train_loss", "test_loss", "train_accuracy", "test_accuracy")
     return {name: last[name] for name in names} | {"cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1)}

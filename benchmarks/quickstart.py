@@ -6,15 +6,13 @@ Runs train.py in fresh processes, compilation included, and writes results/quick
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import _results
-from benchmarks._results import ROOT, Record, Store
+from benchmarks import _process, _results
+from benchmarks._results import Record, Store
 
 SEEDS = (0, 1, 2)
 
@@ -23,12 +21,8 @@ def run(seed: int) -> Record:
     """Trains the default with a seed in a fresh process."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        command = [sys.executable, "train.py", f"--config.seed={seed}", f"--workdir={folder}"]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(process.pid, 0)
+        usage = _process.train(Path(folder), seed=seed)
         seconds = time.perf_counter() - started
-        if status:
-            sys.exit(f"{' '.join(command)} failed with status {status}")
         summary = json.loads((Path(folder) / "summary.json").read_text())
     return {
         "seed": seed,

@@ -30,8 +30,8 @@ _SETTING = (
     "paper reports and which is chosen on the test images; all else is of the final epoch. A run that did not survive "
     f"counts as chance ({comparison.CHANCE:g} %) and is not in the figures. Calibration error: {BINS} bins of equal "
     "width of the most probable class's probability; confidence - accuracy: over all test images, the last BatchNorm "
-    "having no scale by which logits could grow as a network becomes sure. `ws_gn` has 8, 16 and 32 "
-    "groups in the three stages, of two channels each."
+    "having no scale by which logits could grow as a network becomes sure. `ws_gn` has 8, 16 and 32 groups "
+    "in the three stages, of two channels each."
 )
 
 _TEMPERATURE = (
@@ -118,7 +118,8 @@ def conclusion(study: Study, records: Sequence[Record]) -> str:
     parts = []
     for method, found in compared.items():
         if method not in ("mimicnorm", "batchnorm") and (gain := paired(found, _of(runs, "mimicnorm"), final)):
-            parts.append(f"`{method}`{f' ({remark})' if (remark := remarks.get(method)) else ''} {gain}")
+            remark = f" ({remarks[method]})" if method in remarks else ""
+            parts.append(f"`{method}`{remark} {gain}")
     if parts:
         listed = "; ".join(parts)
         text.append(f"Others' accuracies minus MimicNorm's, in points, paired by seed with 95 % intervals: {listed}.")

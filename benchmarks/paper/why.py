@@ -18,11 +18,10 @@ ABOUT = (
     "normalized logits, which otherwise have a variance of 1 in each class however sure the network is. "
     "`adaptive_clip` bounds the norm of a gradient by that share of its weights' norm; NF-ResNets have none, and 0.01 "
     "is what their authors chose for NFNets in batches of 4,096. On this network `exact` changes the scalars alone, to "
-    "g^k / l of "
-    "Theorem 3's gain g, where the published ones are 1.2^k / l; `text` has scalars 1 / sqrt(l), with the gain in the "
-    "kernels. The last BatchNorm's running statistics are read by evaluation alone: those rows are other evaluations "
-    "of the same trained networks. A factor common to all classes, as that of the unbiased variance is but for "
-    "epsilon, changes no network's answer, only how confident it is."
+    "g^k / l of Theorem 3's gain g, where the published ones are 1.2^k / l; `text` has scalars 1 / sqrt(l), with the "
+    "gain in the kernels. The last BatchNorm's running statistics are read by evaluation alone: those rows are other "
+    "evaluations of the same trained networks. A factor common to all classes, as that of the unbiased variance is but "
+    "for epsilon, changes no network's answer, only how confident it is."
 )
 
 
@@ -53,17 +52,18 @@ def table(study: Study, records: Sequence[Record]) -> str:
     found = {(arm.comparison, arm.method): of_arm for arm, of_arm in runs}
     header = ["method", "changed", "from", "to", "seeds", "final, %", "difference, points", "difference of test loss"]
     rows: list[tuple[Any, ...]] = []
-    for home in dict.fromkeys((home.comparison, home.method) for _, home in pairs(study.experiment.arms)):
-        rows.append((home[1], "nothing", "", "", *_whole(found[home]), "", ""))
+    homes = {(home.comparison, home.method): home for _, home in pairs(study.experiment.arms)}
+    for key, home in homes.items():
+        rows.append((home.method, "nothing", "", "", *_whole(found[key]), "", ""))
         for arm, its in pairs(study.experiment.arms):
-            if (its.comparison, its.method) == home:
+            if its is home:
                 of_arm = found[arm.comparison, arm.method]
                 ((name, (there, here)),) = changed(arm, its).items()
                 kinds = ((final, "+.2f"), (_test_loss, "+.4f"))
-                apart = (_difference(paired(of_arm, found[home], value), digits) for value, digits in kinds)
-                rows.append((home[1], f"`{name}`", there, here, *_whole(of_arm), *apart))
-        if METHODS[home[1].partition(",")[0]].last_batch_norm:
-            rows += ((home[1], *row) for row in _evaluations(found[home]))
+                apart = (_difference(paired(of_arm, found[key], value), digits) for value, digits in kinds)
+                rows.append((home.method, f"`{name}`", there, here, *_whole(of_arm), *apart))
+        if METHODS[home.fields["method"]].last_batch_norm:
+            rows += ((home.method, *row) for row in _evaluations(found[key]))
     return _results.table(header, rows)
 
 

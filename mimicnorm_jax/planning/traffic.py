@@ -224,11 +224,11 @@ def _taken(
         return _taken(module, inner, users[0], whole, updates)
     taken = 0
     for user in users:
-        if user.opcode in _PARTIAL and user.operands[0] == parameter.name:
+        is_first = user.operands[0] == parameter.name
+        part = next((part for update, part in updates if user is update), None)
+        if is_first and user.opcode in _PARTIAL:
             taken += user.nbytes
-        elif (part := next((p for update, p in updates if user is update), None)) is not None and (
-            user.operands[0] == parameter.name
-        ):
+        elif is_first and part is not None:
             taken += _read_before(user, part)
         elif user.opcode == "fusion":
             within = module.computations[user.called[0]]

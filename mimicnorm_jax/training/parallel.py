@@ -23,7 +23,12 @@ SumOfMoved = Callable[[moments.Observed, Resident, Feed, int], Any]
 Specs = tuple[PartitionSpec, ...]
 REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(AXIS)
 _TRAIN_SPECS: Specs = (REPLICATED, REPLICATED, SHARDED, REPLICATED)
-_EVAL_SPECS: Specs = (REPLICATED, REPLICATED, SHARDED)
+_MAPPED: dict[Callable[..., Any], tuple[Specs, tuple[int, ...]]] = {
+    step.train_steps: (_TRAIN_SPECS, (0,)),
+    step.eval_feed: ((REPLICATED, REPLICATED, SHARDED), ()),
+    moments.sum_of_moved: (_TRAIN_SPECS, ()),
+}
+"""What is mapped: how its arguments lie on the devices, and the numbers of those that are donated."""
 
 
 @dataclass(frozen=True)
@@ -61,36 +66,34 @@ class DataParallel:
 
         Donates the state. Every process gives its own devices' feeds.
         """
-        return self._map(partial(step.train_steps, config, make_batch), _TRAIN_SPECS, donate=(0,))
+        return self._map(step.train_steps, config, make_batch)
 
     def make_eval_step(self, config: step.StepConfig, make_batch: MakeBatch) -> EvalStep:
         """`step.eval_feed` over devices: `(variables, resident, feed (L, ...)) -> metrics`."""
-        return self._map(partial(step.eval_feed, config, make_batch), _EVAL_SPECS)
+        return self._map(step.eval_feed, config, make_batch)
 
     def make_sum_of_moved(self, config: step.StepConfig, make_batch: MakeBatch) -> SumOfMoved:
         """`moments.sum_of_moved` over devices: `(observed, resident, feeds (L, K, ...), num_steps) -> sums`."""
-        return self._map(partial(moments.sum_of_moved, config, make_batch), _TRAIN_SPECS)
+        return self._map(moments.sum_of_moved, config, make_batch)
 
-    def train_program(self, config: step.StepConfig, make_batch: MakeBatch) -> tuple[Any, tuple[NamedSharding, ...]]:
-        """What `make_train_steps` runs under shard_map, to be lowered, and the shardings of its four arguments."""
-        return self._program(partial(step.train_steps, config, make_batch), _TRAIN_SPECS, (0,))
-
-    def eval_program(self, config: step.StepConfig, make_batch: MakeBatch) -> tuple[Any, tuple[NamedSharding, ...]]:
-        """What `make_eval_step` runs under shard_map, to be lowered, and the shardings of its three arguments."""
-        return self._program(partial(step.eval_feed, config, make_batch), _EVAL_SPECS, ())
-
-    def sum_of_moved_program(
-        self, config: step.StepConfig, make_batch: MakeBatch
+    def program(
+        self, function: Callable[..., Any], config: step.StepConfig, make_batch: MakeBatch
     ) -> tuple[Any, tuple[NamedSharding, ...]]:
-        """`make_sum_of_moved` as `train_program`."""
-        return self._program(partial(moments.sum_of_moved, config, make_batch), _TRAIN_SPECS, ())
+        """What is run of a function under shard_map, to be lowered, and the shardings of its arguments.
+
+        Args:
+          function: `step.train_steps`, `step.eval_feed` or `moments.sum_of_moved`.
+          config, make_batch: closed over.
+        """
+        return self._program(partial(function, config, make_batch), *_MAPPED[function])
 
     def _sharding(self, spec: PartitionSpec, local: bool = False) -> NamedSharding:
         devices = [device for device in self.devices if not local or _is_addressable(device)]
         return NamedSharding(Mesh(np.array(devices), (AXIS,)), spec)
 
-    def _map(self, function: Callable[..., Any], specs: Specs, donate: tuple[int, ...] = ()) -> Any:
-        return {"pmap": self._pmap, "shard_map": self._shard_map}[self.parallelism](function, specs, donate)
+    def _map(self, function: Callable[..., Any], config: step.StepConfig, make_batch: MakeBatch) -> Any:
+        mapped = {"pmap": self._pmap, "shard_map": self._shard_map}[self.parallelism]
+        return mapped(partial(function, config, make_batch), *_MAPPED[function])
 
     def _pmap(self, function: Callable[..., Any], specs: Specs, donate: tuple[int, ...]) -> Any:
         return jax.pmap(

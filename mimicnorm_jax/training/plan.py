@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,8 +22,9 @@ from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.dataset import is_streamed
 from mimicnorm_jax.training.model import head_of
-from mimicnorm_jax.training.moments import Observed
+from mimicnorm_jax.training.moments import Observed, sum_of_moved
 from mimicnorm_jax.training.spec import build_spec
+from mimicnorm_jax.training.step import eval_feed, train_steps
 
 REMAT_SUFFIX = "_remat"
 """Behind a method's name: the network under `jax.checkpoint`, which keeps what convolutions and products return."""
@@ -161,20 +163,21 @@ def plan_training(
     share, steps = config.batch_size // count, config.steps_per_call
     feeds = _feed(config, dataset, (count, steps, share), masked=False)
     num_steps = jax.ShapeDtypeStruct((), jnp.int32)
-    program = data_parallel.train_program(step_config, make_batch)
-    step = _plan(program, (state, training, feeds, num_steps), found, cache)
+
+    def planned(function: Callable[..., Any], *shapes: Any) -> Plan:
+        return _plan(data_parallel.program(function, step_config, make_batch), shapes, found, cache)
+
+    step = planned(train_steps, state, training, feeds, num_steps)
     feed = _feed(config, dataset, (count, share), masked=True)
-    program = data_parallel.eval_program(step_config, make_batch)
-    evaluation = _plan(program, (state.eval_variables, test, feed), found, cache)
+    evaluation = planned(eval_feed, state.eval_variables, test, feed)
     waiting = _nbytes(training) + _nbytes(state) - _nbytes(state.eval_variables) + _nbytes(feed) // count
     ahead = _nbytes(feeds) // count
     method = config.method + REMAT_SUFFIX * checkpointed
     made = TrainingPlan(method, config.batch_size, step, evaluation, _nbytes(test), ahead, waiting)
     if state.ema_batch_stats is None:
         return made
-    program = data_parallel.sum_of_moved_program(step_config, make_batch)
     observed = Observed(state.eval_variables, jax.ShapeDtypeStruct((), jnp.int32))
-    estimate = _plan(program, (observed, training, feeds, num_steps), found, cache)
+    estimate = planned(sum_of_moved, observed, training, feeds, num_steps)
     # The averages that it starts from are arrays of their own; labels are no argument of it, as nothing reads them.
     alive = _nbytes((state, state.batch_stats, training, test, num_steps, observed.step)) + 2 * ahead
     return dataclasses.replace(made, estimate=estimate, estimate_waiting_bytes=alive - estimate.argument_bytes)

@@ -20,10 +20,10 @@ def test_what_has_no_records_was_not_run_and_what_has_says_so(tmp_path):
 
 
 def test_a_rival_is_judged_by_the_longest_training_that_there_is(tmp_path):
-    def add(name, small, rate, accuracy, **fields):
+    def add(name, small, accuracy):
         study = reproduce.make_study(name, small, None, "float32")
         arm = next(a for a in study.experiment.arms if a.method == "ws_gn")
-        config = {**arm.fields, "learning_rate": rate, "width_multiplier": 1.0, **fields}
+        config = {**arm.fields, "learning_rate": 0.05, "width_multiplier": 1.0}
         curve = [{"epoch": 1, "test_accuracy": accuracy}]
         study.store.add(tmp_path, {"config": config, "seed": 0, "ended": "", "curve": curve})
 
@@ -31,7 +31,7 @@ def test_a_rival_is_judged_by_the_longest_training_that_there_is(tmp_path):
         ("baselines", True, 0.25, "3 epochs: 25"),
         ("convergence", False, 0.5, "30 epochs: 50"),
     ):
-        add(name, small, 0.05, accuracy)
+        add(name, small, accuracy)
         (row,) = (row for row in neighbors_table(tmp_path).splitlines() if "`ws_gn`" in row)
         assert f"resnet8, {said}.00 % (batchnorm not run yet)" in row
         assert row.count("epochs:") == 1
