@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -23,12 +23,9 @@ SumOfMoved = Callable[[moments.Observed, Resident, Feed, int], Any]
 Specs = tuple[PartitionSpec, ...]
 REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(AXIS)
 _TRAIN_SPECS: Specs = (REPLICATED, REPLICATED, SHARDED, REPLICATED)
-_MAPPED: dict[Callable[..., Any], tuple[Specs, tuple[int, ...]]] = {
-    step.train_steps: (_TRAIN_SPECS, (0,)),
-    step.eval_feed: ((REPLICATED, REPLICATED, SHARDED), ()),
-    moments.sum_of_moved: (_TRAIN_SPECS, ()),
-}
-"""What is mapped: how its arguments lie on the devices, and the numbers of those that are donated."""
+_EVAL_SPECS: Specs = (REPLICATED, REPLICATED, SHARDED)
+Kind = Literal["train", "evaluate", "estimate"]
+"""Of `step.train_steps`, `step.eval_feed` and `moments.sum_of_moved`."""
 
 
 @dataclass(frozen=True)
@@ -66,34 +63,33 @@ class DataParallel:
 
         Donates the state. Every process gives its own devices' feeds.
         """
-        return self._map(step.train_steps, config, make_batch)
+        return self._map(*_mapped("train", config, make_batch))
 
     def make_eval_step(self, config: step.StepConfig, make_batch: MakeBatch) -> EvalStep:
         """`step.eval_feed` over devices: `(variables, resident, feed (L, ...)) -> metrics`."""
-        return self._map(step.eval_feed, config, make_batch)
+        return self._map(*_mapped("evaluate", config, make_batch))
 
     def make_sum_of_moved(self, config: step.StepConfig, make_batch: MakeBatch) -> SumOfMoved:
         """`moments.sum_of_moved` over devices: `(observed, resident, feeds (L, K, ...), num_steps) -> sums`."""
-        return self._map(moments.sum_of_moved, config, make_batch)
+        return self._map(*_mapped("estimate", config, make_batch))
 
     def program(
-        self, function: Callable[..., Any], config: step.StepConfig, make_batch: MakeBatch
+        self, kind: Kind, config: step.StepConfig, make_batch: MakeBatch
     ) -> tuple[Any, tuple[NamedSharding, ...]]:
-        """What is run of a function under shard_map, to be lowered, and the shardings of its arguments.
+        """What runs of a function under shard_map, to be lowered, and the shardings of its arguments.
 
         Args:
-          function: `step.train_steps`, `step.eval_feed` or `moments.sum_of_moved`.
-          config, make_batch: closed over.
+          kind: which function.
+          config, make_batch: that it closes over.
         """
-        return self._program(partial(function, config, make_batch), *_MAPPED[function])
+        return self._program(*_mapped(kind, config, make_batch))
 
     def _sharding(self, spec: PartitionSpec, local: bool = False) -> NamedSharding:
         devices = [device for device in self.devices if not local or _is_addressable(device)]
         return NamedSharding(Mesh(np.array(devices), (AXIS,)), spec)
 
-    def _map(self, function: Callable[..., Any], config: step.StepConfig, make_batch: MakeBatch) -> Any:
-        mapped = {"pmap": self._pmap, "shard_map": self._shard_map}[self.parallelism]
-        return mapped(partial(function, config, make_batch), *_MAPPED[function])
+    def _map(self, function: Callable[..., Any], specs: Specs, donate: tuple[int, ...]) -> Any:
+        return {"pmap": self._pmap, "shard_map": self._shard_map}[self.parallelism](function, specs, donate)
 
     def _pmap(self, function: Callable[..., Any], specs: Specs, donate: tuple[int, ...]) -> Any:
         return jax.pmap(
@@ -130,6 +126,19 @@ class DataParallel:
             return mapped(*_sharded(place, arguments, specs))
 
         return from_local
+
+
+def _mapped(
+    kind: Kind, config: step.StepConfig, make_batch: MakeBatch
+) -> tuple[Callable[..., Any], Specs, tuple[int, ...]]:
+    """A function of one device's part, how its arguments lie on the devices, and which of them are donated."""
+    mapped: dict[Kind, tuple[Callable[..., Any], Specs, tuple[int, ...]]] = {
+        "train": (step.train_steps, _TRAIN_SPECS, (0,)),
+        "evaluate": (step.eval_feed, _EVAL_SPECS, ()),
+        "estimate": (moments.sum_of_moved, _TRAIN_SPECS, ()),
+    }
+    function, specs, donate = mapped[kind]
+    return partial(function, config, make_batch), specs, donate
 
 
 def _is_addressable(device: Device) -> bool:

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,9 +21,8 @@ from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.dataset import is_streamed
 from mimicnorm_jax.training.model import head_of
-from mimicnorm_jax.training.moments import Observed, sum_of_moved
+from mimicnorm_jax.training.moments import Observed
 from mimicnorm_jax.training.spec import build_spec
-from mimicnorm_jax.training.step import eval_feed, train_steps
 
 REMAT_SUFFIX = "_remat"
 """Behind a method's name: the network under `jax.checkpoint`, which keeps what convolutions and products return."""
@@ -164,12 +162,12 @@ def plan_training(
     feeds = _feed(config, dataset, (count, steps, share), masked=False)
     num_steps = jax.ShapeDtypeStruct((), jnp.int32)
 
-    def planned(function: Callable[..., Any], *shapes: Any) -> Plan:
-        return _plan(data_parallel.program(function, step_config, make_batch), shapes, found, cache)
+    def planned(kind: parallel.Kind, *shapes: Any) -> Plan:
+        return _plan(data_parallel.program(kind, step_config, make_batch), shapes, found, cache)
 
-    step = planned(train_steps, state, training, feeds, num_steps)
+    step = planned("train", state, training, feeds, num_steps)
     feed = _feed(config, dataset, (count, share), masked=True)
-    evaluation = planned(eval_feed, state.eval_variables, test, feed)
+    evaluation = planned("evaluate", state.eval_variables, test, feed)
     waiting = _nbytes(training) + _nbytes(state) - _nbytes(state.eval_variables) + _nbytes(feed) // count
     ahead = _nbytes(feeds) // count
     method = config.method + REMAT_SUFFIX * checkpointed
@@ -177,7 +175,7 @@ def plan_training(
     if state.ema_batch_stats is None:
         return made
     observed = Observed(state.eval_variables, jax.ShapeDtypeStruct((), jnp.int32))
-    estimate = planned(sum_of_moved, observed, training, feeds, num_steps)
+    estimate = planned("estimate", observed, training, feeds, num_steps)
     # The averages that it starts from are arrays of their own; labels are no argument of it, as nothing reads them.
     alive = _nbytes((state, state.batch_stats, training, test, num_steps, observed.step)) + 2 * ahead
     return dataclasses.replace(made, estimate=estimate, estimate_waiting_bytes=alive - estimate.argument_bytes)
