@@ -48,7 +48,7 @@ def batch_statistics(z: jax.Array, axis_name: str | None = None, *, initializing
 
     Args:
       z: `(B, C)`, of `wide_logits`.
-      axis_name: mapped axis over which they are synchronized, by one pmean of 2C numbers.
+      axis_name: mapped axis over which they are synchronized, by two pmeans of C numbers.
       initializing: whether only shapes are asked for: then nothing is synchronized, and a batch of one is none too few.
 
     Raises:
@@ -59,12 +59,13 @@ def batch_statistics(z: jax.Array, axis_name: str | None = None, *, initializing
       >>> mean.tolist(), var.tolist(), count
       ([2.0], [1.0], 2)
     """
-    mean, var, count = z.mean(0), z.var(0), z.shape[0]
-    if axis_name is not None and not initializing:
-        second_moment = var + mean**2
-        mean, second_moment = lax.pmean(jnp.stack([mean, second_moment]), axis_name)
-        # Rounding can leave a difference of moments below zero.
-        var = jnp.maximum(second_moment - mean**2, 0)
+    mean, count = z.mean(0), z.shape[0]
+    if axis_name is None or initializing:
+        var = z.var(0)
+    else:
+        # Around the common mean: a difference of moments, for which one pmean would do, cancels where means are large.
+        mean = lax.pmean(mean, axis_name)
+        var = lax.pmean(jnp.square(z - mean[None]).mean(0), axis_name)
         count *= lax.axis_size(axis_name)
     if not isinstance(count, int):  # symbolic, as `jax.export` may have it: known when the program runs
         var = jnp.where(jnp.asarray(count) < 2, jnp.nan, var)

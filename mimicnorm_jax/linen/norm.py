@@ -49,7 +49,7 @@ class LastBatchNorm(nn.Module):
     Attributes:
       use_running_average: normalize with the running averages and leave them as they are; here or
         in the call.
-      axis_name: mapped axis over which the statistics are synchronized, by one pmean of 2C numbers.
+      axis_name: mapped axis over which the statistics are synchronized, by two pmeans of C numbers.
       epsilon: added to the variance.
       momentum: of the running averages, in Flax's convention: `new = 0.9 old + 0.1 batch`.
       running_variance: `biased` (Flax's convention) or `unbiased` (PyTorch's: times B / (B - 1))
