@@ -101,34 +101,45 @@ def _against(apart: Paired, other: str) -> str:
 
 
 def conclusion(study: Study, records: Sequence[Record]) -> str:
-    """What one may conclude, and what not, in three sentences; of the first network."""
-    net, runs = next(iter(home_groups(study, records).items()))
-    apart = difference(runs, "mimicnorm")
-    if apart is None:
-        return "Nothing yet: BatchNorm and MimicNorm have not both been run."
+    """What one may conclude, and what not: of every network that both have trained, then of the first one's others."""
+    homes = home_groups(study, records)
+    apart = {net: difference(runs, "mimicnorm") for net, runs in homes.items()}
     text = [
-        f"After {_epochs(runs)} epochs of CIFAR-100 a {NETS.get(net, net)} ends with MimicNorm "
-        f"{_against(apart, 'BatchNorm')}: final test accuracies {' and '.join(accuracies(runs, apart))} %."
+        f"After {_epochs(homes[net])} epochs of CIFAR-100 a {NETS.get(net, net)} ends with MimicNorm "
+        f"{_against(pairs, 'BatchNorm')}: final test accuracies {' and '.join(accuracies(homes[net], pairs))} %."
+        for net, pairs in apart.items()
+        if pairs is not None
     ]
+    if not text:
+        return "Nothing yet: BatchNorm and MimicNorm have not both been run."
+    net, runs = next(iter(homes.items()))
+    found = _others(study, records, runs)
+    if said := "; ".join(f"{where} {', '.join(methods)}" for where, methods in found.items() if methods):
+        text.append(f"Others minus MimicNorm in the {NETS.get(net, net).partition(' (')[0]}, in points: {said}.")
+    text.append(
+        "These are small networks on one data set, in a fifth of the paper's epochs or less, at the paper's learning "
+        "rate and not each method's best: they say nothing of larger networks or longer runs, and the intervals are "
+        "about seeds alone, each by itself."
+    )
+    return " ".join(text)
+
+
+def _others(study: Study, records: Sequence[Record], runs: Runs) -> dict[str, list[str]]:
+    """By where they end beside MimicNorm, the other methods of a comparison with their differences in points."""
     none = best_none(runs)
     compared = {arm.method: found for arm, found in runs if arm.method.partition(",")[0] != "none"}
     compared |= {none[0]: none[2]} if none else {}
     compared |= {arm.method: found for arm, found in study.runs(records) if arm.against and len(arm.seeds) > 1}
     remarks = HALVES | ({none[0]: f"the better of two initializations by test accuracy, {none[1]}"} if none else {})
-    parts = []
+    above, below, open_ = "above it (95 % interval without 0)", "below it", "not told from it by these seeds"
+    groups: dict[str, list[tuple[float, str]]] = {above: [], below: [], open_: []}
     for method, found in compared.items():
         if method not in ("mimicnorm", "batchnorm") and (gain := paired(found, _of(runs, "mimicnorm"), final)):
+            low, high = gain.interval or (0.0, 0.0)
             remark = f" ({remarks[method]})" if method in remarks else ""
-            parts.append(f"`{method}`{remark} {gain}")
-    if parts:
-        listed = "; ".join(parts)
-        text.append(f"Others' accuracies minus MimicNorm's, in points, paired by seed with 95 % intervals: {listed}.")
-    text.append(
-        "This is one small network on one data set, in a fifth of the paper's epochs, at the paper's learning rate and "
-        "not each method's best: it says nothing of larger networks or longer runs, and the intervals are about seeds "
-        "alone, each by itself."
-    )
-    return " ".join(text)
+            said = f"`{method}`{remark} {gain.mean:+.2f}" + (f" ({gain.no_interval})" if gain.no_interval else "")
+            groups[above if low > 0 else below if high < 0 else open_].append((gain.mean, said))
+    return {where: [said for _, said in sorted(found, reverse=True)] for where, found in groups.items()}
 
 
 def _epochs(runs: Runs) -> int:
@@ -177,12 +188,15 @@ def _pictures(study: Study, folder: Path, records: Sequence[Record], prefix: str
 
 def methods(runs: Runs) -> str:
     """A row a method of one comparison."""
-    header = ["method", "seeds", "best", "at epoch", "final", "final - batchnorm", "test loss", "calibration error, %"]
-    header += ["confidence - accuracy, points", "training accuracy", "ended early"]
+    header = ["method", "seeds", "best", "at epoch", "final", "final - batchnorm", "final - mimicnorm"]
+    header += ["test loss", "calibration error, %", "confidence - accuracy, points", "training accuracy", "ended early"]
     rows = []
     for arm, unordered in runs:
         found = sorted(unordered, key=lambda record: record["seed"])
-        apart = None if arm.method == "batchnorm" else difference(runs, arm.method)
+        apart = [
+            "" if arm.method == other else paired(found, _of(runs, other), final) or ""
+            for other in ("batchnorm", "mimicnorm")
+        ]
         survived = [record for record in found if not record["ended"]]
         overconfident = [100 * overconfidence(record["calibration"]) for record in survived]
         errors = [100 * expected_calibration_error(record["calibration"]) for record in survived]
@@ -194,7 +208,7 @@ def methods(runs: Runs) -> str:
                 mean_and_deviation([best(record) for record in found]),
                 ", ".join(map(str, at)),
                 mean_and_deviation([final(record) for record in found]),
-                "" if apart is None else apart,
+                *apart,
                 mean_and_deviation([r["curve"][-1]["test_loss"] for r in survived], ".3f", ".3f"),
                 mean_and_deviation(errors),
                 mean_and_deviation(overconfident, "+.2f"),

@@ -113,21 +113,33 @@ def test_a_page_says_what_may_be_concluded_from_what_there_is(tmp_path):
     assert "Nothing yet" in _written(tmp_path, _record(b, 0, 0.6))
     page = _written(tmp_path, _record(a, 0, 0.58))
     assert "with MimicNorm 2.00 points below BatchNorm (seed 0 only: no interval): final test accuracies 58" in page
-    assert "in points, paired" not in page
+    assert "Others" not in page
     assert "2 of 50 runs are finished" in page
-    assert "| mimicnorm | 0 | 59.00 | 2 | 58.00 | -2.00 (seed 0 only: no interval) | 1.500 | 10.00 |" in page
+    assert "| mimicnorm | 0 | 59.00 | 2 | 58.00 | -2.00 (seed 0 only: no interval) |  | 1.500 | 10.00 |" in page
+    assert "60.00 |  | +2.00 (seed 0 only: no interval) | 1.500 |" in page
     more = [_record(b, 1, 0.62), _record(a, 1, 0.60), _record(none, 0, 0.3), _record(none, 1, 0.3)]
     page = _written(tmp_path, *more, _record(he, 0, 0.2))
     # Differences -2 and -2.
     assert "paired over seeds 0, 1; 95 % interval -2.00 to -2.00, which excludes 0" in page
     assert "(weight centering alone)" not in page
-    half, surer = (_record(_first(method), 0, 0.65) for method in ("weightmean", "mimicnorm, logit_scale=2.0"))
+    methods = ("weightmean", "mimicnorm, logit_scale=2.0", "nf")
+    half, surer, worse = (
+        _record(_first(method), 0, accuracy) for method, accuracy in zip(methods, (0.65, 0.6, 0.5), strict=True)
+    )
     # `none` is better where both initializations have run; then all its seeds count. Differences -28 and -30.
-    none_said = "`none` (the better of two initializations by test accuracy, seed 0) -29.00 [-41.71, -16.29]"
-    assert f"with 95 % intervals: {none_said}." in page
-    half_said = "`weightmean` (weight centering alone) +7.00 (seed 0 only: no interval)"
-    assert f"with 95 % intervals: {half_said}; {none_said}." in _written(tmp_path, half)
-    assert "; `mimicnorm, logit_scale=2.0` +7.00 (seed 0 only: no interval)." in _written(tmp_path, surer)
+    below = "below it `none` (the better of two initializations by test accuracy, seed 0) -29.00"
+    assert f"in the ResNet-8, in points: {below}." in page
+    one = "`weightmean` (weight centering alone) +7.00 (seed 0 only)"
+    assert f"in points: {below}; not told from it by these seeds {one}." in _written(tmp_path, half)
+    # Differences 7 and 7.5, whose interval is 4.07 to 10.43; 2 and -30; -8 alone.
+    more = [_record(_first("weightmean"), 1, 0.675), surer, _record(_first(methods[1]), 1, 0.3), worse]
+    above = "above it (95 % interval without 0) `weightmean` (weight centering alone) +7.25"
+    rest = "`nf` -8.00 (seed 0 only), `mimicnorm, logit_scale=2.0` -14.00"
+    assert f"in points: {above}; {below}; not told from it by these seeds {rest}." in _written(tmp_path, *more)
+    squeezed = [_record(_first(method, "squeezenet"), 0, 0.7) for method in ("batchnorm", "mimicnorm")]
+    assert "After 20 epochs of CIFAR-100 a SqueezeNet ends with MimicNorm 0.00 points above" in _written(
+        tmp_path, *squeezed
+    )
 
 
 def test_an_experiment_with_schedules_of_its_own_is_of_its_own_epochs():
