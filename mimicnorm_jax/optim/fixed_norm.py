@@ -72,7 +72,22 @@ def _map(select: SelectNorm, function: Callable[..., Any], otherwise: Callable[.
     return jax.tree_util.tree_map_with_path(at, *trees)
 
 
+def _refuse_other_names(select: SelectNorm, params: optax.Params) -> None:
+    """Raises ValueError where the default selection finds nothing in a whole tree that holds matrices."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    # A group of `optax.masked` or `optax.partition` may well have no kernel.
+    if select is not select_all_kernels or any(isinstance(leaf, optax.MaskedNode) for _, leaf in flat):
+        return
+    matrices = ["/".join(leaf_names(path)) for path, leaf in flat if leaf.ndim >= 2]
+    if matrices and not any(select(leaf_names(path), leaf) for path, leaf in flat):
+        raise ValueError(
+            f"no leaf is named 'kernel', as Flax names them; of rank 2 and more are {', '.join(matrices[:5])}: give a "
+            "select of your own, which says whose norm is kept"
+        )
+
+
 def _norms(select: SelectNorm, params: optax.Params) -> Any:
+    _refuse_other_names(select, params)
     return _map(select, norm, lambda leaf: jnp.zeros((), jnp.promote_types(leaf.dtype, jnp.float32)), params)
 
 
@@ -103,7 +118,8 @@ def lawn(
       project_direction: whether the inner optimizer's update loses its part along the leaf too.
 
     Returns:
-      A transformation whose `update` needs `params`; it raises ValueError without them.
+      A transformation whose `update` needs `params`; it raises ValueError without them. Its `init` does where the
+      default `select` finds no kernel in a tree that holds matrices and is no group of `optax.masked` or `partition`.
 
     Raises:
       ValueError: for a negative number of free steps.
@@ -160,7 +176,7 @@ def hyperball(
       select: whose norm is kept.
 
     Returns:
-      A transformation whose `update` needs `params`; it raises ValueError without them.
+      A transformation whose `update` and `init` raise as those of `lawn` do.
     """
 
     def init(params: optax.Params) -> FixedNormState:

@@ -181,3 +181,18 @@ def test_norms_of_boxed_kernels_and_of_nnx_variables_are_kept(make):
     # float32, three scalings.
     np.testing.assert_allclose(jnp.linalg.norm(params["params"]["kernel"].value), before, rtol=1e-5)
     np.testing.assert_allclose(jnp.linalg.norm(layer.kernel[...]), ours, rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: lawn(optax.sgd(0.1), 0), lambda: hyperball(optax.identity(), 0.1)])
+def test_a_tree_without_names_of_flax_is_refused_and_a_group_without_kernels_is_not(make):
+    haiku = {"conv2_d": {"w": jnp.ones((3, 3, 2, 4)), "b": jnp.zeros(4)}}
+    with pytest.raises(ValueError, match=r"no leaf is named 'kernel'.* conv2_d/w"):
+        make().init(haiku)
+    groups = {"rest": optax.sgd(1.0), "others": make()}
+    labels = {"conv": {"kernel": "rest", "bias": "others"}, "dense": "rest"}
+    optax.partition(groups, labels).init(PARAMS)
+    found, _ = _steps(optax.masked(make(), {"conv": {"kernel": False, "bias": True}, "dense": False}), 1)
+    np.testing.assert_allclose(found[0]["conv"]["bias"], _steps(make(), 1)[0][0]["conv"]["bias"], rtol=1e-6)
+    make().init({"scale": jnp.ones(3)})
+    # A selection of one's own is what it says.
+    lawn(optax.sgd(0.1), 0, lambda path, leaf: path[-1] == "w").init(haiku)
