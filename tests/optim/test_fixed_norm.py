@@ -184,7 +184,7 @@ def test_norms_of_boxed_kernels_and_of_nnx_variables_are_kept(make):
 
 
 @pytest.mark.parametrize("make", [lambda: lawn(optax.sgd(0.1), 0), lambda: hyperball(optax.identity(), 0.1)])
-def test_a_tree_without_names_of_flax_is_refused_and_a_group_without_kernels_is_not(make):
+def test_a_tree_without_names_of_flax_is_refused_and_a_group_without_kernels_is_not(make, x64):
     haiku = {"conv2_d": {"w": jnp.ones((3, 3, 2, 4)), "b": jnp.zeros(4)}}
     with pytest.raises(ValueError, match=r"no leaf is named 'kernel'.* conv2_d/w"):
         make().init(haiku)
