@@ -69,8 +69,13 @@ def _fields() -> str:
     return f"Fields of the config, with their defaults before the config file's:\n{config_lib.describe()}"
 
 
+def given_fields(argv: Sequence[str]) -> list[str]:
+    """The fields of the config that arguments name, in their order."""
+    return [match[1] for match in map(re.compile(r"--?config\.(\w+)").match, argv) if match]
+
+
 def _read(values: flags.FlagValues, arguments: list[str]) -> None:
-    for field in (match[1] for match in map(re.compile(r"--?config\.(\w+)").match, arguments) if match):
+    for field in given_fields(arguments):
         if field not in config_lib.FIELDS:
             raise ConfigError(unknown("config field", field, config_lib.FIELDS))
     try:

@@ -88,6 +88,9 @@ def run_depth(arguments: argparse.Namespace) -> int:
 
 def _network(arguments: argparse.Namespace, *, training: bool = False) -> tuple[TrainConfig, networks.BoundModel]:
     if arguments.workdir is not None:
+        for name in ("model", "method", "init", "width", "dataset"):
+            if (value := getattr(arguments, name)) is not None:
+                raise UserError(f"--{name}={value} and --workdir={arguments.workdir}: a run has its own; leave one out")
         folder, which, data_dir = arguments.workdir, arguments.checkpoint, arguments.data_dir or ""
         return networks.from_checkpoint(folder, which, arguments.precision, data_dir, training=training)
     fields = {"init_scheme": arguments.init, "width_multiplier": arguments.width}

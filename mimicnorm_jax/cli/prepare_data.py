@@ -41,9 +41,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.name.startswith(FOLDER):
         if arguments.out is None:
             raise DataError(f"{arguments.name} is written into records: say where with --out=DIR")
+        if arguments.data_dir:
+            raise UserError(f"--data_dir={arguments.data_dir} is of data sets of TFDS: leave it out")
         records.write(Path(arguments.name.removeprefix(FOLDER)).expanduser(), arguments.out)
         log_line(f"ready: train with --config.dataset=records:{arguments.out} --config.image_size=224")
         return 0
+    if arguments.out is not None:
+        raise UserError(f"--out={arguments.out} is of folder:DIR: say where {arguments.name} goes with --data_dir=DIR")
     folder = tfds_dir(arguments.data_dir)
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError("preparing needs TensorFlow, once (pip install tensorflow-cpu); reading does not")

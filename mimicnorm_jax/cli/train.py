@@ -5,15 +5,16 @@
   mimicnorm train --eval_only --workdir=DIR
 
 From a clone of the repository `python train.py` is the same. Rerunning with the same --workdir resumes bit-exactly.
-Exit code: 0 when done, 2 for bad input, 3 when the loss is not finite, 4 when another process of the run ended, 130
-after Ctrl-C and 143 after SIGTERM, both with a checkpoint of the step reached; a second signal stops at once.
+Exit code: 0 when done, 2 for bad input, 3 when the loss is not finite, 4 when another process of the run ended (134
+where JAX notices it first), 130 after Ctrl-C and 143 after SIGTERM, both with a checkpoint of the step reached; a
+second signal stops at once.
 
 On several hosts start the same command on each: with --distributed where TPU pods, SLURM or Open MPI start
 it, else with --coordinator=HOST:PORT --processes=N --process_id=I. Process 0 writes the workdir and logs."""
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from absl import flags
 
 from mimicnorm_jax import distributed, monitoring
 from mimicnorm_jax.cli import command
-from mimicnorm_jax.errors import UserError
+from mimicnorm_jax.errors import ConfigError, UserError
+from mimicnorm_jax.training import TrainConfig, evaluate_checkpoints, loop, workdir
 from mimicnorm_jax.training import config as config_lib
-from mimicnorm_jax.training import evaluate_checkpoints, loop, workdir
 from mimicnorm_jax.training.resilience.preemption import InterruptedRunError
 
 
@@ -51,6 +52,17 @@ def _connect(values: Any) -> None:
         distributed.connect(**given)
 
 
+def _require_same(given: Any, config: TrainConfig, fields: Iterable[str]) -> None:
+    """Raises ConfigError for a field of the command line that would be another in the run that is evaluated."""
+    for field in fields:
+        here, there = (tuple(v) if isinstance(v, list) else v for v in (given[field], getattr(config, field)))
+        if field != "data_dir" and here != there:
+            raise ConfigError(
+                f"config.{field} is {here!r} here and {there!r} in the run: --eval_only evaluates the run as it was "
+                "trained, and of the config takes data_dir alone. Leave the field out"
+            )
+
+
 def _train(argv: Sequence[str]) -> int:
     values: Any = command.parse(_define, __doc__ or "", argv, command.DEFAULT_CONFIG)
     if values is None:
@@ -61,6 +73,7 @@ def _train(argv: Sequence[str]) -> int:
             raise UserError("--eval_only needs --workdir=DIR, the folder of the run to evaluate")
         folder = Path(values.workdir)
         config = workdir.read_config(folder)
+        _require_same(values.config, config, command.given_fields(argv))
         data_dir = values.config.data_dir or config.data_dir
         evaluate_checkpoints(dataclasses.replace(config, data_dir=data_dir), folder)
         return 0

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
@@ -125,10 +125,13 @@ def open_streams(
     return StreamedDataset(spec, train, test, mean, std)
 
 
-def first_test_examples(
+def held_out_examples(
     dataset: Dataset | StreamedDataset, count: int, bad: BadImages | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first test images that can be used, `(count, H, W, C)` uint8, and their labels, `(count,)` int32.
+    """Test images that can be used, `(count, H, W, C)` uint8, and their labels, `(count,)` int32.
+
+    The first ones of a data set in memory, which is in no order; evenly spread ones of a stream, which may be sorted by
+    class.
 
     Args:
       dataset: kept on the devices, or streamed.
@@ -143,7 +146,9 @@ def first_test_examples(
     if isinstance(dataset, Dataset):
         return dataset.test.images[:count], dataset.test.labels[:count]
     reader = Reader(dataset.test, Cut(dataset.spec.image_shape[0]), bad or BadImages(0))
-    usable = (read for place in range(len(dataset.test)) if (read := reader.read(place)) is not None)
+    stride = len(dataset.test) // max(count, 1)
+    places = chain.from_iterable(range(start, len(dataset.test), stride) for start in range(stride))
+    usable = (read for place in places if (read := reader.read(place)) is not None)
     if not (found := list(islice(usable, count))):
         raise DataError(f"no test image of {dataset.spec.name} can be used: mend or replace the files")
     images, labels = zip(*found, strict=True)

@@ -159,7 +159,7 @@ def write(root: Path, out: Path, shard_bytes: int = 2**27) -> None:
     digest = hashlib.sha256(repr(classes).encode())
     parts: dict[str, list[np.ndarray]] = {}
     for split, source in zip(SPLITS, (train, test), strict=True):
-        sizes = [(source.folder / file).stat().st_size for file in source.files]
+        sizes = [_size(source.folder / file) for file in source.files]
         shards = max(1, -(-sum(sizes) // shard_bytes))
         parts[split] = np.array_split(np.random.default_rng(0).permutation(len(source)), shards)
         digest.update(repr((split, shards, list(zip(source.files, sizes, strict=True)))).encode())
@@ -172,6 +172,13 @@ def write(root: Path, out: Path, shard_bytes: int = 2**27) -> None:
         os.replace(out / BEGUN, out / INDEX)
 
 
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error}. Mend or remove it") from error
+
+
 def _begin(out: Path, index: dict[str, Any]) -> None:
     """Creates the folder with the index of what it is to hold, or checks that what it holds is of that index."""
     found = next((out / name for name in (INDEX, BEGUN) if (out / name).exists()), None)
@@ -182,8 +189,11 @@ def _begin(out: Path, index: dict[str, Any]) -> None:
     if any(_shards(out, split) for split in SPLITS):
         # They may have the names of those to write, which would be kept.
         raise DataError(f"{out} holds records of a data set that no index names: choose another folder, or empty it")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / BEGUN, index)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / BEGUN, index)
+    except OSError as error:
+        raise DataError(f"cannot write to {out}: {error}. Choose another folder") from error
 
 
 def _is(path: Path, index: dict[str, Any]) -> bool:

@@ -32,6 +32,11 @@ def _require_prepared(spec: DatasetSpec, data_dir: str) -> None:
 def _prepared(name: str, folder: Path) -> Path:
     """The newest prepared version's folder."""
     infos = list((folder / name).glob("*/dataset_info.json"))
+    if not infos and (forms := sorted({path.parts[-3] for path in (folder / name).glob("*/*/dataset_info.json")})):
+        raise DataError(
+            f"{name} is prepared under {folder} in forms of their own: name one, "
+            f"{' or '.join(f'{PREFIX}{name}/{form}' for form in forms)}"
+        )
     if not infos:
         raise DataError(
             f"{name} is not prepared under {folder}: there is no {name}/VERSION/dataset_info.json. Either point "
@@ -100,11 +105,14 @@ class TfdsSource:
         example = self._source[index]
         where = example.get("file_name", example.get("id", index))
         where = where.decode() if isinstance(where, bytes) else where
-        return Encoded(example["image"], int(example["label"]), f"{self._name} {where}")
+        if (label := int(example["label"])) < 0:
+            raise ValueError(f"it has the label {label}, as TFDS has where labels are kept back: no class")
+        return Encoded(example["image"], label, f"{self._name} {where}")
 
 
-def _test_split(names: Iterable[str]) -> str:
-    return "test" if "test" in names else "validation"
+def _test_split(name: str, splits: Iterable[str]) -> str:
+    # ImageNet's test images carry no labels.
+    return "test" if "test" in splits and _plain_name(name) != IMAGENET.name else "validation"
 
 
 def _plain_name(name: str) -> str:
@@ -113,9 +121,7 @@ def _plain_name(name: str) -> str:
 
 def _open(spec: DatasetSpec, data_dir: str) -> tuple[ImageSource, ImageSource]:
     builder = _builder(spec.name, data_dir)
-    # ImageNet's test images carry no labels.
-    test = "validation" if spec.name == IMAGENET.name else _test_split(builder.info.splits)
-    return TfdsSource(builder, "train"), TfdsSource(builder, test)
+    return TfdsSource(builder, "train"), TfdsSource(builder, _test_split(spec.name, builder.info.splits))
 
 
 def _builder(name: str, data_dir: str) -> Any:
@@ -139,12 +145,14 @@ def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
     """
     info = _builder(name, data_dir).info
     features, splits = info.features, {split: about.num_examples for split, about in info.splits.items()}
-    test = _test_split(splits)
+    test = _test_split(name, splits)
     if not {"image", "label"} <= set(features) or not {"train", test} <= set(splits):
         raise DataError(
             f"{name} has the features {', '.join(sorted(features))} and the splits {', '.join(splits)}: "
             "image classification needs image and label, train and test or validation"
         )
+    if not hasattr(features["label"], "num_classes"):
+        raise DataError(f"the label of {name} is {features['label']}: image classification needs a ClassLabel")
     classes = features["label"].num_classes
     shape = (image_size, image_size, 3)
     return DatasetSpec(name, shape, classes, splits["train"], splits[test], None, _require_prepared, _open)

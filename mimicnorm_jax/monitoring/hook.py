@@ -1,6 +1,8 @@
 """Diagnostics along a run: one line of diagnostics.jsonl every so many steps, from before the first one on."""
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,17 @@ from mimicnorm_jax.utils.console import log_line
 DIAGNOSTICS = "diagnostics.jsonl"
 IMAGES = 32
 """Test images whose tangent kernel is measured."""
+REGIME = ("kappa", "kappa_unit_diagonal", "chi", "growth")
+"""Of `Regime`, what a line holds."""
+ALIGNMENTS = ("alignment", "alignment_centered")
 
 
 class DiagnosticsHook:
     """Measures a run's network: its regime, its alignment with the labels, and the last BatchNorm's running variance.
 
-    The alignment is that of the pseudo-kernel of the test images with their labels, plain and centered.
+    The alignment is that of the pseudo-kernel of the test images with their labels, plain and centered; of a network
+    that ends in a last BatchNorm, of the logits before it. What cannot be measured of a network that diverges or is
+    dead is null in a line, and the run's log says why.
 
     Args:
       trainer: of the run.
@@ -72,24 +79,15 @@ class DiagnosticsHook:
         epoch = step / self._trainer.steps_per_epoch
         host = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
         if self._meter is None or self._kernel is None:
-            # With neutral running averages one function serves the whole run, resumed or not: those of the last
-            # BatchNorm scale one output's kernel as a whole, and touch nothing before the logits.
+            # With neutral running averages one function serves the whole run, resumed or not. Those of the last
+            # BatchNorm scale the kernel of one output, of which the regime is, as a whole.
             neutral = jax.tree_util.tree_map_with_path(_neutral, host["batch_stats"])
             bound = network(self._trainer.config, {**host, "batch_stats": neutral}, "")
             self._meter = RegimeMeter(bound.apply_fn, batch_coupled=bound.batch_coupled)
             self._kernel = EmpiricalNTK(bound.apply_fn, output="pseudo", batch_coupled=bound.batch_coupled)
-        found = self._meter(host["params"], self._images, jax.random.key(self._trainer.config.seed))
-        kernel = self._kernel(host["params"], self._images)
-        row: dict[str, Any] = {
-            "epoch": int(epoch) if epoch.is_integer() else epoch,
-            "step": step,
-            "kappa": found.kappa,
-            "kappa_unit_diagonal": found.kappa_unit_diagonal,
-            "chi": found.chi,
-            "growth": found.growth,
-            "alignment": alignment(kernel, self._targets),
-            "alignment_centered": alignment(kernel, self._targets, centered=True),
-        }
+        row: dict[str, Any] = {"epoch": int(epoch) if epoch.is_integer() else epoch, "step": step}
+        row |= _measured(REGIME, partial(self._regime, self._meter, host["params"]))
+        row |= _measured(ALIGNMENTS, partial(self._alignments, self._kernel, host["params"]))
         if LAST_BN in host["batch_stats"]:
             variance = np.asarray(host["batch_stats"][LAST_BN]["var"])
             row |= {"last_bn_variance": float(variance.mean()), "last_bn_variance_std": float(variance.std())}
@@ -98,6 +96,26 @@ class DiagnosticsHook:
         self._writer.scalars(row)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "step" and value is not None)
         log_line(f"diagnostics at {shown}")
+
+    def _regime(self, meter: RegimeMeter, params: Any) -> tuple[float, ...]:
+        found = meter(params, self._images, jax.random.key(self._trainer.config.seed))
+        return tuple(getattr(found, name) for name in REGIME)
+
+    def _alignments(self, kernel_of: EmpiricalNTK, params: Any) -> tuple[float, ...]:
+        kernel = kernel_of(params, self._images)
+        return alignment(kernel, self._targets), alignment(kernel, self._targets, centered=True)
+
+
+def _measured(names: Sequence[str], measure: Callable[[], tuple[float, ...]]) -> dict[str, float]:
+    """What is measured, by name; not a number where that cannot be, of a network that diverges or is dead.
+
+    Whether a run goes on is for its loss to say.
+    """
+    try:
+        return dict(zip(names, measure(), strict=True))
+    except ValueError as error:
+        log_line(f"not measured: {', '.join(names)}: {error}")
+        return dict.fromkeys(names, math.nan)
 
 
 def _neutral(path: tuple[Any, ...], statistic: Any) -> np.ndarray:

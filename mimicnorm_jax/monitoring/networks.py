@@ -100,7 +100,7 @@ def from_checkpoint(
 
 
 def images(config: TrainConfig, count: int, kind: str, precision: Any) -> jax.Array:
-    """The first test images of the config's dataset, normalized as in training, or standard normal noise.
+    """Test images of the config's dataset, normalized as in training, or standard normal noise.
 
     Args:
       config: names dataset, folder and seed, and how many bad images are skipped.
@@ -128,20 +128,20 @@ def images(config: TrainConfig, count: int, kind: str, precision: Any) -> jax.Ar
 def test_examples(
     dataset: Dataset | StreamedDataset, count: int, precision: Any, bad: BadImages
 ) -> tuple[jax.Array, np.ndarray]:
-    """The first test images of a data set, normalized as in training, and their labels.
+    """Test images of a data set, see `datasets.held_out_examples`, normalized as in training, and their labels.
 
     Args:
       dataset: that was read, or opened.
-      count, bad: as in `datasets.first_test_examples`.
+      count, bad: as in `datasets.held_out_examples`.
       precision: of the images.
 
     Returns:
       `(count, H, W, C)` and `(count,)`, or fewer where so many cannot be used.
 
     Raises:
-      DataError: as `datasets.first_test_examples`.
+      DataError: as `datasets.held_out_examples`.
     """
-    shown, labels = datasets.first_test_examples(dataset, count, bad)
+    shown, labels = datasets.held_out_examples(dataset, count, bad)
     return jnp.asarray(normalize(jnp.asarray(shown), dataset.mean, dataset.std, precision)), labels
 
 

@@ -24,7 +24,7 @@ def select_all_kernels(path: tuple[str, ...], leaf: jax.Array) -> bool:
       path: of a parameter.
       leaf: the parameter, of any shape.
     """
-    return path[-1] == "kernel" and leaf.ndim >= 2
+    return path[-1:] == ("kernel",) and leaf.ndim >= 2
 
 
 class FixedNormState(NamedTuple):
@@ -32,7 +32,7 @@ class FixedNormState(NamedTuple):
 
     Attributes:
       num_steps: done, int32.
-      norms: the Frobenius norm that each selected leaf keeps, 0 for the others.
+      norms: the Frobenius norm that each selected leaf keeps, 0 for the others and for those that keep none.
       inner: the inner optimizer's.
     """
 
@@ -108,7 +108,7 @@ def lawn(
 
     For `free_steps` steps the inner optimizer works as it is. Then the norm of every selected leaf is frozen: its
     gradient loses the part along the leaf before the inner optimizer sees it, and after the step the leaf is scaled
-    back.
+    back. A leaf that is zero then has no norm to keep: it stays free.
     Whether the published code projects the inner optimizer's direction once more is not known to us: an option.
 
     Args:
@@ -144,16 +144,16 @@ def lawn(
             params,
         )
 
-        def projected(vector: jax.Array, leaf: jax.Array) -> jax.Array:
-            return jnp.where(frozen, tangent(vector, leaf), vector)
+        def projected(vector: jax.Array, kept: jax.Array, leaf: jax.Array) -> jax.Array:
+            return jnp.where(frozen & (kept > 0), tangent(vector, leaf), vector)
 
         def back(step: jax.Array, kept: jax.Array, leaf: jax.Array) -> jax.Array:
-            return jnp.where(frozen, _scaled(leaf + step, kept) - leaf, step)
+            return jnp.where(frozen & (kept > 0), _scaled(leaf + step, kept) - leaf, step)
 
-        updates = _map(select, projected, lambda vector, leaf: vector, updates, params)
+        updates = _map(select, projected, lambda vector, kept, leaf: vector, updates, norms, params)
         updates, inner_state = inner.update(updates, state.inner, params)
         if project_direction:
-            updates = _map(select, projected, lambda vector, leaf: vector, updates, params)
+            updates = _map(select, projected, lambda vector, kept, leaf: vector, updates, norms, params)
         updates = _map(select, back, lambda step, kept, leaf: step, updates, norms, params)
         return updates, FixedNormState(jnp.asarray(optax.safe_increment(state.num_steps)), norms, inner_state)
 
@@ -168,7 +168,8 @@ def hyperball(
     r"""Updates of fixed norm (Hyperball, arXiv 2606.16899), without weight decay.
 
     A selected leaf W of initial norm R becomes $R\, n(W - \eta R\, n(u))$ with $n(v) = v / |v|$ and the direction u of
-    an optimizer, so that $\eta$ is the angle of a step. Other leaves take $-\eta u$.
+    an optimizer: $\eta$ is the tangent of the angle of a step where u is perpendicular to W. Other leaves, and those
+    that start at zero, take $-\eta u$.
 
     Args:
       direction: such as `optax.scale_by_adam()`, without a learning rate.
@@ -190,7 +191,8 @@ def hyperball(
         updates, inner_state = direction.update(updates, state.inner, params)
 
         def turned(u: jax.Array, kept: jax.Array, leaf: jax.Array) -> jax.Array:
-            return _scaled(leaf - rate * _scaled(u, kept), kept) - leaf
+            kept_norm = _scaled(leaf - rate * _scaled(u, kept), kept) - leaf
+            return jnp.where(kept > 0, kept_norm, plain(u, kept, leaf))
 
         def plain(u: jax.Array, kept: jax.Array, leaf: jax.Array) -> jax.Array:
             return (-rate * u).astype(u.dtype)

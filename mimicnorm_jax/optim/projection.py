@@ -21,7 +21,7 @@ class _ConvKernels(NamedTuple):
     window: int | None
 
     def __call__(self, path: tuple[str, ...], leaf: jax.Array) -> bool:
-        if path[-1] != "kernel" or leaf.ndim < 3 or not self.transform.takes(leaf.shape):
+        if path[-1:] != ("kernel",) or leaf.ndim < 3 or not self.transform.takes(leaf.shape):
             return False
         if self.window is None and leaf.ndim != 4:
             raise ValueError(_doubt(path, leaf, f"has rank {leaf.ndim}, not a 2-D convolution's 4"))
@@ -82,7 +82,7 @@ def center_params(params: optax.Params, select: Select | None = None) -> optax.P
             return chosen(leaf)
         if not chosen:
             return leaf
-        bias = by_path.get((*names[:-1], "bias")) if names[-1] == "kernel" else None
+        bias = by_path.get((*names[:-1], "bias")) if names[-1:] == ("kernel",) else None
         if bias is not None and bias.shape != (leaf.shape[-1],):
             raise ValueError(_doubt(names, leaf, f"has a bias {bias.shape} beside it, not ({leaf.shape[-1]},)"))
         if bias is None and isinstance(select, _ConvKernels) and select.window is None:

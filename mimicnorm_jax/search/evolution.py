@@ -1,5 +1,6 @@
 """Evolution of paths: the best architecture by a score, under a limit on its cost."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,10 @@ class Evolution:
       crossovers: children of a round that take each choice from one of two parents. What mutations and crossovers
         leave of the population is random.
       tries: for one child that is new and under the limit; then it is left out.
+
+    Raises:
+      ValueError: for a number that is negative, no parents, population or tries, a chance that is none, and for more
+        children than the population.
     """
 
     rounds: int = 20
@@ -32,6 +37,19 @@ class Evolution:
     mutation_rate: float = 0.1
     crossovers: int = 25
     tries: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "population", "parents", "mutations", "crossovers", "tries"):
+            least = int(name in ("population", "parents", "tries"))
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"{name}={value}: it is at least {least}")
+        if not 0 <= self.mutation_rate <= 1:
+            raise ValueError(f"mutation_rate={self.mutation_rate}: it is a chance, from 0 to 1")
+        if self.mutations + self.crossovers > self.population:
+            raise ValueError(
+                f"mutations={self.mutations} and crossovers={self.crossovers} are more than population="
+                f"{self.population}, of which they are a part"
+            )
 
 
 def evolve(
@@ -51,7 +69,7 @@ def evolve(
       All paths that were seen, none twice, the best first; of equal ones the earlier first.
 
     Raises:
-      ValueError: if no random path is under the limit.
+      ValueError: if no random path is under the limit, and for a score that is not a number.
     """
     how, generator = how or Evolution(), np.random.default_rng(seed)
     seen: dict[Path, float] = {}
@@ -61,7 +79,9 @@ def evolve(
             for _ in range(how.tries):
                 child = breed()
                 if child not in seen and cost(child) <= limit:
-                    seen[child] = score(child)
+                    seen[child] = value = score(child)
+                    if math.isnan(value):
+                        raise ValueError(f"the score of {child} is not a number: it cannot be ranked")
                     break
 
     def random() -> Path:

@@ -1,6 +1,6 @@
 """All networks of a space in one: each layer holds the block of every choice, and a path says which are read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -150,18 +150,36 @@ def of_path(variables: Any, path: Sequence[int]) -> Any:
       path: the choice of every layer.
 
     Raises:
-      ValueError: for a choice that a layer does not have.
+      ValueError: for a choice that a layer does not have, and a path of another number of layers.
     """
-    if not isinstance(variables, dict):
+    layers = set(_layers(variables))
+    if layers and layers != set(range(len(path))):
+        raise ValueError(f"path={tuple(path)} is of {len(path)} layers, and the network has {max(layers) + 1}")
+    return _chosen(variables, path)
+
+
+def _number(name: str) -> int | None:
+    number = name.removeprefix("layer")
+    return int(number) if number != name and number.isdecimal() else None
+
+
+def _layers(variables: Any) -> Iterator[int]:
+    if isinstance(variables, Mapping):
+        for name, value in variables.items():
+            number = _number(name)
+            yield from _layers(value) if number is None else (number,)
+
+
+def _chosen(variables: Any, path: Sequence[int]) -> Any:
+    if not isinstance(variables, Mapping):
         return variables
     chosen = {}
     for name, value in variables.items():
-        number = name.removeprefix("layer")
-        if number != name and number.isdecimal():
-            only = f"choices_{path[int(number)]}"
+        if (number := _number(name)) is not None:
+            only = f"choices_{path[number]}"
             if only not in value:
                 there = ", ".join(sorted(value))
-                raise ValueError(f"the path chooses {path[int(number)]} in {name}, which has {there}")
+                raise ValueError(f"the path chooses {path[number]} in {name}, which has {there}")
             value = {only: value[only]}
-        chosen[name] = of_path(value, path)
-    return {name: value for name, value in chosen.items() if not (isinstance(value, dict) and not value)}
+        chosen[name] = _chosen(value, path)
+    return {name: value for name, value in chosen.items() if not (isinstance(value, Mapping) and not value)}

@@ -5,8 +5,9 @@ is made of (`RunSpec`, `Trainer`), and the step of a loop of your own (`train_st
 """
 
 from mimicnorm_jax.training.config import METHOD_FIELDS, TrainConfig, base, validate, with_model
+from mimicnorm_jax.training.epoch import train_epoch
 from mimicnorm_jax.training.evaluation import evaluate_checkpoints
-from mimicnorm_jax.training.loop import run, train_epoch
+from mimicnorm_jax.training.loop import run
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.model import AXIS
 from mimicnorm_jax.training.plan import TrainingPlan, plan_training

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ import jax
 import numpy as np
 
 from mimicnorm_jax import distributed
-from mimicnorm_jax.data.pipeline import Stop, never
-from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError
+from mimicnorm_jax.data.pipeline import Stop
+from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
 from mimicnorm_jax.training import report, workdir
 from mimicnorm_jax.training.averaged import with_own_statistics
 from mimicnorm_jax.training.config import TrainConfig
-from mimicnorm_jax.training.evaluation import evaluate, of_one_process
+from mimicnorm_jax.training.epoch import DataEndedError, train_epoch
+from mimicnorm_jax.training.evaluation import evaluate
 from mimicnorm_jax.training.hook import Hook, MakeHook
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.resilience import CheckpointMetadata, Checkpoints
@@ -27,80 +27,7 @@ from mimicnorm_jax.training.spec import RunSpec, validate_run
 from mimicnorm_jax.training.state import TrainState
 from mimicnorm_jax.training.trainer import Trainer, build_trainer
 from mimicnorm_jax.training.writers import MetricWriter
-from mimicnorm_jax.utils.console import log_line, progress
-
-
-class DataEndedError(DataError):
-    """An epoch ended early, as its data cannot be read on.
-
-    Attributes:
-      state, total: what the steps before gave: the state, and the metrics of this epoch.
-    """
-
-    def __init__(self, message: str, state: TrainState, total: Metrics) -> None:
-        super().__init__(message)
-        self.state, self.total = state, total
-
-
-def train_epoch(
-    trainer: Trainer, state: TrainState, epoch: int, total: Metrics, stop: Stop = never, hook: Hook | None = None
-) -> tuple[TrainState, Metrics]:
-    """Trains one epoch, or the rest of it, or less where `stop` says so.
-
-    The host reads a call's metrics after it has made the next, so the devices never wait.
-
-    Args:
-      trainer: of the run.
-      state: replicated; its buffers are given up.
-      epoch: from 0.
-      total: metrics of the steps of this epoch that `state` has done.
-      stop: asked after each call of steps; anything but 0 ends the epoch there, and a wait for data within seconds.
-      hook: called after each call of steps.
-
-    Returns:
-      The state and the metrics of this epoch's steps so far.
-
-    Raises:
-      NonFiniteLossError: names the step.
-      DataEndedError: where the data cannot be read on.
-    """
-    in_flight = iter(())
-    step = int(state.step)
-    first = step - epoch * trainer.steps_per_epoch
-    title = f"epoch {epoch + 1}/{trainer.config.epochs}"
-    feeds = trainer.pipeline.train_feeds(epoch, first, of_one_process(stop))
-    try:
-        for feed, num_steps in progress(feeds, title, trainer.steps_per_epoch - first, lambda item: item[1]):
-            state, metrics = trainer.train_steps(state, trainer.pipeline.train, feed, num_steps)
-            for done in in_flight:
-                total += _checked(trainer, *done)
-            in_flight, step = _steps(metrics, step, num_steps), step + num_steps
-            if hook is not None:
-                hook(state, step, num_steps)
-            if stop():
-                break
-        for done in in_flight:
-            total += _checked(trainer, *done)
-    except NonFiniteLossError as error:
-        error.where["norms"] = report.norms(state)
-        raise
-    except DataError as error:
-        for done in in_flight:
-            total += _checked(trainer, *done)
-        raise DataEndedError(str(error), state, total) from error
-    return state, total
-
-
-def _steps(metrics: Metrics, step: int, num_steps: int) -> Iterator[tuple[Metrics, int]]:
-    """Each of the `num_steps` steps after `step` with its metrics; fetches them when asked for the first."""
-    metrics = jax.device_get(metrics)
-    for i in range(num_steps):
-        yield jax.tree.map(lambda values, i=i: values[i], metrics), step + i + 1
-
-
-def _checked(trainer: Trainer, metrics: Metrics, step: int) -> Metrics:
-    epoch = (step - 1) // trainer.steps_per_epoch + 1
-    return trainer.nonfinite(metrics, step, epoch, trainer.learning_rate(step))
+from mimicnorm_jax.utils.console import log_line
 
 
 def run(config: TrainConfig, folder: Path, model: Any = None, make_hook: MakeHook | None = None) -> dict[str, Any]:
@@ -147,10 +74,12 @@ def _run_worker(spec: RunSpec) -> dict[str, Any]:
 
 def _broadcast(state: TrainState, metadata: CheckpointMetadata) -> tuple[TrainState, CheckpointMetadata]:
     """The first process's state and metadata, in every process."""
-    numbers = np.array([metadata.epoch, metadata.skipped, *metadata.partial], np.float32)
-    state, numbers = distributed.broadcast_from_first((state, numbers))
-    epoch, skipped, *sums = map(float, numbers)
-    return state, replace(metadata, epoch=int(epoch), skipped=int(skipped), partial=(sums[0], sums[1], sums[2]))
+    counts = np.array([metadata.epoch, metadata.skipped, metadata.consecutive], np.int32)
+    state, counts, sums = distributed.broadcast_from_first((state, counts, np.array(metadata.partial, np.float32)))
+    epoch, skipped, consecutive = map(int, counts)
+    loss, correct, count = map(float, sums)
+    told = replace(metadata, epoch=epoch, skipped=skipped, consecutive=consecutive, partial=(loss, correct, count))
+    return state, told
 
 
 def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, Any]:
@@ -162,6 +91,7 @@ def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, A
             found = start(spec), CheckpointMetadata(0, None)
         else:
             state, metadata = found
+            _require_same_images(trainer, metadata, folder)
             complete = metadata.epoch == spec.config.epochs
             resuming = f"resuming after step {state.step}, epoch {metadata.epoch}"
             log_line("this run is complete" if complete else resuming)
@@ -184,6 +114,21 @@ def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, A
     return report.summarize(trainer, folder, writer.rows, hook.rows if hook is not None else [], kept)
 
 
+def _images(trainer: Trainer) -> tuple[int, int]:
+    return len(trainer.dataset.train), len(trainer.dataset.test)
+
+
+def _require_same_images(trainer: Trainer, metadata: CheckpointMetadata, folder: Path) -> None:
+    """Raises WorkdirError where a run would go on in the middle of another order of images."""
+    if metadata.images not in ((0, 0), images := _images(trainer)):
+        (there, tested), (here, test) = metadata.images, images
+        raise WorkdirError(
+            f"{folder} holds a run on {there} training and {tested} test images, and {trainer.config.dataset} has "
+            f"{here} and {test} now: put back what was there (of a file that is lost, an empty one of its name, which "
+            "config.max_bad_images lets pass), or choose another --workdir"
+        )
+
+
 @dataclass(frozen=True)
 class RunWriters:
     """What the first process writes along a run."""
@@ -196,7 +141,7 @@ class RunWriters:
 def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, writers: RunWriters | None) -> None:
     config, epoch = trainer.config, metadata.epoch
     partial = Metrics(*map(np.float32, metadata.partial))
-    trainer.nonfinite.skipped = metadata.skipped
+    trainer.nonfinite.skipped, trainer.nonfinite.consecutive = metadata.skipped, metadata.consecutive
     hook, before = writers.hook if writers else None, metadata.seconds
     with stop_requested() as stop:
         while epoch < config.epochs:
@@ -206,14 +151,16 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
                 seconds = time.perf_counter() - started
                 # A whole epoch is evaluated and logged first.
                 if stop() and int(state.step) < (epoch + 1) * trainer.steps_per_epoch:
-                    _stop_within(trainer, state, _partial(trainer, epoch, train, before + seconds), stop, writers)
+                    _stop_within(
+                        trainer, state, _metadata(trainer, epoch, None, train, before + seconds), stop, writers
+                    )
                     break
                 state, test = _evaluate_epoch(trainer, state, epoch, train, stop)
             except DataEndedError as error:
                 state, step = error.state, int(error.state.step)
                 if writers and step:
                     seconds = before + time.perf_counter() - started
-                    _save_partial(writers, state, _partial(trainer, epoch, error.total, seconds))
+                    _save_partial(writers, state, _metadata(trainer, epoch, None, error.total, seconds))
                     log_line(f"saved after step {step}, where the data ends: the same command goes on")
                 if not stop():
                     raise
@@ -230,8 +177,7 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
                 # The line first: if the save fails, resuming drops it again.
                 writers.metrics.epoch(row)
                 if epoch % config.checkpoint_epochs == 0 or epoch == config.epochs or stopped:
-                    metadata = CheckpointMetadata(epoch, test.accuracy, skipped=trainer.nonfinite.skipped)
-                    writers.checkpoints.save(state, metadata)
+                    writers.checkpoints.save(state, _metadata(trainer, epoch, test.accuracy, Metrics.empty()))
             partial, before = Metrics.empty(), 0.0
             if stopped:
                 break
@@ -250,9 +196,12 @@ def _evaluate_epoch(
         raise DataEndedError(str(error), state, train) from error
 
 
-def _partial(trainer: Trainer, epoch: int, total: Metrics, seconds: float) -> CheckpointMetadata:
-    sums = float(total.loss_sum), float(total.correct), float(total.count)
-    return CheckpointMetadata(epoch, None, sums, trainer.nonfinite.skipped, seconds)
+def _metadata(
+    trainer: Trainer, epoch: int, accuracy: float | None, total: Metrics, seconds: float = 0.0
+) -> CheckpointMetadata:
+    """What stands beside a state after `epoch` epochs, and the steps of the next one that `total` is of."""
+    sums, left_out = (float(total.loss_sum), float(total.correct), float(total.count)), trainer.nonfinite
+    return CheckpointMetadata(epoch, accuracy, sums, left_out.skipped, seconds, left_out.consecutive, _images(trainer))
 
 
 def _stop_within(

@@ -71,7 +71,7 @@ def require_trainable(model: nn.Module, dataset: DatasetSpec, dtype: Any) -> Non
 
     def init_and_train(images: jax.Array) -> tuple[Any, jax.Array]:
         variables = model.init(key, images, **train_option(model, False))
-        rngs, options = {"params": key, "dropout": key}, train_option(model, True)
+        rngs, options = {"dropout": key}, train_option(model, True)
         return variables, model.apply(variables, images, mutable=["batch_stats"], rngs=rngs, **options)[0]
 
     images = jax.ShapeDtypeStruct((1, 2, *dataset.image_shape), dtype)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from mimicnorm_jax.optim import hyperball, keep_kernels_centered, lawn, select_conv_kernels
+from mimicnorm_jax.optim import Select, hyperball, keep_kernels_centered, lawn
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.utils.trees import path_names
 
@@ -29,19 +29,16 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, max(1, warmup)), decay], [warmup])
 
 
-CONV_KERNELS = select_conv_kernels(window=2)
-"""Those of our networks that are centered after a step: all their convolutions are 2-D, and none is stacked."""
-
-
 def make_optimizer(
-    config: TrainConfig, schedule: optax.Schedule, steps_per_epoch: int = 1
+    config: TrainConfig, schedule: optax.Schedule, steps_per_epoch: int = 1, centered: Select | None = None
 ) -> optax.GradientTransformation:
-    """Clipping, the optimizer, its constraint; centering after the step where the config has it so.
+    """Clipping, the optimizer, its constraint; centering after the step.
 
     Args:
       config: of the run.
       schedule: from `make_schedule`.
       steps_per_epoch: steps in an epoch, of which the length of LAWN's free phase is made.
+      centered: which kernels are centered after the step; None for none.
     """
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.adaptive_clip:
@@ -54,8 +51,8 @@ def make_optimizer(
         parts += _free(config, schedule)
     if config.scalar_rate != 1:
         parts.append(optax.masked(optax.scale(config.scalar_rate), scalars))
-    if config.centering == "after_step":
-        parts.append(keep_kernels_centered(CONV_KERNELS))
+    if centered is not None:
+        parts.append(keep_kernels_centered(centered))
     return optax.chain(*parts)
 
 

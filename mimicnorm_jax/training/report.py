@@ -43,7 +43,7 @@ def _floor(trainer: Trainer) -> str:
     method = METHODS.get(trainer.config.method)
     if method is None or not method.last_batch_norm:
         return ""
-    classes, scale = trainer.dataset.spec.num_classes, trainer.config.logit_scale
+    classes, scale = trainer.dataset.spec.num_classes, trainer.spec.model.factory.method.logit_scale
     floor = f"{cross_entropy_floor(classes, scale):.2f}"
     if float(floor) == 0:
         return ""

@@ -7,35 +7,36 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mimicnorm_jax.errors import ConfigError, WorkdirError
+from mimicnorm_jax.errors import ConfigError, DataError, WorkdirError
 from mimicnorm_jax.optim import center_params
 from mimicnorm_jax.training import workdir
 from mimicnorm_jax.training.config import TrainConfig
-from mimicnorm_jax.training.optimizer import CONV_KERNELS
 from mimicnorm_jax.training.resilience import CheckpointReader
-from mimicnorm_jax.training.spec import RunSpec, build_spec
+from mimicnorm_jax.training.spec import OWN_METHOD, RunSpec, build_spec
 from mimicnorm_jax.training.state import TrainState
 from mimicnorm_jax.utils.trees import path_names
 
 
-def read_checkpoint(folder: Path, which: str, data_dir: str = "") -> tuple[TrainConfig, Any, str]:
+def read_checkpoint(folder: Path, which: str, data_dir: str = "", model: Any = None) -> tuple[TrainConfig, Any, str]:
     """The config of a run, the variables of a checkpoint as it evaluates them, and a name for a reader; reads no data.
 
     Args:
       folder: the run's.
       which: `latest` or `best`.
       data_dir: if the dataset has moved since.
+      model: the run's network, if it had one of its own.
 
     Raises:
       WorkdirError: if there is no such checkpoint or it cannot be restored.
-      ConfigError: if the run had a network of its own.
+      ConfigError: if the run had a network of its own and none is given.
+      DataError: if nothing is known any more of the run's dataset, such as how many classes it has.
     """
     config = workdir.read_config(folder)
     config = replace(config, data_dir=data_dir or config.data_dir)
     if not (folder / "checkpoints").is_dir():
         raise WorkdirError(f"{folder} holds no checkpoint")
     # A checkpoint is that of its network, whatever devices share a batch here; no data is read for it.
-    spec = build_spec(config, num_devices=1)
+    spec = build_spec(config, num_devices=1, model=model)
     checkpoints = CheckpointReader(folder / "checkpoints")
     step = checkpoints.latest if which == "latest" else checkpoints.best
     if step is None:
@@ -64,7 +65,15 @@ def start(spec: RunSpec) -> TrainState:
     state, config = spec.init_state(), spec.config
     if not config.init_from:
         return state
-    _, variables, name = read_checkpoint(Path(config.init_from), "best", config.data_dir)
+    source = Path(config.init_from)
+    same_data = workdir.read_config(source).dataset == config.dataset
+    own = spec.model if config.method == OWN_METHOD else None
+    try:
+        _, variables, name = read_checkpoint(source, "best", config.data_dir if same_data else "", own)
+    except DataError as error:
+        raise ConfigError(
+            f"config.init_from is {config.init_from!r}, of whose data set the shapes of its network come: {error}"
+        ) from error
     wanted = {"params": state.params, "batch_stats": state.batch_stats}
     given = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
     differing = sorted(_shapes(wanted).items() ^ _shapes(given).items())
@@ -76,8 +85,8 @@ def start(spec: RunSpec) -> TrainState:
             f"{config.model!r}, config.method={config.method!r} it is {here}"
         )
     params, batch_stats = (jax.tree.map(jnp.asarray, given[part]) for part in ("params", "batch_stats"))
-    if config.centering == "after_step":
-        params = center_params(params, CONV_KERNELS)
+    if spec.centered is not None:
+        params = center_params(params, spec.centered)
     return state.with_variables(params, batch_stats)
 
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from mimicnorm_jax import models
@@ -12,12 +14,13 @@ from mimicnorm_jax.data import datasets
 from mimicnorm_jax.data.augment import Augmentation
 from mimicnorm_jax.data.specs import DatasetSpec
 from mimicnorm_jax.errors import ConfigError
+from mimicnorm_jax.linen import find_kernels
 from mimicnorm_jax.methods import METHODS
-from mimicnorm_jax.optim import center_params
+from mimicnorm_jax.optim import Select, center_params
 from mimicnorm_jax.training.config import FIELDS, TrainConfig
 from mimicnorm_jax.training.dataset import check_dataset, dataset_of
 from mimicnorm_jax.training.model import AXIS, head_of, init_variables, is_exact_in_parts, require_trainable
-from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule, scalars
+from mimicnorm_jax.training.optimizer import make_optimizer, make_schedule, scalars
 from mimicnorm_jax.training.state import TrainState, create_state
 from mimicnorm_jax.training.step import StepConfig
 
@@ -51,6 +54,16 @@ class RunSpec:
     dataset: DatasetSpec
     model: Any
 
+    @cached_property
+    def centered(self) -> Select | None:
+        """Which kernels are centered after every step: those that the network of `in_call` centers; None for none."""
+        if self.config.centering != "after_step":
+            return None
+        image = jax.ShapeDtypeStruct((1, *self.dataset.image_shape), jnp.float32)
+        found = find_kernels(make_model(self.config), image)
+        taken = {path for path, one in found.items() if one.transform.centers(one.layout.flat_shape, one.layout.groups)}
+        return lambda path, leaf: path in taken
+
     def make_step(
         self, num_train: int, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> tuple[StepConfig, optax.Schedule]:
@@ -61,10 +74,11 @@ class RunSpec:
           mean, std: of the training images, see `StepConfig`.
         """
         config = self.config
-        schedule = make_schedule(config, num_train // config.batch_size)
+        steps_per_epoch = num_train // config.batch_size
+        schedule = make_schedule(config, steps_per_epoch)
         step_config = StepConfig(
             model=self.model,
-            tx=make_optimizer(config, schedule, num_train // config.batch_size),
+            tx=make_optimizer(config, schedule, steps_per_epoch, self.centered),
             augmentation=Augmentation(config.crop_padding, config.flip, config.rotation),
             mean=mean,
             std=std,
@@ -82,10 +96,10 @@ class RunSpec:
         """A fresh state from the config's seed, on the host's first device; centered where steps keep it centered."""
         config = self.config
         # The state of an optimizer does not depend on its schedule.
-        tx = make_optimizer(config, optax.constant_schedule(0.0))
+        tx = make_optimizer(config, optax.constant_schedule(0.0), centered=self.centered)
         state = create_state(self.model, tx, self.dataset.image_shape, config.seed, config.ema_decay > 0)
-        if config.centering == "after_step":
-            params, ema_params = (center_params(tree, CONV_KERNELS) for tree in (state.params, state.ema_params))
+        if self.centered is not None:
+            params, ema_params = (center_params(tree, self.centered) for tree in (state.params, state.ema_params))
             state = state.replace(params=params, ema_params=ema_params)
         return state
 
@@ -107,6 +121,11 @@ def build_spec(config: TrainConfig, num_devices: int | None = None, model: Any =
       DataError: if the dataset is unknown.
     """
     devices = jax.device_count() if num_devices is None else num_devices
+    if model is None and config.method == OWN_METHOD:
+        raise ConfigError(
+            f"config.method is {OWN_METHOD!r}: that run has a network of its own, {config.model}, which no config "
+            "builds. Give the network as model= to training.run or training.evaluate_checkpoints"
+        )
     dataset = dataset_of(config)
     check_dataset(config)
     if model is None:
@@ -152,10 +171,13 @@ def validate_run(config: TrainConfig, model: Any = None) -> RunSpec:
 
 def make_model(config: TrainConfig, **options: Any) -> Any:
     """The config's network; `options` are those of `models.create` that its purpose decides."""
-    known = METHODS.get(config.method)
+    method, known = config.method, METHODS.get(config.method)
+    # A record of the user's own may have another scale than 1.
+    if known is not None and config.logit_scale != FIELDS["logit_scale"].default:
+        method = replace(known, logit_scale=config.logit_scale)
     return models.create(
         config.model,
-        method=config.method if known is None else replace(known, logit_scale=config.logit_scale),
+        method=method,
         num_classes=dataset_of(config).num_classes,
         init=config.init_scheme,
         width=config.width_multiplier,

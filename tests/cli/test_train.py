@@ -77,6 +77,9 @@ def test_train_then_eval_only_from_another_folder(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert main(["--eval_only", f"--workdir={tmp_path / RUN}"]) == 0
     assert "best checkpoint" in capsys.readouterr().out
+    assert main(["--eval_only", f"--workdir={tmp_path / RUN}", *SMALL]) == 0
+    assert main(["--eval_only", f"--workdir={tmp_path / RUN}", "--config.dataset=cifar10"]) == 2
+    assert "config.dataset is 'cifar10' here and 'digits' in the run" in capsys.readouterr().err
 
 
 @reads

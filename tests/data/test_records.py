@@ -7,6 +7,7 @@ import pytest
 
 from mimicnorm_jax.cli.prepare_data import main
 from mimicnorm_jax.data import get_spec, open_streams, records, require_prepared
+from mimicnorm_jax.data.folder import sources
 from mimicnorm_jax.data.streaming import BadImages
 from mimicnorm_jax.errors import DataError
 from tests.data.photographs import write_folder
@@ -50,6 +51,20 @@ def test_lost_files_and_foreign_records_are_named(tmp_path, capsys):
     root = write_folder(tmp_path / "data", 2, 2, 1)
     assert main([f"folder:{root}"]) == 2
     assert "say where with --out=DIR" in capsys.readouterr().err
+    assert main([f"folder:{root}", f"--out={tmp_path / 'out'}", "--data_dir=here"]) == 2
+    assert "--data_dir=here is of data sets of TFDS" in capsys.readouterr().err
+    assert main(["cifar10", f"--out={tmp_path / 'out'}"]) == 2
+    assert "say where cifar10 goes with --data_dir=DIR" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main([f"folder:{root}", f"--out={tmp_path / 'file'}"]) == 2
+    assert "file: " in capsys.readouterr().err
+    gone = root / "train" / "class00" / "gone.jpg"
+    gone.symlink_to(tmp_path / "nowhere")
+    sources.cache_clear()  # as in another process
+    assert main([f"folder:{root}", f"--out={tmp_path / 'out'}"]) == 2
+    assert f"cannot read {gone}" in capsys.readouterr().err
+    gone.unlink()
+    sources.cache_clear()
     assert main([f"folder:{root}", f"--out={tmp_path / 'out'}"]) == 0
     other = write_folder(tmp_path / "other", 2, 3, 1)
     with pytest.raises(DataError, match="records of another data set"):

@@ -1,6 +1,7 @@
 """Any image classification data set that TFDS has prepared, by its name."""
 
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from mimicnorm_jax.data import BatchLayout, get_spec, open_streams
 from mimicnorm_jax.data.batching import epoch_order
 from mimicnorm_jax.data.streaming import BadImages, Cut, StreamingPipeline
+from mimicnorm_jax.data.tfds import TfdsSource
 from mimicnorm_jax.errors import DataError
 
 
@@ -72,10 +74,45 @@ def test_a_prepared_data_set_is_streamed_by_its_name(data_dir):
     assert sorted(np.concatenate(shown)) == sorted(level % 3 for level in range(12, 17))
 
 
+class Imagenet2012(Plain):
+    """As ImageNet: the images to test with carry no labels."""
+
+    def _info(self):
+        features = {"image": tfds.features.Image(encoding_format="png")}
+        features["label"] = tfds.features.ClassLabel(num_classes=3)
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        splits = {"train": (0, 6), "validation": (6, 10), "test": (10, 15)}
+        return {name: self._generate_examples(*levels) for name, levels in splits.items()}
+
+    def _generate_examples(self, *levels):
+        for level in range(*levels):
+            yield level, {"image": _png(level), "label": level % 3 if level < 10 else -1}
+
+
+def test_images_without_labels_are_not_tested_with(tmp_path):
+    Imagenet2012(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    data_dir = str(tmp_path)
+    spec = get_spec("tfds:imagenet2012", data_dir, 4)
+    assert spec.num_test == 4
+    data = open_streams(spec, data_dir, BadImages(0))
+    assert sorted(data.test[i].label for i in range(4)) == [0, 0, 1, 2]
+    unlabeled = TfdsSource(tfds.builder_from_directory(next((tmp_path / "imagenet2012").glob("*"))), "test")
+    with pytest.raises(ValueError, match="label -1"):
+        unlabeled[0]
+
+
 def test_what_is_no_image_classification_or_not_prepared_is_refused(data_dir):
     with pytest.raises(DataError, match=r"tfds:species has the features image, species and the splits"):
         get_spec("tfds:species", data_dir, 4)
     with pytest.raises(DataError, match=r"nowhere is not prepared under .*prepare-data nowhere"):
         get_spec("tfds:nowhere", data_dir, 4)
+    info = next(Path(data_dir).glob("plain/*"))
+    (Path(data_dir) / "forms").mkdir()
+    info.parent.rename(Path(data_dir) / "forms" / "wide")
+    with pytest.raises(DataError, match=r"forms is prepared .* name one, tfds:forms/wide$"):
+        get_spec("tfds:forms", data_dir, 4)
+    (Path(data_dir) / "forms" / "wide").rename(Path(data_dir) / "plain")
     with pytest.raises(DataError, match=r"tfds:plain have no size in common: say --config\.image_size=224"):
         get_spec("tfds:plain", data_dir)

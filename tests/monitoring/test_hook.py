@@ -13,7 +13,7 @@ from mimicnorm_jax.cli.diagnose import main
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.data.streaming import BadImages, Cut
 from mimicnorm_jax.data.streaming.pipeline import Reader
-from mimicnorm_jax.errors import ConfigError, DataError, WorkdirError
+from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
 from mimicnorm_jax.monitoring import networks
 from mimicnorm_jax.training import build_spec, build_trainer, config, loop
 from mimicnorm_jax.training.resilience import Checkpoints
@@ -76,6 +76,18 @@ def test_alignment_is_that_of_the_written_out_kernel_of_the_sum_of_logits(probed
         expected = (same * (kernel @ same)).sum() / np.linalg.norm(kernel) / np.linalg.norm(same.T @ same)
         # The kernel is in float32.
         np.testing.assert_allclose(line[name], expected, rtol=1e-4)
+
+
+def test_a_network_that_diverges_or_is_dead_is_for_its_loss_to_end(tmp_path, capsys):
+    """What cannot be measured is null; the reason is in the log, and the run's failure is that of its loss."""
+    fields = _config(method="none", learning_rate=1e8, warmup_epochs=0.0, diagnostics_epochs=0.2)
+    with pytest.raises(NonFiniteLossError):
+        loop.run(fields, tmp_path, make_hook=monitoring.make_hook(fields))
+    assert (tmp_path / "failure.json").exists()
+    first, second = _lines(tmp_path)[:2]
+    assert None not in first.values()
+    assert second == {"epoch": 0.2, "step": 1, **dict.fromkeys(first.keys() - {"epoch", "step"})}
+    assert "not measured: kappa, kappa_unit_diagonal, chi, growth: the kernel" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -194,6 +206,7 @@ def test_depth_command(tmp_path, capsys):
         (["--model=vgg11"], "at least 32 x 32"),
         (["--dataset=cifar100", "--data_dir=nowhere"], "cifar100 is not prepared under nowhere"),
         (["--workdir=nowhere"], "nowhere holds no run"),
+        (["--workdir=nowhere", "--dataset=cifar100"], "--dataset=cifar100 and --workdir=nowhere"),
         (["--images=361"], "361 images"),
         (["--memory=1e-6", "--width=0.25"], "raise memory"),
         (["--output=ful", "--width=0.25"], "did you mean full"),

@@ -3,6 +3,7 @@
 import itertools
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +45,11 @@ def test_the_published_space():
 def test_a_choice_that_a_layer_does_not_have_is_refused(made):
     with pytest.raises(ValueError, match="chooses 9 in layer1, which has choices_0, choices_1"):
         search.of_path(made[1], (0, 9))
+    for path in ((0,), (0, 1, 1)):
+        with pytest.raises(ValueError, match=f"of {len(path)} layers, and the network has 2"):
+            search.of_path(made[1], path)
+    frozen, plain = (search.of_path(variables, (0, 1)) for variables in (flax.core.freeze(made[1]), made[1]))
+    assert jax.tree.structure(frozen) == jax.tree.structure(plain)
 
 
 @pytest.mark.slow
@@ -191,6 +197,16 @@ def test_what_cannot_be_meant_is_refused():
         shapes(network, path=jnp.array([0]))
     with pytest.raises(ValueError, match="choice 2 at layer 1"):
         shapes(network, path=np.array([0, 2]))
+    for numbers, message in (
+        ({"parents": 0}, "parents=0: it is at least 1"),
+        ({"rounds": -1}, "rounds=-1: it is at least 0"),
+        ({"mutation_rate": 1.5}, "mutation_rate=1.5: it is a chance"),
+        ({"mutations": 26}, "more than population=50"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            search.Evolution(**numbers)
+    with pytest.raises(ValueError, match=r"the score of \(.* is not a number"):
+        search.evolve(TINY, lambda path: float("nan"), cost=sum, limit=9)
     with pytest.raises(ValueError, match="4 is even"):
         SearchSpace(((4, 1, 1),), windows=(4,))
     with pytest.raises(ValueError, match="fixup"):

@@ -1,9 +1,12 @@
 """Every field refuses what it cannot be, by name."""
 
+import dataclasses
+
 import pytest
 
 from mimicnorm_jax.errors import ConfigError
-from mimicnorm_jax.training import config
+from mimicnorm_jax.methods import METHODS
+from mimicnorm_jax.training import build_spec, config
 
 BAD = {
     "seed": -1,
@@ -77,3 +80,10 @@ def test_model_and_method_after_the_colon():
     ]
     with pytest.raises(ConfigError, match=":a,b,c"):
         config.with_model(config.base(), "a,b,c")
+
+
+def test_a_method_of_ones_own_keeps_its_scale_unless_the_config_says_another(monkeypatch):
+    monkeypatch.setitem(METHODS, "surer", dataclasses.replace(METHODS["mimicnorm"], name="surer", logit_scale=2.0))
+    for fields, scale in (({}, 2.0), ({"logit_scale": 3.0}, 3.0)):
+        spec = build_spec(config.validate(config.base(method="surer", **fields)))
+        assert spec.model.factory.method.logit_scale == scale

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
-from mimicnorm_jax.training import Metrics, config, loop, read_metrics, report, spec, step, trainer
+from mimicnorm_jax.training import Metrics, config, loop, read_metrics, report, spec, step, train_epoch, trainer
 from mimicnorm_jax.training.resilience.nonfinite import NonFiniteMonitor
 from tests.training.runs import restored, small_config
 
@@ -32,7 +32,7 @@ def test_an_epoch_in_groups_is_the_epoch_in_single_steps_and_compiles_once(monke
         run = _trainer(small_config(rotation=0.0, steps_per_call=steps))
         state = run.data_parallel.replicate(run.spec.init_state())
         traced.clear()
-        found[steps] = jax.device_get(loop.train_epoch(run, state, 0, Metrics.empty()))
+        found[steps] = jax.device_get(train_epoch(run, state, 0, Metrics.empty()))
         assert len(traced) == 1
         assert found[steps][0].step == run.steps_per_epoch == 22
     # The compiler orders float32 sums by itself in a loop's body, and 22 steps amplify it.
@@ -50,12 +50,12 @@ def test_a_non_finite_loss_in_the_midst_of_a_group_names_its_step():
         return state, Metrics(losses, np.ones(8), np.ones(8))
 
     with pytest.raises(NonFiniteLossError, match=r"not finite at step 28 \(epoch 2\)") as raised:
-        loop.train_epoch(dataclasses.replace(run, train_steps=train_steps), state, 1, Metrics.empty())
+        train_epoch(dataclasses.replace(run, train_steps=train_steps), state, 1, Metrics.empty())
     assert raised.value.where["step"] == 28
     # What may be left out is not counted, and a finite loss starts the count of steps in a row afresh.
     losses[3] = np.nan
     patient = dataclasses.replace(run, train_steps=train_steps, nonfinite=NonFiniteMonitor(1))
-    total = loop.train_epoch(patient, state, 1, Metrics.empty())[1]
+    total = train_epoch(patient, state, 1, Metrics.empty())[1]
     assert total.count == 22 - 6  # two of each group of at most eight
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from mimicnorm_jax import models
 from mimicnorm_jax.errors import ConfigError
-from mimicnorm_jax.optim import center_params, keep_kernels_centered
+from mimicnorm_jax.optim import center_params, keep_kernels_centered, select_conv_kernels
 from mimicnorm_jax.training import build_spec, config
-from mimicnorm_jax.training.optimizer import CONV_KERNELS, make_optimizer, make_schedule, not_classifier
+from mimicnorm_jax.training.optimizer import make_optimizer, make_schedule, not_classifier
 from tests.conftest import also
 from tests.diagnostics.networks import filled
 
@@ -192,6 +192,7 @@ def _model(center_in_call):
     return model, gradient
 
 
+CONV_KERNELS = select_conv_kernels(window=2)
 _center = jax.jit(functools.partial(center_params, select=CONV_KERNELS))
 
 
@@ -244,7 +245,34 @@ def test_for_adam_and_clipped_sgd_the_two_are_different_algorithms(tx, x64):
 
 def test_the_config_puts_the_projection_into_the_optimizer():
     params = {"kernel": jax.random.normal(jax.random.key(0), (3, 3, 8, 4))}
-    tx = make_optimizer(config.validate(config.base(centering="after_step")), lambda step: 0.1)
+    tx = make_optimizer(config.validate(config.base()), lambda step: 0.1, centered=CONV_KERNELS)
     updates, _ = tx.update(params, tx.init(params), params)
     kernel = optax.apply_updates(params, updates)["kernel"]
     assert abs(kernel.sum((0, 1, 2))).max() < 1e-4  # float32, 72 numbers of order 1
+
+
+@pytest.mark.parametrize("name", ["vgg11_imagenet", "shufflenetv2_x0.5_imagenet", "resnet8"])
+def test_what_is_centered_after_a_step_is_what_the_network_would_center(name):
+    """Where the two differ in one kernel they are two functions; export and diagnostics build the one that centers."""
+    fields = {"model": name, "dataset": "cifar10", "width_multiplier": 0.125}
+    after, inside = (
+        build_spec(config.validate(config.base(**fields, centering=where))) for where in ("after_step", "in_call")
+    )
+    state = after.init_state()
+    raw = inside.init_state()
+    images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
+
+    def logits(spec, params):
+        return jax.jit(spec.model.apply)({"params": params, "batch_stats": state.batch_stats}, images)
+
+    expected = logits(inside, raw.params)
+    scale = float(abs(expected).max())
+    np.testing.assert_allclose(logits(after, state.params), expected, atol=1e-4 * scale)
+    moved = jax.tree.map(lambda leaf: leaf + 1, state.params)
+    updates, _ = make_optimizer(after.config, lambda step: 0.0, centered=after.centered).update(
+        jax.tree.map(jnp.zeros_like, moved), after.make_step(8, (), ())[0].tx.init(moved), moved
+    )
+    changed = {path for path, leaf in jax.tree.leaves_with_path(updates) if abs(leaf).max() > 0.5}
+    apart = jax.tree.map(jnp.subtract, raw.params, state.params)
+    was = {path for path, leaf in jax.tree.leaves_with_path(apart) if leaf.any()}
+    assert changed == was

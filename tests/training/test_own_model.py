@@ -92,7 +92,7 @@ def test_a_module_of_your_own_trains_as_by_hand_is_saved_and_evaluated(tmp_path,
     (row,) = read_metrics(tmp_path)
     results = training.evaluate_checkpoints(saved, tmp_path, model)
     assert results["latest"]["test_accuracy"] == row["test_accuracy"]
-    with pytest.raises(ConfigError, match="unknown model"):
+    with pytest.raises(ConfigError, match="a network of its own"):
         training.evaluate_checkpoints(saved, tmp_path)
 
 
@@ -205,6 +205,21 @@ def test_the_logged_learning_rate_is_that_of_the_optimizer_where_steps_were_left
             assert row["learning_rate"] == float(schedule(count - 1))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's
+def test_a_run_with_a_network_of_its_own_is_read_with_that_network(tmp_path):
+    config = _config()
+    summary = training.run(config, tmp_path / "first", Plain())
+    saved = read_config(tmp_path / "first")
+    for asked in (training.build_spec, lambda config: training.evaluate_checkpoints(config, tmp_path / "first")):
+        with pytest.raises(ConfigError, match=r"has a network of its own, Plain, .* Give the network as model="):
+            asked(saved)
+    found = training.evaluate_checkpoints(saved, tmp_path / "first", Plain())
+    assert found["latest"]["test_accuracy"] == summary["final_accuracy"]
+    # A learning rate of nearly 0: what is evaluated is what the run started from.
+    again = _config(init_from=str(tmp_path / "first"), learning_rate=1e-30, momentum=0.0)
+    assert training.run(again, tmp_path / "second", Plain())["final_accuracy"] == summary["best_accuracy"]
+
+
 class Training(nn.Module):
     @nn.compact
     def __call__(self, images, training=False):
@@ -218,9 +233,19 @@ class Remembering(nn.Module):
         return nn.Dense(10)(images.reshape(len(images), -1))
 
 
+class Noisy(nn.Module):
+    """Draws from a stream that no step gives it."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        noise = jax.random.normal(self.make_rng("noise"), images.shape) if train else 0.0
+        return nn.Dense(10)((images + noise).reshape(len(images), -1))
+
+
 @pytest.mark.parametrize(
     ("model", "fields", "message"),
     [
+        (Noisy(), {}, r"the network Noisy .*\"noise\""),
         (Plain(), {"method": "batchnorm"}, "config.method is 'batchnorm', but the run has a network of its own, Plain"),
         (Training(), {}, "the network Training takes training besides images"),
         (Remembering(), {}, "variables in the collection 'cache'"),

@@ -1,5 +1,8 @@
 """A run that starts from another one's checkpoint: the same variables, a fresh optimizer; what is refused."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +57,17 @@ def test_the_second_step_starts_from_the_first_ones_best_with_a_fresh_optimizer(
 def test_another_network_is_refused_by_its_first_leaf_that_differs(first, fields, message):
     spec = build_spec(_config(**fields, init_from=str(first[0])))
     with pytest.raises(ConfigError, match=message):
+        restore.start(spec)
+
+
+def test_a_run_on_other_data_is_read_by_its_own_folder(first, tmp_path):
+    """That the new run's data lie elsewhere says nothing of the first one's; what is gone is named with the reason."""
+    folder = tmp_path / "second"
+    shutil.copytree(first[0], folder)
+    lost = workdir.as_json(_config(model="reactnet8_step1", optimizer="adam"))
+    (folder / "config.json").write_text(json.dumps(lost | {"dataset": "folder:/nowhere", "image_size": 8}))
+    spec = build_spec(_config(model="reactnet8", init_from=str(folder)))
+    with pytest.raises(ConfigError, match=r"config.init_from is .*second', of whose data set .* /nowhere/train is not"):
         restore.start(spec)
 
 

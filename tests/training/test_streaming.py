@@ -17,11 +17,22 @@ from mimicnorm_jax.data import DATASETS, DatasetSpec, Split
 from mimicnorm_jax.data.batching import epoch_order
 from mimicnorm_jax.data.folder import FolderSource, sources
 from mimicnorm_jax.data.streaming import Encoded, decoding_threads, pipeline
-from mimicnorm_jax.errors import ConfigError, DataError
-from mimicnorm_jax.training import Metrics, base, build_spec, build_trainer, loop, plan_training, read_metrics, validate
+from mimicnorm_jax.errors import ConfigError, DataError, WorkdirError
+from mimicnorm_jax.training import (
+    Metrics,
+    base,
+    build_spec,
+    build_trainer,
+    loop,
+    plan_training,
+    read_metrics,
+    train_epoch,
+    validate,
+)
 from mimicnorm_jax.training.resilience import Checkpoints, InterruptedRunError
 from tests.conftest import also
 from tests.data.photographs import write_folder
+from tests.training.runs import stopped_after_a_save
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
 pytestmark = [
@@ -50,7 +61,7 @@ def _two_epochs(fields):
     state = trainer.data_parallel.replicate(trainer.spec.init_state())
     found = []
     for epoch in range(2):
-        state, metrics = loop.train_epoch(trainer, state, epoch, Metrics.empty())
+        state, metrics = train_epoch(trainer, state, epoch, Metrics.empty())
         found += [metrics, loop.evaluate(trainer, state)]
     return jax.device_get((state, found))
 
@@ -196,6 +207,23 @@ def test_interrupted_runs_go_on_to_the_same_bits_and_name_what_they_skipped(tmp_
         assert losses == [row["test_loss"] for row in read_metrics(tmp_path / case)], case
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's
+def test_a_run_does_not_go_on_in_the_order_of_other_images(tmp_path, monkeypatch):
+    """It would train parts of an epoch twice or never. An image that is lost may be an empty file."""
+    root = write_folder(tmp_path / "data", 2, 10, 2)
+    fields = _folder_config(root, max_bad_images=1)
+    with stopped_after_a_save(monkeypatch):
+        loop.run(fields, tmp_path / "run")
+    lost = root / "train" / "class01" / "003.jpg"
+    lost.unlink()
+    sources.cache_clear()  # as in another process
+    with pytest.raises(WorkdirError, match=r"on 20 training and 4 test images, and folder:.* has 19 and 4 now"):
+        loop.run(fields, tmp_path / "run")
+    lost.write_bytes(b"")
+    sources.cache_clear()
+    assert loop.run(fields, tmp_path / "run")["skipped_images"]
+
+
 def test_there_are_as_many_threads_as_cores_where_a_system_knows_no_affinity(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
@@ -235,7 +263,7 @@ def test_the_next_batch_is_on_the_devices_while_a_step_works_on_another(tmp_path
         return placed
 
     trainer = dataclasses.replace(trainer, pipeline=dataclasses.replace(trainer.pipeline, place=seen))
-    loop.train_epoch(trainer, trainer.data_parallel.replicate(trainer.spec.init_state()), 0, Metrics.empty())
+    train_epoch(trainer, trainer.data_parallel.replicate(trainer.spec.init_state()), 0, Metrics.empty())
     devices = jax.device_count()
     planned = plan_training(fields, "cpu", devices)
     assert max(held) == 2 * (planned.ahead_bytes * devices - 4 * fields.batch_size)  # but labels

@@ -6,6 +6,9 @@ import numpy as np
 
 from mimicnorm_jax.diagnostics.regression.matrices import TrainingKernel, as_targets
 
+ROUNDING = 1e-12
+"""What is left of targets without their means is nothing but that, in float64, at so small a share of the whole."""
+
 
 def alignment(kernel: Any, targets: Any, *, centered: bool = False) -> float:
     r"""Alignment of a kernel with targets, $\langle K, Y Y^\top \rangle / (|K| |Y Y^\top|)$ in the Frobenius norm.
@@ -19,7 +22,7 @@ def alignment(kernel: Any, targets: Any, *, centered: bool = False) -> float:
       centered: whether means are taken away.
 
     Returns:
-      From 0 to 1; NaN where the kernel or the targets vanish.
+      From 0 to 1; NaN where the kernel or the targets vanish, or nothing but rounding is left without their means.
 
     Raises:
       ValueError: for a kernel that is not finite and symmetric, or targets of another number of examples.
@@ -33,8 +36,10 @@ def alignment(kernel: Any, targets: Any, *, centered: bool = False) -> float:
     if known.outputs is not None:
         raise ValueError("the kernel is of all pairs of outputs, (N, N, O, O): take the trace or the pseudo-kernel")
     matrix, y = known.matrix, as_targets(targets, len(known.matrix), None)
+    least = (np.linalg.norm(matrix) / known.limit, ROUNDING * np.linalg.norm(y))
     if centered:
         means = matrix.mean(0, keepdims=True)
         matrix, y = matrix - means - means.T + matrix.mean(), y - y.mean(0, keepdims=True)
-    scale = np.linalg.norm(matrix) * np.linalg.norm(y.T @ y)
-    return float((y * (matrix @ y)).sum() / scale) if scale > 0 else float("nan")
+    if not all(np.linalg.norm(left) > bound for left, bound in zip((matrix, y), least, strict=True)):
+        return float("nan")
+    return float((y * (matrix @ y)).sum() / (np.linalg.norm(matrix) * np.linalg.norm(y.T @ y)))

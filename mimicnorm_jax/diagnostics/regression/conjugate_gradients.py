@@ -87,7 +87,8 @@ def conjugate_gradients(
 
     Args:
       operator: the kernel, such as `ntk_operator(apply_fn, params, x, batch=...)`, of D rows.
-      targets: `(D, C)`, or `(D,)`; C = 1 with D = N O for all outputs of a network.
+      targets: `(D, C)`, or `(D,)`; `(N, O)` for a kernel of all pairs of outputs, of D = N O rows, as `ntk_operator`
+        has them: predictions are `(M, O)` then.
       ridge: $\lambda$, at least 0. There is no GCV without eigenvalues: choose it on a subset, and scale it by the
         number of examples.
       preconditioner: see `Nystrom`.
@@ -102,7 +103,9 @@ def conjugate_gradients(
       >>> conjugate_gradients(operator, np.array([2.0, 4.0]), 1.0).coefficients.tolist()
       [[0.5], [1.0]]
     """
-    y = as_targets(targets, _size(operator), None)
+    size, shape = _size(operator), np.shape(targets)
+    outputs = shape[1] if len(shape) == 2 and shape[0] != size == shape[0] * shape[1] else None
+    y = as_targets(targets, size, outputs)
     if not 0 <= ridge < np.inf or not 0 < tolerance < 1 or max_matvecs < 2:
         raise ValueError(
             f"ridge is {ridge}, tolerance {tolerance} and max_matvecs {max_matvecs}: they are at least 0, "
@@ -130,7 +133,7 @@ def conjugate_gradients(
         solution = solution + system.improve(residual)
         residual = y - system.apply(solution)
     final = float((np.linalg.norm(residual, axis=0) / scale).max(initial=0.0))
-    return RidgeFit(solution, ridge, final, num_matvecs=system.num_matvecs)
+    return RidgeFit(solution, ridge, final, outputs, num_matvecs=system.num_matvecs)
 
 
 @dataclass
@@ -164,7 +167,8 @@ class _System:
             step = np.where(active, power / np.where(active, curvature, 1), 0)
             solution, residual = solution + step * direction, residual - step * image
             done = not active.any() or (np.linalg.norm(residual, axis=0) <= self.enough / 2).all()
-            if done or (self.num_matvecs % CHECKED == 0 and self._drifted(target, solution, residual)):
+            checked = self.num_matvecs % CHECKED == 0 and self.num_matvecs < self.max_matvecs - 1
+            if done or (checked and self._drifted(target, solution, residual)):
                 break
             z = self._solve(residual)
             now = (residual * z).sum(0)

@@ -84,8 +84,21 @@ class RidgeFit:
         return found if self.outputs is None else found.reshape(-1, self.outputs)
 
     def classify(self, cross: Any) -> np.ndarray:
-        """The class of the largest prediction, `(M,)`."""
-        return self.predict(cross).argmax(1)
+        """The class of the largest prediction, `(M,)`.
+
+        Args:
+          cross: as in `predict`.
+
+        Raises:
+          ValueError: as `predict`, and where there is one prediction for each input.
+        """
+        predictions = self.predict(cross)
+        if predictions.shape[1] == 1:
+            raise ValueError(
+                "one prediction for each input has no largest class: give targets of a column a class "
+                "(`class_targets`), or look at the sign of predict()"
+            )
+        return predictions.argmax(1)
 
 
 def ridge_regression(kernel: Any, targets: Any, ridge: float | None = None, *, precision: Any = None) -> RidgeFit:
@@ -146,12 +159,15 @@ def _search(known: TrainingKernel, y: np.ndarray, ridges: Any) -> GCV:
     values, vectors = known.eigh()
     if not values[-1] > 0:
         raise ValueError("the kernel is zero: no ridge makes a difference")
-    low = known.noise(values[-1])
-    given = np.geomspace(low, values[-1], CANDIDATES) if ridges is None else np.sort(np.asarray(ridges, np.float64))
+    low = known.noise(values[-1]) - min(float(values[0]), 0.0)
+    given = (
+        np.geomspace(low, max(low, values[-1]), CANDIDATES)
+        if ridges is None
+        else np.sort(np.asarray(ridges, np.float64))
+    )
     if given.ndim != 1 or not given.size or not (given > 0).all():
         raise ValueError(f"ridges are {ridges}: they are numbers above 0, (R,)")
-    if given[0] + max(values[0], 0.0) < low * (1 - 1e-9):
-        raise ValueError(_too_small(float(given[0]), low, known.limit))
+    _require_ridge(known, float(given[0]), values)
     power = ((vectors.T @ y) ** 2).sum(1)
     left = given[:, None] / (given[:, None] + np.maximum(values, 0.0)[None, :])  # eigenvalues of I - A
     scores = len(y) * (left**2 @ power) / (left.sum(1) ** 2 * y.shape[1])
@@ -162,16 +178,18 @@ def _require_conditioned(known: TrainingKernel, ridge: float) -> None:
     if not 0 <= ridge < np.inf:
         raise ValueError(f"ridge is {ridge}: it is a finite number of at least 0")
     # The largest eigenvalue is at most the largest row sum, so that most ridges cost no eigenvalue to be allowed.
-    if ridge >= known.noise(np.abs(known.matrix).sum(1).max()):
-        return
-    values = scipy.linalg.eigvalsh(known.matrix)
-    if ridge + values[0] < known.noise(values[-1]):
-        raise ValueError(_too_small(ridge, known.noise(values[-1]), known.limit))
+    # Twice that, for the smallest is below 0 by rounding.
+    if ridge < 2 * known.noise(np.abs(known.matrix).sum(1).max()):
+        _require_ridge(known, ridge, scipy.linalg.eigvalsh(known.matrix))
 
 
-def _too_small(ridge: float, low: float, limit: float) -> str:
-    return (
-        f"with ridge {ridge:.3g} the solution is made of this kernel's rounding, which tells condition numbers up to "
-        f"{limit:.1g}: take a ridge of at least {low:.3g}, or compute the kernel in float64 (jax.enable_x64, and "
-        "parameters and inputs in float64)"
-    )
+def _require_ridge(known: TrainingKernel, ridge: float, values: np.ndarray) -> None:
+    """Raises ValueError for a ridge that leaves some of the kernel's eigenvalues, ascending, below rounding."""
+    noise = known.noise(values[-1])
+    # Half of it, for routines find eigenvalues that differ by float64's rounding, and a ridge said here is to be taken.
+    if ridge + values[0] < noise / 2:
+        raise ValueError(
+            f"with ridge {ridge:.3g} the solution is made of this kernel's rounding, which tells condition numbers up "
+            f"to {known.limit:.1g}: take a ridge of at least {1.005 * (noise - values[0]):.3g}, or compute the kernel "
+            "in float64 (jax.enable_x64, and parameters and inputs in float64)"
+        )

@@ -22,8 +22,11 @@ def largest_condition(precision: Any) -> float:
 
 def condition_number(kernel: Any) -> float:
     """Largest over smallest eigenvalue of a symmetric matrix `(N, N)`, in its own precision; infinite if that is not
-    positive."""
-    values = np.linalg.eigvalsh(np.asarray(kernel))
+    positive, or the matrix not finite."""
+    kernel = np.asarray(kernel)
+    if not np.isfinite(kernel).all():
+        return math.inf
+    values = np.linalg.eigvalsh(kernel)
     return float(values[-1] / values[0]) if values[0] > 0 else math.inf
 
 

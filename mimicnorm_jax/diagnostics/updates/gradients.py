@@ -66,7 +66,8 @@ def cancellation(apply_fn: ApplyFn, params: Any, batch: Batch, layers: Sequence[
 
     Returns:
       By layer, in the order of evaluation. The kernel is the one that multiplies; if that is a centered parameter, it
-      is the parameter (what any other transform does to the terms is left out). NaN where the gradient vanishes.
+      is the parameter (what any other transform does to the terms is left out). Infinite where the terms cancel
+      entirely, NaN where all of them are 0.
 
     Raises:
       ValueError: as `channel_moments`.

@@ -28,6 +28,9 @@ class CheckpointMetadata:
       partial: training metrics of the epoch begun, as `Metrics`' sums.
       skipped: steps of the run that were left out, see `NonFiniteMonitor`.
       seconds: that the epoch begun has taken.
+      consecutive: of the skipped steps, the last ones in a row.
+      images: how many there are to train on and to test with, which the order of images depends on; 0 in checkpoints of
+        older versions.
     """
 
     epoch: int
@@ -35,6 +38,8 @@ class CheckpointMetadata:
     partial: tuple[float, float, float] = (0.0, 0.0, 0.0)
     skipped: int = 0
     seconds: float = 0.0
+    consecutive: int = 0
+    images: tuple[int, int] = (0, 0)
 
 
 def alone() -> ocp.options.MultiprocessingOptions:
@@ -58,8 +63,11 @@ def read_checkpoint_folder(folder: Path, template: TrainState) -> tuple[TrainSta
     wanted = _empty_leaves(template)
     try:
         saved = description(folder)
-        later = saved.get("skipped", 0), saved.get("seconds", 0.0)  # which older checkpoints lack
-        metadata = CheckpointMetadata(saved["epoch"], saved["accuracy"], tuple(saved["partial"]), *later)
+        later = {name: saved[name] for name in ("skipped", "seconds", "consecutive") if name in saved}
+        images = tuple(saved.get("images", (0, 0)))  # which older checkpoints lack
+        metadata = CheckpointMetadata(
+            saved["epoch"], saved["accuracy"], tuple(saved["partial"]), images=images, **later
+        )
     except ValueError as error:
         raise DamagedCheckpointError(damaged("the checkpoint", folder, error)) from error
     if difference := _difference(saved["tree"], describe(wanted)):

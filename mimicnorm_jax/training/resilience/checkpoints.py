@@ -104,6 +104,8 @@ class Checkpoints:
             "partial": metadata.partial,
             "skipped": metadata.skipped,
             "seconds": metadata.seconds,
+            "consecutive": metadata.consecutive,
+            "images": metadata.images,
             "tree": describe(leaves),
             "digest": digest(leaves),
         }

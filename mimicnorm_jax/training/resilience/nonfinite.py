@@ -16,11 +16,12 @@ class NonFiniteMonitor:
 
     Attributes:
       skipped: steps of the whole run that were left out: so many the optimizer has not counted.
+      consecutive: of those, the last ones in a row.
     """
 
     def __init__(self, max_consecutive: int) -> None:
         self._max_consecutive = max_consecutive
-        self._consecutive = 0
+        self.consecutive = 0
         self.skipped = 0
 
     def __call__(self, metrics: Metrics, step: int, epoch: int, learning_rate: float) -> Metrics:
@@ -36,11 +37,11 @@ class NonFiniteMonitor:
           NonFiniteLossError: at one more than `max_consecutive` in a row.
         """
         if math.isfinite(metrics.loss):
-            self._consecutive = 0
+            self.consecutive = 0
             return metrics
-        self._consecutive += 1
+        self.consecutive += 1
         where = f"at step {step} (epoch {epoch}), where the learning rate is {learning_rate:.4g}"
-        if self._consecutive > self._max_consecutive:
+        if self.consecutive > self._max_consecutive:
             before = f", as were those of {self._max_consecutive} steps before" if self._max_consecutive else ""
             raise NonFiniteLossError(
                 f"the loss or its gradient is not finite {where}{before}. Lower --config.learning_rate, lengthen "
@@ -49,7 +50,7 @@ class NonFiniteMonitor:
                 {"step": step, "epoch": epoch, "learning_rate": learning_rate},
             )
         if distributed.is_first():
-            count = f"{self._consecutive} of {self._max_consecutive}"
+            count = f"{self.consecutive} of {self._max_consecutive}"
             log_line(f"warning: the loss or its gradient is not finite {where}: left out ({count})")
         self.skipped += 1
         return Metrics.empty()

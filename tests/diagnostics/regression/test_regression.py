@@ -13,7 +13,6 @@ from mimicnorm_jax.diagnostics import empirical_ntk
 from mimicnorm_jax.diagnostics.ntk import PseudoLogit, linearize, ntk_operator
 from mimicnorm_jax.diagnostics.regression import (
     Nystrom,
-    alignment,
     class_targets,
     conjugate_gradients,
     gaussian_process,
@@ -22,14 +21,7 @@ from mimicnorm_jax.diagnostics.regression import (
     ridge_regression,
 )
 from mimicnorm_jax.diagnostics.spectra import LinearOperator
-
-RNG = np.random.default_rng(0)
-X, NEW = RNG.standard_normal((12, 3)), RNG.standard_normal((5, 3))
-Y = RNG.standard_normal((12, 2))
-
-
-def _rbf(a, b):
-    return np.exp(-((a[:, None] - b[None]) ** 2).sum(-1) / 2)
+from tests.diagnostics.regression.kernels import NEW, RNG, X, Y, rbf
 
 
 def _network(params, x):
@@ -42,14 +34,14 @@ def _params():
 
 
 def test_ridge_regression_is_that_of_scikit_learn():
-    fit = ridge_regression(_rbf(X, X), Y, ridge=0.1)
-    theirs = KernelRidge(alpha=0.1, kernel="precomputed").fit(_rbf(X, X), Y)
-    np.testing.assert_allclose(fit.predict(_rbf(NEW, X)), theirs.predict(_rbf(NEW, X)), rtol=1e-10)
+    fit = ridge_regression(rbf(X, X), Y, ridge=0.1)
+    theirs = KernelRidge(alpha=0.1, kernel="precomputed").fit(rbf(X, X), Y)
+    np.testing.assert_allclose(fit.predict(rbf(NEW, X)), theirs.predict(rbf(NEW, X)), rtol=1e-10)
     assert fit.residual < 1e-13
 
 
 def test_cross_validation_against_its_definition():
-    kernel, ridges = _rbf(X, X), np.array([1e-3, 1e-2, 0.1, 1.0])
+    kernel, ridges = rbf(X, X), np.array([1e-3, 1e-2, 0.1, 1.0])
     found = generalized_cross_validation(kernel, Y, ridges)
     for ridge, score in zip(ridges, found.scores, strict=True):
         rest = np.eye(12) - kernel @ np.linalg.inv(kernel + ridge * np.eye(12))
@@ -64,13 +56,13 @@ def test_cross_validation_finds_the_noise_and_the_fit_says_how():
     rng = np.random.default_rng(3)
     x = rng.standard_normal((80, 1))
     y = np.sin(2 * x) + 0.1 * rng.standard_normal((80, 1))
-    fit = ridge_regression(_rbf(x, x), y)
+    fit = ridge_regression(rbf(x, x), y)
     assert fit.gcv is not None
     assert not fit.gcv.at_end
     new = np.linspace(-1, 1, 40)[:, None]
-    error = np.sqrt(np.mean((fit.predict(_rbf(new, x)) - np.sin(2 * new)) ** 2))
-    interpolated = ridge_regression(_rbf(x, x), y, ridge=1e-10)
-    assert error < 0.1 < np.sqrt(np.mean((interpolated.predict(_rbf(new, x)) - np.sin(2 * new)) ** 2)) + 0.1
+    error = np.sqrt(np.mean((fit.predict(rbf(new, x)) - np.sin(2 * new)) ** 2))
+    interpolated = ridge_regression(rbf(x, x), y, ridge=1e-10)
+    assert error < 0.1 < np.sqrt(np.mean((interpolated.predict(rbf(new, x)) - np.sin(2 * new)) ** 2)) + 0.1
 
 
 def test_a_kernel_of_all_pairs_of_outputs_is_one_matrix():
@@ -89,7 +81,7 @@ def test_what_float32_cannot_tell_is_refused_and_float64_solves_it():
     scale = np.geomspace(1, 1e-9, 12)
     q = np.linalg.qr(RNG.standard_normal((12, 12)))[0]
     kernel = (q * scale) @ q.T
-    with pytest.raises(ValueError, match=r"at least 1e-06, or compute the kernel in float64"):
+    with pytest.raises(ValueError, match=r"at least 1(\.0\d)?e-06, or compute the kernel in float64"):
         ridge_regression(kernel.astype(np.float32), Y, ridge=1e-8)
     with pytest.raises(ValueError, match="at least"):
         generalized_cross_validation(kernel.astype(np.float32), Y, [1e-8])
@@ -147,6 +139,59 @@ def test_conjugate_gradients_on_a_network_are_cholesky_on_its_kernel(rank):
     np.testing.assert_allclose(found.predict(between), by_matrix, rtol=0, atol=1e-6 * abs(by_matrix).max())
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_ridge_that_was_chosen_or_recommended_is_taken(seed):
+    """Of float32 kernels whose smallest eigenvalues are rounding, and below 0."""
+    x = np.random.default_rng(seed).standard_normal((60, 2))
+    for kernel in (rbf(x, x).astype(np.float32), (x @ x.T).astype(np.float32)):
+        assert np.linalg.eigvalsh(kernel.astype(np.float64))[0] < 0
+        fit = ridge_regression(kernel, np.sin(x))
+        assert ridge_regression(kernel, np.sin(x), fit.ridge).ridge == fit.gcv.ridge
+        for refuses in (
+            lambda kernel=kernel: ridge_regression(kernel, np.sin(x), 0.0),
+            lambda kernel=kernel: generalized_cross_validation(kernel, np.sin(x), [1e-12]),
+        ):
+            with pytest.raises(ValueError, match="a ridge of at least") as refused:
+                refuses()
+            least = float(str(refused.value).split("at least ")[1].split(",")[0])
+            assert ridge_regression(kernel, np.sin(x), least).ridge == least
+            assert generalized_cross_validation(kernel, np.sin(x), [least]).ridge == least
+
+
+def test_one_prediction_an_input_has_no_largest_class():
+    fit = ridge_regression(rbf(X, X), np.sign(Y[:, 0]), 0.1)
+    assert fit.predict(rbf(NEW, X)).shape == (5, 1)
+    with pytest.raises(ValueError, match="no largest class"):
+        fit.classify(rbf(NEW, X))
+
+
+@pytest.mark.usefixtures("x64")
+def test_all_outputs_by_products_are_those_of_the_kernel_of_all_pairs():
+    params, x, new = _params(), jnp.asarray(X), jnp.asarray(NEW)
+    found = conjugate_gradients(ntk_operator(_network, params, x), Y, 0.1, tolerance=1e-12)
+    exact = ridge_regression(empirical_ntk(_network, params, x), Y, 0.1)
+    between = ntk_operator(_network, params, new, x)
+    expected = exact.predict(empirical_ntk(_network, params, new, x))
+    assert found.outputs == 2
+    np.testing.assert_allclose(found.predict(between), expected, rtol=1e-8)
+    np.testing.assert_array_equal(found.classify(between), expected.argmax(1))
+
+
+@pytest.mark.parametrize("most", [24, 25, 26, 27, 51])
+def test_products_are_at_most_as_many_as_are_allowed(most):
+    count = [0]
+    matrix = jnp.diag(jnp.geomspace(1, 1e-9, 60))
+
+    def product(v):
+        jax.debug.callback(lambda: count.__setitem__(0, count[0] + 1))
+        return matrix @ v
+
+    with pytest.raises(ValueError, match="conjugate gradients"):
+        conjugate_gradients(LinearOperator(product, product, 60, 60, jnp.float32), np.ones(60), 1e-9, max_matvecs=most)
+    jax.effects_barrier()
+    assert count[0] <= most
+
+
 def _dense(matrix, dtype=jnp.float32):
     matrix = jnp.asarray(matrix, dtype)
     return LinearOperator(lambda v: matrix @ v, lambda v: v @ matrix, *matrix.shape, dtype)
@@ -174,7 +219,7 @@ def test_conjugate_gradients_say_why_they_stop():
 
 
 def test_a_gaussian_process_is_that_of_scikit_learn():
-    found = gaussian_process(_rbf(X, X), _rbf(NEW, X), _rbf(NEW, NEW), Y, noise=0.1)
+    found = gaussian_process(rbf(X, X), rbf(NEW, X), rbf(NEW, NEW), Y, noise=0.1)
     theirs = GaussianProcessRegressor(RBF(1.0), alpha=0.1, optimizer=None).fit(X, Y[:, 0])
     mean, covariance = theirs.predict(NEW, return_cov=True)
     np.testing.assert_allclose(found.mean[:, 0], mean, rtol=1e-8)
@@ -187,7 +232,7 @@ def test_a_gaussian_process_factors_its_kernel_once(monkeypatch):
     for module in (scipy.linalg, np.linalg):
         original = module.cholesky
         monkeypatch.setattr(module, "cholesky", lambda *a, f=original, **k: calls.append(0) or f(*a, **k))
-    train, cross, test = _rbf(X, X), _rbf(NEW, X), _rbf(NEW, NEW)
+    train, cross, test = rbf(X, X), rbf(NEW, X), rbf(NEW, NEW)
     found = gaussian_process(train, cross, test, Y, noise=0.1)
     assert len(calls) == 1
     shifted = train + 0.1 * np.eye(len(train))
@@ -218,20 +263,9 @@ def test_gradient_flow_is_the_training_of_the_linearized_network():
 
 
 def test_the_end_of_gradient_flow_is_regression_without_ridge_and_noise_is_not_fitted():
-    end = gradient_flow(_rbf(X, X), _rbf(NEW, X), Y, [np.inf])[0]
-    np.testing.assert_allclose(end, ridge_regression(_rbf(X, X), Y, ridge=0.0).predict(_rbf(NEW, X)), rtol=1e-6)
+    end = gradient_flow(rbf(X, X), rbf(NEW, X), Y, [np.inf])[0]
+    np.testing.assert_allclose(end, ridge_regression(rbf(X, X), Y, ridge=0.0).predict(rbf(NEW, X)), rtol=1e-6)
     singular = np.outer(Y[:, 0], Y[:, 0]).astype(np.float32)
     with pytest.raises(ValueError, match="stop by"):
         gradient_flow(singular, singular, Y, [np.inf])
     assert np.isfinite(gradient_flow(singular, singular, Y, [10.0])).all()
-
-
-@pytest.mark.parametrize("centered", [False, True])
-def test_alignment_against_its_definition(centered):
-    kernel, middle = _rbf(X, X), np.eye(12) - (1 / 12 if centered else 0)
-    first, second = middle @ kernel @ middle, middle @ Y @ Y.T @ middle
-    expected = np.trace(first @ second) / np.sqrt(np.trace(first @ first) * np.trace(second @ second))
-    np.testing.assert_allclose(alignment(kernel, Y, centered=centered), expected, rtol=1e-12)
-    # What all examples share changes the plain one only.
-    shifted = alignment(kernel + 7, Y, centered=centered)
-    assert np.isclose(shifted, expected) == centered
