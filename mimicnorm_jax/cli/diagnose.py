@@ -1,6 +1,6 @@
 """Diagnostics of networks at initialization or after training.
 
-  python -m mimicnorm_jax diagnose verify                         # the theory, checked numerically
+  python -m mimicnorm_jax diagnose verify                         # the theory of MLPs, checked numerically
   python -m mimicnorm_jax diagnose depth                          # how deep MLPs behave, by the theory
   python -m mimicnorm_jax diagnose ntk --model=resnet18 --method=mimicnorm --images=32
   python -m mimicnorm_jax diagnose jacobian --workdir=runs/DIR    # of a checkpoint of train.py
@@ -202,7 +202,7 @@ def make_parser() -> argparse.ArgumentParser:
         added.add_argument("--out", type=Path, help="folder for JSON, kernels and figures; default: print only")
         return added
 
-    verifying = command("verify", run_verify, "check every statement of the theory numerically, in float64")
+    verifying = command("verify", run_verify, "hold the theory of MLPs to finite networks, in float64")
     verifying.add_argument("--seeds", type=int, nargs="+", default=[0], help="base seeds (default: 0)")
     by_depth = command("depth", run_depth, "correlations and NTK condition numbers of infinitely wide MLPs by depth")
     by_depth.add_argument("--inputs", type=int, default=32, help="number of inputs (default: 32)")

@@ -52,15 +52,21 @@ def _connect(values: Any) -> None:
         distributed.connect(**given)
 
 
-def _require_same(given: Any, config: TrainConfig, fields: Iterable[str]) -> None:
-    """Raises ConfigError for a field of the command line that would be another in the run that is evaluated."""
+def _to_evaluate(saved: TrainConfig, given: Any, fields: Iterable[str]) -> TrainConfig:
+    """The config of a run to evaluate, with the fields of the command line that change no numbers.
+
+    Raises:
+      ConfigError: for another field that the run has another value of.
+    """
     for field in fields:
-        here, there = (tuple(v) if isinstance(v, list) else v for v in (given[field], getattr(config, field)))
-        if field != "data_dir" and here != there:
+        here, there = (tuple(v) if isinstance(v, list) else v for v in (given[field], getattr(saved, field)))
+        if field not in workdir.MUTABLE_ON_RESUME and here != there:
             raise ConfigError(
                 f"config.{field} is {here!r} here and {there!r} in the run: --eval_only evaluates the run as it was "
-                "trained, and of the config takes data_dir alone. Leave the field out"
+                "trained. Leave the field out"
             )
+    changed = {field: given[field] for field in fields if field in workdir.MUTABLE_ON_RESUME}
+    return config_lib.validate(config_lib.base(**dataclasses.asdict(saved) | changed))
 
 
 def _train(argv: Sequence[str]) -> int:
@@ -72,10 +78,8 @@ def _train(argv: Sequence[str]) -> int:
         if values.workdir is None:
             raise UserError("--eval_only needs --workdir=DIR, the folder of the run to evaluate")
         folder = Path(values.workdir)
-        config = workdir.read_config(folder)
-        _require_same(values.config, config, command.given_fields(argv))
-        data_dir = values.config.data_dir or config.data_dir
-        evaluate_checkpoints(dataclasses.replace(config, data_dir=data_dir), folder)
+        config = _to_evaluate(workdir.read_config(folder), values.config, command.given_fields(argv))
+        evaluate_checkpoints(config, folder)
         return 0
     config = config_lib.validate(values.config)
     folder = values.workdir or f"runs/{config.dataset}-{config.model}-{config.method}-seed{config.seed}"

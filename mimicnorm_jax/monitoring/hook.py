@@ -35,8 +35,8 @@ class DiagnosticsHook:
     """Measures a run's network: its regime, its alignment with the labels, and the last BatchNorm's running variance.
 
     The alignment is that of the pseudo-kernel of the test images with their labels, plain and centered; of a network
-    that ends in a last BatchNorm, of the logits before it. What cannot be measured of a network that diverges or is
-    dead is null in a line, and the run's log says why.
+    that ends in a last BatchNorm, of the logits before it. What cannot be measured of a network that has come to
+    diverge or is dead is null in a line, and the run's log says why.
 
     Args:
       trainer: of the run.
@@ -45,7 +45,7 @@ class DiagnosticsHook:
       resumed_step: see `JsonlWriter`.
 
     Raises:
-      ConfigError: if the run has a network of its own.
+      ConfigError: if the run has a network of its own; in a call, if it cannot be measured before the first step.
       DataError: for one bad image too many.
     """
 
@@ -86,8 +86,8 @@ class DiagnosticsHook:
             self._meter = RegimeMeter(bound.apply_fn, batch_coupled=bound.batch_coupled)
             self._kernel = EmpiricalNTK(bound.apply_fn, output="pseudo", batch_coupled=bound.batch_coupled)
         row: dict[str, Any] = {"epoch": int(epoch) if epoch.is_integer() else epoch, "step": step}
-        row |= _measured(REGIME, partial(self._regime, self._meter, host["params"]))
-        row |= _measured(ALIGNMENTS, partial(self._alignments, self._kernel, host["params"]))
+        row |= _measured(step, REGIME, partial(self._regime, self._meter, host["params"]))
+        row |= _measured(step, ALIGNMENTS, partial(self._alignments, self._kernel, host["params"]))
         if LAST_BN in host["batch_stats"]:
             variance = np.asarray(host["batch_stats"][LAST_BN]["var"])
             row |= {"last_bn_variance": float(variance.mean()), "last_bn_variance_std": float(variance.std())}
@@ -106,14 +106,19 @@ class DiagnosticsHook:
         return alignment(kernel, self._targets), alignment(kernel, self._targets, centered=True)
 
 
-def _measured(names: Sequence[str], measure: Callable[[], tuple[float, ...]]) -> dict[str, float]:
-    """What is measured, by name; not a number where that cannot be, of a network that diverges or is dead.
+def _measured(step: int, names: Sequence[str], measure: Callable[[], tuple[float, ...]]) -> dict[str, float]:
+    """What is measured, by name; not a number where that cannot be, of a network that has come to diverge or is dead.
 
     Whether a run goes on is for its loss to say.
+
+    Raises:
+      ConfigError: if it cannot be measured before the first step.
     """
     try:
         return dict(zip(names, measure(), strict=True))
     except ValueError as error:
+        if step == 0:
+            raise ConfigError(f"config.diagnostics_epochs cannot measure this network: {error}. Set it to 0") from error
         log_line(f"not measured: {', '.join(names)}: {error}")
         return dict.fromkeys(names, math.nan)
 

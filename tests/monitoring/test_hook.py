@@ -13,6 +13,7 @@ from mimicnorm_jax.cli.diagnose import main
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.data.streaming import BadImages, Cut
 from mimicnorm_jax.data.streaming.pipeline import Reader
+from mimicnorm_jax.diagnostics import RegimeMeter
 from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
 from mimicnorm_jax.monitoring import networks
 from mimicnorm_jax.training import build_spec, build_trainer, config, loop
@@ -88,6 +89,17 @@ def test_a_network_that_diverges_or_is_dead_is_for_its_loss_to_end(tmp_path, cap
     assert None not in first.values()
     assert second == {"epoch": 0.2, "step": 1, **dict.fromkeys(first.keys() - {"epoch", "step"})}
     assert "not measured: kappa, kappa_unit_diagonal, chi, growth: the kernel" in capsys.readouterr().out
+
+
+def test_a_network_that_cannot_be_measured_at_all_is_refused_before_its_first_step(tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("its derivative has no forward mode")
+
+    monkeypatch.setattr(RegimeMeter, "__call__", fail)
+    fields = _config(diagnostics_epochs=1.0)
+    with pytest.raises(ConfigError, match=r"config\.diagnostics_epochs cannot .* no forward mode\. Set it to 0"):
+        loop.run(fields, tmp_path, make_hook=monitoring.make_hook(fields))
+    assert not list((tmp_path / "checkpoints").glob("*"))
 
 
 @pytest.mark.slow
