@@ -77,11 +77,6 @@ def test_a_prepared_data_set_is_streamed_by_its_name(data_dir):
 class Imagenet2012(Plain):
     """As ImageNet: the images to test with carry no labels."""
 
-    def _info(self):
-        features = {"image": tfds.features.Image(encoding_format="png")}
-        features["label"] = tfds.features.ClassLabel(num_classes=3)
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
     def _split_generators(self, dl_manager):
         splits = {"train": (0, 6), "validation": (6, 10), "test": (10, 15)}
         return {name: self._generate_examples(*levels) for name, levels in splits.items()}

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from mimicnorm_jax import data, training
 from mimicnorm_jax.data.batching import epoch_order, train_batches
-from mimicnorm_jax.errors import ConfigError
+from mimicnorm_jax.errors import ConfigError, NonFiniteLossError
 from mimicnorm_jax.linen import Dropout
 from mimicnorm_jax.models import SplitNetwork
 from mimicnorm_jax.training import read_config, read_metrics, report
@@ -203,6 +203,22 @@ def test_the_logged_learning_rate_is_that_of_the_optimizer_where_steps_were_left
             (count,) = {int(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim == 0}
             assert 0 < metadata.skipped == row["step"] - count
             assert row["learning_rate"] == float(schedule(count - 1))
+
+
+class Broken(nn.Module):
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(10)(images.reshape(len(images), -1)) * (jnp.nan if train else 1.0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's
+def test_steps_left_out_in_a_row_are_counted_on_where_a_run_goes_on(tmp_path, monkeypatch):
+    """One step an epoch: stopped after the first, as many are left as without."""
+    config = _config(epochs=5, batch_size=1024, max_consecutive_nonfinite=2)
+    with stopped_after_a_save(monkeypatch):
+        training.run(config, tmp_path, Broken())
+    with pytest.raises(NonFiniteLossError, match="not finite at step 3 "):
+        training.run(config, tmp_path, Broken())
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's

@@ -207,7 +207,6 @@ def test_interrupted_runs_go_on_to_the_same_bits_and_name_what_they_skipped(tmp_
         assert losses == [row["test_loss"] for row in read_metrics(tmp_path / case)], case
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's
 def test_a_run_does_not_go_on_in_the_order_of_other_images(tmp_path, monkeypatch):
     """It would train parts of an epoch twice or never. An image that is lost may be an empty file."""
     root = write_folder(tmp_path / "data", 2, 10, 2)
