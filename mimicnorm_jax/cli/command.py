@@ -71,7 +71,7 @@ def _fields() -> str:
 
 def given_fields(argv: Sequence[str]) -> list[str]:
     """The fields of the config that arguments name, in their order."""
-    return [match[1] for match in map(re.compile(r"--?config\.(\w+)").match, argv) if match]
+    return [match[1] for match in map(re.compile(r"--?(?:no)?config\.(\w+)").match, argv) if match]
 
 
 def _read(values: flags.FlagValues, arguments: list[str]) -> None:

@@ -92,7 +92,8 @@ def _network(arguments: argparse.Namespace, *, training: bool = False) -> tuple[
             if (value := getattr(arguments, name)) is not None:
                 raise UserError(f"--{name}={value} and --workdir={arguments.workdir}: a run has its own; leave one out")
         folder, which, data_dir = arguments.workdir, arguments.checkpoint, arguments.data_dir or ""
-        return networks.from_checkpoint(folder, which, arguments.precision, data_dir, training=training)
+        config, found = networks.from_checkpoint(folder, which, arguments.precision, data_dir, training=training)
+        return config if arguments.seed is None else dataclasses.replace(config, seed=arguments.seed), found
     fields = {"init_scheme": arguments.init, "width_multiplier": arguments.width}
     fields |= {name: getattr(arguments, name) for name in ("model", "method", "seed", "dataset", "data_dir")}
     given = {name: value for name, value in fields.items() if value is not None}
@@ -248,7 +249,9 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=METHODS, help="default: mimicnorm")
     parser.add_argument("--init", choices=SCHEMES, help="default: published")
     parser.add_argument("--width", type=float, help="factor on the channels (default: 1)")
-    parser.add_argument("--seed", type=int, help="of the parameters (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, help="of parameters and images that are drawn (default: 0, or that of --workdir)"
+    )
     parser.add_argument("--workdir", type=Path, help="a run of train.py instead, at its newest checkpoint")
     parser.add_argument("--checkpoint", choices=("latest", "best"), default="latest", help="of --workdir")
     parser.add_argument("--dataset", choices=datasets.DATASETS, help="default: digits")

@@ -146,9 +146,10 @@ def held_out_examples(
     if isinstance(dataset, Dataset):
         return dataset.test.images[:count], dataset.test.labels[:count]
     reader = Reader(dataset.test, Cut(dataset.spec.image_shape[0]), bad or BadImages(0))
-    stride = len(dataset.test) // max(count, 1)
-    places = chain.from_iterable(range(start, len(dataset.test), stride) for start in range(stride))
-    usable = (read for place in places if (read := reader.read(place)) is not None)
+    total = len(dataset.test)
+    spread = [i * total // count for i in range(count)]
+    others = set(range(total)).difference(spread)  # in place of spread ones that cannot be used
+    usable = (read for place in chain(spread, sorted(others)) if (read := reader.read(place)) is not None)
     if not (found := list(islice(usable, count))):
         raise DataError(f"no test image of {dataset.spec.name} can be used: mend or replace the files")
     images, labels = zip(*found, strict=True)

@@ -143,6 +143,8 @@ def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
     Raises:
       DataError: if it is not prepared, or is no image classification with a test or validation split.
     """
+    import tensorflow_datasets as tfds
+
     info = _builder(name, data_dir).info
     features, splits = info.features, {split: about.num_examples for split, about in info.splits.items()}
     test = _test_split(name, splits)
@@ -151,7 +153,7 @@ def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
             f"{name} has the features {', '.join(sorted(features))} and the splits {', '.join(splits)}: "
             "image classification needs image and label, train and test or validation"
         )
-    if not hasattr(features["label"], "num_classes"):
+    if not isinstance(features["label"], tfds.features.ClassLabel):
         raise DataError(f"the label of {name} is {features['label']}: image classification needs a ClassLabel")
     classes = features["label"].num_classes
     shape = (image_size, image_size, 3)

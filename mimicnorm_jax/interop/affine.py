@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from mimicnorm_jax.errors import FoldError
 from mimicnorm_jax.linen.conv import TransformedKernel
 from mimicnorm_jax.linen.dynamic_tanh import DynamicTanh
+from mimicnorm_jax.linen.interception import intercept
 from mimicnorm_jax.linen.norm import LastBatchNorm
 from mimicnorm_jax.linen.scalars import ScalarBias
 from mimicnorm_jax.methods import Activation
@@ -89,7 +90,7 @@ def image_shape_of(model: nn.Module, variables: Any, given: Shape | None) -> Sha
     said = ""
 
     def evaluate(variables: Any, images: jax.Array) -> Any:
-        with nn.intercept_methods(_refuse_unfoldable):
+        with intercept(_refuse_unfoldable, "refuse unfoldable"):
             return model.apply(variables, images)
 
     for shape in [given] if given is not None else _IMAGES:
@@ -127,7 +128,7 @@ def read_affine(model: Any, variables: Mapping[str, Any], image_shape: Shape) ->
 
     def layers(variables: Any) -> list[Affine]:
         reader = _Reader(variables)
-        with nn.intercept_methods(reader.note):
+        with intercept(reader.note, object()):  # of its own: a trace that `nn.jit` kept would note nothing
             model.apply(variables, jnp.zeros((1, *image_shape)))
         found = reader.layers()
         paths[:] = found

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from mimicnorm_jax.errors import DoesNotFitError, PlanError
 from mimicnorm_jax.planning import hlo, liveness, traffic
@@ -39,7 +39,8 @@ def plan(
     Args:
       function: any that JAX can compile, or one that `jax.jit` returned.
       *shapes: its arguments, trees of arrays, numbers or `jax.ShapeDtypeStruct`; at least one for another device than
-        a CPU. One without a sharding on the target's devices (`Target.jax_devices`) goes to the first of them.
+        a CPU. Those with a sharding on the target's devices (`Target.jax_devices`) keep it. Others go whole to each of
+        these devices; where no argument has one, to the target's first.
       target: from `targets.target`, or its name.
       donate: numbers of the arguments whose memory the results may take; of a function not jitted yet.
       cache: of plans; None compiles always.
@@ -55,7 +56,7 @@ def plan(
       (4096, 4096, 8192)
     """
     found = _target(target)
-    placed = jax.tree.map(lambda leaf: _placed(leaf, found), shapes)
+    placed = _placed(shapes, found)
     if found.platform != "cpu" and not jax.tree.leaves(placed):
         raise PlanError(f"without an argument JAX compiles for a CPU, and the target is {found.name}: give it one")
     lowered = lower(function, *placed, donate=donate)
@@ -97,15 +98,44 @@ def lower(function: Callable[..., Any], *shapes: Any, donate: tuple[int, ...] = 
         raise PlanError(f"jax.jit cannot trace {name} with these shapes: {type(error).__name__}: {reason}") from error
 
 
-def _placed(leaf: Any, found: Target) -> Any:
-    first = found.jax_devices()[0]
+def _placed(shapes: Any, found: Target) -> Any:
+    """All arguments with a sharding on the target's devices."""
+    given = [_given(leaf, found) for leaf in jax.tree.leaves(shapes)]
+    others = _whole(next((sharding for sharding in given if sharding is not None), None), found)
+    return jax.tree.unflatten(
+        jax.tree.structure(shapes),
+        [_described(leaf, sharding or others) for leaf, sharding in zip(jax.tree.leaves(shapes), given, strict=True)],
+    )
+
+
+def _given(leaf: Any, found: Target) -> Sharding | None:
+    """The sharding that an argument has on the target's devices."""
+    has_one = isinstance(leaf, jax.ShapeDtypeStruct) or (isinstance(leaf, jax.Array) and leaf.committed)
+    if not has_one or leaf.sharding is None:
+        return None
+    kinds, kind = {device.device_kind for device in leaf.sharding.device_set}, found.jax_devices()[0].device_kind
+    if kinds == {kind}:
+        return leaf.sharding
+    if len(leaf.sharding.device_set) > 1:
+        raise PlanError(
+            f"an argument is spread over {len(leaf.sharding.device_set)} x {', '.join(sorted(kinds))}, and the target "
+            f"is {found.name}: give it as jax.ShapeDtypeStruct with a sharding over the target's jax_devices()"
+        )
+    return None
+
+
+def _whole(beside: Sharding | None, found: Target) -> Sharding:
+    """Of what has no sharding: where the others are, as `jax.jit` puts it."""
+    if isinstance(beside, NamedSharding):
+        return NamedSharding(beside.mesh, PartitionSpec())
+    return beside or SingleDeviceSharding(found.jax_devices()[0])
+
+
+def _described(leaf: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
     try:
         shape = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
     except TypeError as error:
         raise PlanError(f"an argument is {leaf!r}, no array or number: bind it by functools.partial") from error
-    sharding = leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) else None
-    if sharding is None or {device.device_kind for device in sharding.device_set} != {first.device_kind}:
-        sharding = SingleDeviceSharding(first)
     # A Python number takes its type from what it meets: a float32 array in its place would not.
     weak = getattr(shape, "weak_type", False)
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding, weak_type=weak)

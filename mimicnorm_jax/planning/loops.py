@@ -28,17 +28,17 @@ def turns(module: Module, computation: Computation, loop: Instruction) -> int | 
     def value(inside: Computation, name: str) -> int | None:
         """Of a constant, or of what every turn hands on as it was before the first."""
         found = _origin(inside, name)
-        if (index := _place(found)) is not None and _place(_origin(body, after.operands[index])) == index:
+        if (index := _place(inside, found)) is not None and _place(body, _origin(body, after.operands[index])) == index:
             found = _origin(computation, before.operands[index])
         return _number(found)
 
-    place = _place(_origin(condition, test.operands[0]))
+    place = _place(condition, _origin(condition, test.operands[0]))
     if place is None or test.attribute("direction") != "LT":
         return None
     counted = _origin(body, after.operands[place])
     if counted.opcode != "add":
         return None
-    steps = [value(body, name) for name in counted.operands if _place(_origin(body, name)) != place]
+    steps = [value(body, name) for name in counted.operands if _place(body, _origin(body, name)) != place]
     first, limit = _number(_origin(computation, before.operands[place])), value(condition, test.operands[1])
     if first is None or limit is None or len(steps) != 1 or steps[0] is None or steps[0] < 1:
         return None
@@ -52,9 +52,11 @@ def _origin(computation: Computation, name: str) -> Instruction:
     return found
 
 
-def _place(instruction: Instruction) -> int | None:
-    """Which element of a loop's state it is; None for anything else."""
-    return int(instruction.attribute("index")) if instruction.opcode == "get-tuple-element" else None
+def _place(inside: Computation, instruction: Instruction) -> int | None:
+    """Which element of a loop's state it is; None for anything else, as an element of what the loop computes."""
+    if instruction.opcode != "get-tuple-element" or inside.operand(instruction, 0).opcode != "parameter":
+        return None
+    return int(instruction.attribute("index"))
 
 
 def _number(instruction: Instruction) -> int | None:

@@ -30,7 +30,13 @@ def correlation(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> jax.Array:
 
 
 def _scale(k11: jax.Array, k22: jax.Array) -> jax.Array:
-    return jnp.sqrt(k11) * jnp.sqrt(k22)  # the root of the product leaves the range at the root of its ends
+    """The root of the product: exact of equal variances, which a product of roots is not."""
+    product = k11 * k22
+    info = jnp.finfo(product.dtype)
+    power = 2.0 ** (info.maxexp // 2)
+    small = (product < info.tiny) & (jnp.maximum(k11, k22) < 1)
+    by = jnp.where(jnp.isinf(product), 1 / power, jnp.where(small, power, 1))  # keeps what follows in the range
+    return jnp.sqrt((k11 * by) * (k22 * by)) / by
 
 
 def relu_dual(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -110,7 +110,7 @@ def fisher_bound(stack: Stack, inputs: PairMoments = WHITE, samples: int | None 
             gain = 1.0
             if stack.gamma is not None:
                 mean = float(_shares(side, pairs) @ z)
-                if z[0] - mean < 1e-12 * z[0]:
+                if z[0] - mean <= 1e-12 * z[0]:
                     raise ValueError(
                         f"BatchNorm divides by a variance of 0: with samples {samples} and {inputs}, all that it sees "
                         "is the same"

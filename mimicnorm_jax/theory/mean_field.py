@@ -97,6 +97,7 @@ class InfiniteMLP:
             raise ValueError(f"depth is {depth}: an MLP has at least one weight layer")
         if x1.ndim != 2 or x2.ndim != 2 or x1.shape[1] != x2.shape[1]:
             raise ValueError(f"x1 has shape {x1.shape} and x2 {x2.shape}: they are (N, n_0) and (M, n_0)")
+        x1, x2 = (jnp.asarray(x, jnp.result_type(x, float)) for x in (x1, x2))
         gram = jnp.matmul(x1, x2.T, precision="highest") / x1.shape[1]
         first, second = ((x**2).mean(1) for x in (x1, x2))
 
@@ -119,7 +120,7 @@ class InfiniteMLP:
           rho: correlations, of any shape.
           variance: of both inputs.
         """
-        rho = jnp.asarray(rho)
+        rho = jnp.asarray(rho, jnp.result_type(rho, float))
         q = jnp.full_like(rho, variance)
         covariance, diagonal = (
             self._covariance(second, means) for second, _, means in (self.dual(q, q * rho, q), self.dual(q, q, q))

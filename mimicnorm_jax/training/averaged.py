@@ -1,5 +1,6 @@
 """Running averages that belong to the averaged parameters: estimated anew before that network is evaluated."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,9 +26,10 @@ def with_own_statistics(trainer: Trainer, state: TrainState, epoch: int, stop: S
     last BatchNorm may differ in scale by orders of magnitude. As in stochastic weight averaging, the averaged network
     therefore sees some training batches, with augmentation and dropout, before it is evaluated.
 
-    A norm's momentum m need not be known. In training no output depends on the running averages, which go from r to
-    $f(r) = m r + (1 - m) s$ with the batch's statistics s. So $m = (f(c) - f(0)) / c$ for any c, here a bit larger than
-    f(0) so that nothing cancels, and the mean of f(0) over batches, divided by 1 - m, is the mean of s.
+    A norm's momentum m need not be known. In training no output depends on running averages that move: they go from r
+    to $f(r) = m r + (1 - m) s$ with the batch's statistics s. So $m = (f(c) - f(0)) / c$ for any c, here a bit larger
+    than f(0) so that nothing cancels, and the mean of f(0) over batches, divided by 1 - m, is the mean of s. On what
+    does not move, as the statistics of a norm that is frozen, outputs depend: it stays where it is in all passes.
 
     Leaves that are not averages of this kind keep the raw run's value: those not of floating point, whose m is not in
     [0, 1), or whose estimate is not finite. The result depends on seed, epoch, `ema_params` and those leaves alone, so
@@ -56,15 +58,13 @@ def with_own_statistics(trainer: Trainer, state: TrainState, epoch: int, stop: S
         found = trainer.sum_of_moved(observed, trainer.pipeline.train, feed, count)
         return jax.tree.map(np.float64, jax.device_get(found))
 
-    zeros = jax.tree.map(np.zeros_like, raw)
-    total, momentum, done = zeros, zeros, 0
+    start = momentum = raw
+    total, done = jax.tree.map(np.zeros_like, raw), 0
     for feed, num_steps in trainer.pipeline.train_feeds(epoch, 0, of_one_process(stop)):
         if not done:
-            first = summed(zeros, 0, feed, 1)
-            probe = jax.tree.map(lambda f, leaf: (1 + np.abs(f)).astype(leaf.dtype), first, raw)
-            momentum = jax.tree.map(_momentum, summed(probe, 0, feed, 1), first, probe)
+            start, momentum = _start(raw, lambda old, feed=feed: summed(old, 0, feed, 1))
         count = min(num_steps, MAX_BATCHES - done)
-        total = jax.tree.map(np.add, total, summed(zeros, done, feed, count))
+        total = jax.tree.map(np.add, total, summed(start, done, feed, count))
         done += count
         if done == MAX_BATCHES:
             break
@@ -72,9 +72,36 @@ def with_own_statistics(trainer: Trainer, state: TrainState, epoch: int, stop: S
     return state.replace(ema_batch_stats=trainer.data_parallel.replicate(found))
 
 
-def _momentum(moved_probe: np.ndarray, moved_zeros: np.ndarray, probe: np.ndarray) -> np.ndarray:
+def _start(raw: Any, moved: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """Where the leaves start, averages at 0 and others where they are, and their momenta, NaN of the others.
+
+    Args:
+      raw: the leaves.
+      moved: one batch's f.
+    """
+    held = jax.tree.map(lambda leaf: not jnp.issubdtype(leaf.dtype, jnp.floating), raw)
+    while True:
+        start = jax.tree.map(lambda leaf, is_held: leaf if is_held else np.zeros_like(leaf), raw, held)
+        low = moved(start)
+        probe = jax.tree.map(lambda f, at, is_held: at if is_held else _above(f, at.dtype), low, start, held)
+        high = moved(probe)
+        found = jax.tree.map(_stays, held, start, low, probe, high)
+        if found == held:
+            return start, jax.tree.map(_momentum, held, low, probe, high)
+        held = found  # averages behind what stays have seen another network
+
+
+def _above(found: np.ndarray, dtype: Any) -> np.ndarray:
+    return (1 + np.abs(found)).astype(dtype)
+
+
+def _stays(is_held: bool, start: np.ndarray, low: np.ndarray, probe: np.ndarray, high: np.ndarray) -> bool:
+    return is_held or (np.array_equal(start, low) and np.array_equal(probe, high))
+
+
+def _momentum(is_held: bool, low: np.ndarray, probe: np.ndarray, high: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # of networks whose statistics are not finite
-        return (moved_probe - moved_zeros) / probe
+        return np.full_like(low, np.nan) if is_held else (high - low) / probe
 
 
 def _average(raw: np.ndarray, mean_of_f: np.ndarray, momentum: np.ndarray) -> np.ndarray:

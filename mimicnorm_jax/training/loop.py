@@ -91,8 +91,9 @@ def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, A
             found = start(spec), CheckpointMetadata(0, None)
         else:
             state, metadata = found
-            _require_same_images(trainer, metadata, folder)
             complete = metadata.epoch == spec.config.epochs
+            if not complete:
+                _require_same_images(trainer, metadata, folder)
             resuming = f"resuming after step {state.step}, epoch {metadata.epoch}"
             log_line("this run is complete" if complete else resuming)
         state, metadata = _broadcast(*found)

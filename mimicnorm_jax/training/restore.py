@@ -66,10 +66,16 @@ def start(spec: RunSpec) -> TrainState:
     if not config.init_from:
         return state
     source = Path(config.init_from)
-    same_data = workdir.read_config(source).dataset == config.dataset
-    own = spec.model if config.method == OWN_METHOD else None
+    first = workdir.read_config(source)
+    if first.method == OWN_METHOD != config.method:
+        raise ConfigError(
+            f"config.init_from is {config.init_from!r}, a run of {first.model}, a network of its own: give that one as "
+            "this run's model, or name a run of a network of mimicnorm_jax.models"
+        )
+    data_dir = config.data_dir if first.dataset == config.dataset else ""
+    own = spec.model if first.method == OWN_METHOD else None
     try:
-        _, variables, name = read_checkpoint(source, "best", config.data_dir if same_data else "", own)
+        _, variables, name = read_checkpoint(source, "best", data_dir, own)
     except DataError as error:
         raise ConfigError(
             f"config.init_from is {config.init_from!r}, of whose data set the shapes of its network come: {error}"

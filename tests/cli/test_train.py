@@ -80,6 +80,8 @@ def test_train_then_eval_only_from_another_folder(tmp_path, monkeypatch, capsys)
     assert main(["--eval_only", f"--workdir={tmp_path / RUN}", *SMALL]) == 0
     assert main(["--eval_only", f"--workdir={tmp_path / RUN}", "--config.dataset=cifar10"]) == 2
     assert "config.dataset is 'cifar10' here and 'digits' in the run" in capsys.readouterr().err
+    assert main(["--eval_only", f"--workdir={tmp_path / RUN}", "--noconfig.sync_bn"]) == 2
+    assert "config.sync_bn is False here and True in the run" in capsys.readouterr().err
 
 
 @reads

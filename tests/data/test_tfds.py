@@ -47,9 +47,22 @@ class Species(Plain):
     LABEL = "species"
 
 
+class Tags(Plain):
+    """Several labels an image."""
+
+    def _info(self):
+        labels = tfds.features.Sequence(tfds.features.ClassLabel(num_classes=3))
+        features = {"image": tfds.features.Image(encoding_format="png"), "label": labels}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _generate_examples(self, *levels):
+        for level in range(*levels):
+            yield level, {"image": _png(level), "label": [0, 1]}
+
+
 @pytest.fixture
 def data_dir(tmp_path):
-    for builder in (Plain, Species):
+    for builder in (Plain, Species, Tags):
         builder(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     return str(tmp_path)
 
@@ -101,6 +114,8 @@ def test_images_without_labels_are_not_tested_with(tmp_path):
 def test_what_is_no_image_classification_or_not_prepared_is_refused(data_dir):
     with pytest.raises(DataError, match=r"tfds:species has the features image, species and the splits"):
         get_spec("tfds:species", data_dir, 4)
+    with pytest.raises(DataError, match=r"the label of tfds:tags is .*image classification needs a ClassLabel"):
+        get_spec("tfds:tags", data_dir, 4)
     with pytest.raises(DataError, match=r"nowhere is not prepared under .*prepare-data nowhere"):
         get_spec("tfds:nowhere", data_dir, 4)
     info = next(Path(data_dir).glob("plain/*"))

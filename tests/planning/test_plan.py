@@ -155,6 +155,24 @@ def test_arguments_that_are_elsewhere_go_to_the_target():
         plan(lambda: jnp.ones((256, 256)), target="h100")
 
 
+def test_shardings_on_the_targets_devices_are_kept_and_others_follow_them():
+    two = Mesh(jax.devices("cpu")[:2], ("batch",))
+    rows, every = (NamedSharding(two, PartitionSpec(*axes)) for axes in (("batch",), ()))
+    x = jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=rows)
+    told = plan(jnp.multiply, x, jax.ShapeDtypeStruct((1, 256), jnp.float32, sharding=every), target="cpu")
+    assert (told.devices, told.argument_bytes) == (2, 4 * 256 * (128 + 1))
+    assert plan(jnp.multiply, jax.device_put(jnp.ones((256, 256)), rows), shape(1, 256), target="cpu") == told
+    assert plan(jnp.multiply, x, 2.0, target="cpu").devices == 2
+
+
+@needs_cuda
+def test_arguments_that_are_spread_elsewhere_are_refused():
+    rows = NamedSharding(Mesh(jax.devices("cpu")[:2], ("batch",)), PartitionSpec("batch"))
+    x = jax.ShapeDtypeStruct((256, 256), jnp.float32, sharding=rows)
+    with pytest.raises(PlanError, match="an argument is spread over 2 x cpu, and the target is h100: give it as"):
+        plan(_product, x, target="h100")
+
+
 def _product(a):
     return jnp.sin(a @ a)
 

@@ -137,7 +137,7 @@ def test_images_too_small_and_rates_of_no_quadratic_are_refused():
     with pytest.raises(ValueError, match="samples is 0"):
         fisher_bound(DENSE, samples=0)
     normed = replace(DENSE, gamma=1.0)
-    for nothing_varies in ({"samples": 1}, {"inputs": PairMoments(1, 1, 1, 1)}):
+    for nothing_varies in ({"samples": 1}, {"inputs": PairMoments(1, 1, 1, 1)}, {"inputs": PairMoments(0, 0, 0, 0)}):
         with pytest.raises(ValueError, match="BatchNorm divides by a variance of 0"):
             fisher_bound(normed, **nothing_varies)
     # One image of several positions varies.

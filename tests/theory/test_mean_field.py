@@ -72,9 +72,24 @@ def test_moments_are_proportional_to_the_variance_as_far_as_numbers_reach(scale)
     np.testing.assert_allclose([found[0] / scale, found[1], found[2] / scale], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_input_has_correlation_1_with_itself_at_any_variance(dtype):
+    """To the last bit: arccos makes the root of an error of it."""
+    ends = np.log([np.finfo(dtype).tiny, np.finfo(dtype).max])
+    variance = jnp.asarray(np.exp(np.random.default_rng(0).uniform(*(0.99 * ends), 1000)), dtype)
+    second, slope, _ = relu_dual(variance, variance, variance)
+    np.testing.assert_array_equal(slope, 0.5)
+    np.testing.assert_allclose(second, variance / 2, rtol=4 * np.finfo(dtype).eps)
+    assert PLAIN.depth_scale(2.0) == math.inf
+
+
 def test_kernels_of_whole_numbers():
     whole, real = (PLAIN.kernels(jnp.eye(2, dtype=dtype), 4) for dtype in (int, float))
     np.testing.assert_array_equal(whole, real)
+    images = np.random.default_rng(0).integers(0, 256, (3, 5), np.uint8)
+    whole, real = (PLAIN.kernels_between(x[:1], x[1:], 4) for x in (images, images.astype(float)))
+    np.testing.assert_array_equal(whole, real)
+    assert PLAIN.correlation_map(0, 0.5) == PLAIN.correlation_map(0.0, 0.5) > 0
 
 
 @pytest.mark.parametrize("mlp", [PLAIN, WEIGHT_MEAN, InfiniteMLP(1.7, 0.3, 0.5)])

@@ -35,9 +35,9 @@ def _groups(fields, num_batches, epoch=0):
             yield normalize(jnp.asarray(digits.train.images[index]), digits.mean, digits.std)
 
 
-def _by_hand(fields, params, batch_stats, groups):
+def _by_hand(model, params, batch_stats, groups):
     """By a norm's path: mean and variance of what it is given in training, averaged over groups."""
-    model, found = make_model(fields), {}
+    found = {}
 
     def note(call, args, kwargs, context):
         if isinstance(context.module, nn.BatchNorm | LastBatchNorm) and context.method_name == "__call__":
@@ -53,7 +53,7 @@ def _by_hand(fields, params, batch_stats, groups):
 
 def _assert_by_hand(fields, state, num_batches, epoch=0):
     groups = _groups(fields, num_batches, epoch)
-    expected = _by_hand(fields, state.ema_params, state.batch_stats, groups)
+    expected = _by_hand(make_model(fields), state.ema_params, state.batch_stats, groups)
     paths = jax.tree.leaves_with_path(state.ema_batch_stats)
     assert len(paths) == 2 * len(expected)
     for path, leaf in paths:
@@ -157,6 +157,29 @@ def test_what_is_no_average_keeps_the_raw_runs_value():
     np.testing.assert_allclose(found["half"], found["last"], rtol=1e-5)
     np.testing.assert_allclose(found["slow"], found["last"], rtol=1e-3)
     assert found["last"] > 10
+
+
+class _Frozen(nn.Module):
+    """A norm that evaluates between two layers, and the last BatchNorm."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(10)(x.reshape(len(x), -1))
+        x = nn.BatchNorm(use_running_average=True, name="frozen")(x)
+        return LastBatchNorm(momentum=0.9, use_running_average=not train, name="last")(nn.Dense(10)(x))
+
+
+def test_averages_behind_a_frozen_norm_are_those_of_the_network_that_has_it():
+    fields = replace(small_config(**PLAIN), width_multiplier=1.0, model="_Frozen", method="own")
+    state = _another_network(build_spec(fields, model=_Frozen()).init_state())
+    frozen = {"mean": jnp.full(10, 0.3), "var": jnp.full(10, 0.01)}
+    state = replace(state, batch_stats={**state.batch_stats, "frozen": frozen})
+    found = _estimated(fields, state, _Frozen()).ema_batch_stats
+    jax.tree.map(np.testing.assert_array_equal, found["frozen"], frozen)
+    groups = _groups(replace(fields, sync_bn=False), 22)
+    mean, var = _by_hand(_Frozen(), state.ema_params, state.batch_stats, groups)["last",]
+    np.testing.assert_allclose(found["last"]["var"], var, rtol=1e-3)  # float32, and an estimated momentum
+    np.testing.assert_allclose(found["last"]["mean"], mean, atol=1e-3 * np.sqrt(var).max())
 
 
 def test_a_network_that_is_not_finite_keeps_the_raw_runs_values():

@@ -11,6 +11,7 @@ import pytest
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.training import build_spec, config, loop, restore, workdir
 from mimicnorm_jax.training.resilience import CheckpointMetadata, Checkpoints
+from mimicnorm_jax.training.spec import make_model
 
 # Orbax leaves coroutines behind where it reads.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -68,6 +69,23 @@ def test_a_run_on_other_data_is_read_by_its_own_folder(first, tmp_path):
     (folder / "config.json").write_text(json.dumps(lost | {"dataset": "folder:/nowhere", "image_size": 8}))
     spec = build_spec(_config(model="reactnet8", init_from=str(folder)))
     with pytest.raises(ConfigError, match=r"config.init_from is .*second', of whose data set .* /nowhere/train is not"):
+        restore.start(spec)
+
+
+def test_a_network_of_ones_own_starts_from_a_run_of_the_librarys_that_has_its_leaves(first):
+    folder, trained = first
+    own = make_model(_config(model="reactnet8"))
+    spec = build_spec(config.validate(config.base(init_from=str(folder))), model=own)
+    jax.tree.map(np.testing.assert_array_equal, restore.start(spec).params, trained.params)
+
+
+def test_a_run_of_a_network_of_its_own_cannot_be_built_again(first, tmp_path):
+    folder = tmp_path / "own"
+    shutil.copytree(first[0], folder)
+    saved = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(saved | {"model": "Net", "method": "own"}))
+    spec = build_spec(_config(model="reactnet8", init_from=str(folder)))
+    with pytest.raises(ConfigError, match=r"init_from is '.*own', a run of Net, a network of its own: give that one"):
         restore.start(spec)
 
 

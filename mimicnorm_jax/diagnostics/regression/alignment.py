@@ -9,6 +9,10 @@ from mimicnorm_jax.diagnostics.regression.matrices import TrainingKernel, as_tar
 ROUNDING = 1e-12
 """What is left of targets without their means is nothing but that, in float64, at so small a share of the whole."""
 
+_ROUNDED = 0.1
+"""By the largest condition number that a type can tell, what rounding to it can make of a kernel's norm: 0.06, by half
+an epsilon of each entry."""
+
 
 def alignment(kernel: Any, targets: Any, *, centered: bool = False) -> float:
     r"""Alignment of a kernel with targets, $\langle K, Y Y^\top \rangle / (|K| |Y Y^\top|)$ in the Frobenius norm.
@@ -36,7 +40,7 @@ def alignment(kernel: Any, targets: Any, *, centered: bool = False) -> float:
     if known.outputs is not None:
         raise ValueError("the kernel is of all pairs of outputs, (N, N, O, O): take the trace or the pseudo-kernel")
     matrix, y = known.matrix, as_targets(targets, len(known.matrix), None)
-    least = (np.linalg.norm(matrix) / known.limit, ROUNDING * np.linalg.norm(y))
+    least = (_ROUNDED * np.linalg.norm(matrix) / known.limit, ROUNDING * np.linalg.norm(y))
     if centered:
         means = matrix.mean(0, keepdims=True)
         matrix, y = matrix - means - means.T + matrix.mean(), y - y.mean(0, keepdims=True)

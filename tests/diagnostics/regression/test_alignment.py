@@ -1,5 +1,6 @@
 """Alignment of kernels with labels against its definition, and where there is none."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +17,15 @@ def test_alignment_against_its_definition(centered):
     # What all examples share changes the plain one only.
     shifted = alignment(kernel + 7, Y, centered=centered)
     assert np.isclose(shifted, expected) == centered
+
+
+def test_a_kernel_of_bfloat16_keeps_what_is_more_than_its_rounding():
+    signs = np.sign(np.arange(12) - 5.5)
+    kernel = 1 + 0.05 * (np.outer(signs, signs) + np.eye(12))
+    exact = alignment(kernel, signs, centered=True)
+    # Entries of about 1 are rounded by up to 0.004, a tenth of what tells the classes apart.
+    assert alignment(jnp.asarray(kernel, jnp.bfloat16), signs, centered=True) == pytest.approx(exact, abs=0.05)
+    assert np.isnan(alignment(jnp.asarray(1 + 0.002 * np.outer(signs, signs), jnp.bfloat16), signs, centered=True))
 
 
 def test_alignment_of_what_is_the_same_for_all_examples_is_no_number():
