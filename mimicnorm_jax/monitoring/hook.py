@@ -53,7 +53,8 @@ class DiagnosticsHook:
         if trainer.config.method == OWN_METHOD:
             raise ConfigError(
                 f"config.diagnostics_epochs measures networks of mimicnorm_jax.models, and the run's is "
-                f"{trainer.config.model}: set it to 0, and measure checkpoints with mimicnorm_jax.diagnostics"
+                f"{trainer.config.model}: set it to 0 in another --workdir, and measure checkpoints with "
+                "mimicnorm_jax.diagnostics"
             )
         self._trainer = trainer
         self._writer = writer
@@ -118,7 +119,9 @@ def _measured(step: int, names: Sequence[str], measure: Callable[[], tuple[float
         return dict(zip(names, measure(), strict=True))
     except ValueError as error:
         if step == 0:
-            raise ConfigError(f"config.diagnostics_epochs cannot measure this network: {error}. Set it to 0") from error
+            raise ConfigError(
+                f"config.diagnostics_epochs cannot measure this network: {error}. Set it to 0, in another --workdir"
+            ) from error
         log_line(f"not measured: {', '.join(names)}: {error}")
         return dict.fromkeys(names, math.nan)
 

@@ -128,7 +128,7 @@ def _whole(beside: Sharding | None, found: Target) -> Sharding:
     """Of what has no sharding: where the others are, as `jax.jit` puts it."""
     if isinstance(beside, NamedSharding):
         return NamedSharding(beside.mesh, PartitionSpec())
-    return beside or SingleDeviceSharding(found.jax_devices()[0])
+    return SingleDeviceSharding(next(iter(beside.device_set)) if beside is not None else found.jax_devices()[0])
 
 
 def _described(leaf: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:

@@ -31,12 +31,16 @@ def correlation(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> jax.Array:
 
 def _scale(k11: jax.Array, k22: jax.Array) -> jax.Array:
     """The root of the product: exact of equal variances, which a product of roots is not."""
-    product = k11 * k22
+    k11, k22 = (jnp.asarray(k, jnp.result_type(k, float)) for k in (k11, k22))
+    positive = (k11 > 0) & (k22 > 0)
+    first, second = (jnp.where(positive, k, 1) for k in (k11, k22))
+    product = first * second
     info = jnp.finfo(product.dtype)
     power = 2.0 ** (info.maxexp // 2)
-    small = (product < info.tiny) & (jnp.maximum(k11, k22) < 1)
+    small = (product < info.tiny) & (jnp.maximum(first, second) < 1)
     by = jnp.where(jnp.isinf(product), 1 / power, jnp.where(small, power, 1))  # keeps what follows in the range
-    return jnp.sqrt((k11 * by) * (k22 * by)) / by
+    root = jnp.sqrt((first * by) * (second * by)) / by
+    return jnp.where(positive, root, jnp.sqrt(k11) * jnp.sqrt(k22))  # whose derivatives at 0 are those of the roots
 
 
 def relu_dual(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -86,7 +86,7 @@ def _start(raw: Any, moved: Callable[[Any], Any]) -> tuple[Any, Any]:
         probe = jax.tree.map(lambda f, at, is_held: at if is_held else _above(f, at.dtype), low, start, held)
         high = moved(probe)
         found = jax.tree.map(_stays, held, start, low, probe, high)
-        if found == held:
+        if jax.tree.leaves(found) == jax.tree.leaves(held):
             return start, jax.tree.map(_momentum, held, low, probe, high)
         held = found  # averages behind what stays have seen another network
 

@@ -98,7 +98,7 @@ def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, A
             log_line("this run is complete" if complete else resuming)
         state, metadata = _broadcast(*found)
         # An epoch that was trained and not evaluated gets its line, perhaps not for the first time.
-        unfinished = int(state.step) == (metadata.epoch + 1) * trainer.steps_per_epoch
+        unfinished = not complete and int(state.step) == (metadata.epoch + 1) * trainer.steps_per_epoch
         writer = MetricWriter(folder, resumed_step=int(state.step) - unfinished)
         hook = make_hook(trainer, folder, writer, int(state.step)) if make_hook else None
         try:

@@ -27,7 +27,6 @@ MUTABLE_ON_RESUME = (
     "parallelism",
     "decoding_threads",
     "max_bad_images",
-    "diagnostics_epochs",
 )
 """Fields that do not change a run's numbers, so a resumed run may change them."""
 

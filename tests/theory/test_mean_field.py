@@ -83,6 +83,12 @@ def test_an_input_has_correlation_1_with_itself_at_any_variance(dtype):
     assert PLAIN.depth_scale(2.0) == math.inf
 
 
+def test_moments_of_numbers_and_where_a_variance_is_zero():
+    np.testing.assert_array_equal(relu_dual(1, 0, 1), relu_dual(1.0, 0.0, 1.0))
+    by_other = jax.grad(lambda k22: relu_dual(jnp.zeros(()), jnp.zeros(()), k22)[0])(1.0)
+    assert by_other == 0
+
+
 def test_kernels_of_whole_numbers():
     whole, real = (PLAIN.kernels(jnp.eye(2, dtype=dtype), 4) for dtype in (int, float))
     np.testing.assert_array_equal(whole, real)

@@ -188,11 +188,6 @@ def _split(step: Step) -> State:
     return state
 
 
-def _tile(step: Step) -> State:
-    """Repeated along the batch's axis, the examples' places repeat with it."""
-    return _axis(step)
-
-
 def _matrices(step: Step) -> State:
     """Functions of matrices, which are the last two axes."""
     state = same_axis(step)
@@ -232,7 +227,7 @@ RULES: dict[str, Rule] = {
     "pad": _pad,
     "slice": _slice,
     "split": _split,
-    "tile": _tile,
+    "tile": _axis,  # repeated along the batch's axis, the examples' places repeat with it
     "fft": _fft,
     "dynamic_slice": dynamic_slice,
     "dynamic_update_slice": dynamic_update_slice,
@@ -243,9 +238,14 @@ RULES: dict[str, Rule] = {
 """By name, for operands of which one follows the inputs."""
 
 
-def free(step: Step) -> State:
-    """Along which axes the result of an operation without the inputs may vary."""
-    shape, name = step.out_shape(), step.name
+def free(step: Step) -> list[State]:
+    """Along which axes the results of an operation without the inputs may vary."""
+    return [Free(frozenset(_free(step, step.out_shape(i)))) for i in range(len(step.equation.outvars))]
+
+
+def _free(step: Step, shape: Sequence[int]) -> set[int]:
+    """Of a result of this shape; only operations that have several results give several shapes."""
+    name = step.name
     varies = [state.varies if isinstance(state, Free) else frozenset() for state in step.states]
     wide = {axis for axis, side in enumerate(shape) if side > 1}
     if name in ELEMENTWISE:
@@ -260,7 +260,7 @@ def free(step: Step) -> State:
         found = free_gather(step, *varies)
     else:
         found = wide
-    return Free(frozenset(found & wide))
+    return found & wide
 
 
 def _free_axes(step: Step, varies: Sequence[frozenset[int]]) -> set[int]:

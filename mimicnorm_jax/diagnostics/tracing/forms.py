@@ -110,15 +110,15 @@ def transfer(equation: Any, forms: Sequence[Form], depends_on_params: bool) -> l
         if found is not None:
             return [found]
     large = any(not (isinstance(form, Entries) and form.single) for form in moved)
-    constant = _constant(equation, forms)
+    constants = [_constant(equation, forms, v.aval) for v in outputs]
     if not large or name == "stop_gradient":
-        return [constant] * len(outputs)
-    return [OTHER if jnp.issubdtype(v.aval.dtype, jnp.inexact) else constant for v in outputs]  # complex ones too
+        return constants
+    return [OTHER if jnp.issubdtype(v.aval.dtype, jnp.inexact) else c for v, c in zip(outputs, constants, strict=True)]
 
 
-def _constant(equation: Any, forms: Sequence[Form]) -> Form:
-    """Of an operation on values that no large parameter moves."""
-    name, aval = equation.primitive.name, equation.outvars[0].aval
+def _constant(equation: Any, forms: Sequence[Form], aval: Any) -> Form:
+    """Of a result of an operation on values that no large parameter moves."""
+    name = equation.primitive.name
     if len(forms) == 1 and (name in KEEP or name in SHAPES) and isinstance(forms[0], Uniform):
         root = forms[0].root
         if isinstance(root, float) and name == "convert_element_type":
