@@ -23,6 +23,15 @@ class DualActivation(Protocol):
         ...
 
 
+def as_real(values: Any) -> jax.Array:
+    """An array of floating point, as kernels are, of what may hold whole numbers; of the same type where it is one.
+
+    Args:
+      values: an array or a number.
+    """
+    return jnp.asarray(values, jnp.result_type(values, float))
+
+
 def correlation(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> jax.Array:
     r"""$k_{12} / \sqrt{k_{11} k_{22}}$ within [-1, 1], elementwise; 0 where a variance is 0."""
     scale = _scale(k11, k22)
@@ -31,7 +40,7 @@ def correlation(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> jax.Array:
 
 def _scale(k11: jax.Array, k22: jax.Array) -> jax.Array:
     """The root of the product: exact of equal variances, which a product of roots is not."""
-    k11, k22 = (jnp.asarray(k, jnp.result_type(k, float)) for k in (k11, k22))
+    k11, k22 = as_real(k11), as_real(k22)
     positive = (k11 > 0) & (k22 > 0)
     first, second = (jnp.where(positive, k, 1) for k in (k11, k22))
     product = first * second

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from mimicnorm_jax.theory.duals import DualActivation, relu_dual
+from mimicnorm_jax.theory.duals import DualActivation, as_real, relu_dual
 
 S = 1 - 1 / math.pi
 """Share of a ReLU's second moment that is variance: 1 - E[relu]^2 / E[relu^2]."""
@@ -71,7 +71,7 @@ class InfiniteMLP:
             raise ValueError(f"depth is {depth}: an MLP has at least one weight layer")
         if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
             raise ValueError(f"gram is a square matrix of inner products; got shape {gram.shape}")
-        gram = jnp.asarray(gram, jnp.result_type(gram, float))  # integers are no kernels of the layers behind
+        gram = as_real(gram)
 
         def step(_: int, kernels: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             nngp, slope = self.layer(kernels[0])
@@ -97,7 +97,7 @@ class InfiniteMLP:
             raise ValueError(f"depth is {depth}: an MLP has at least one weight layer")
         if x1.ndim != 2 or x2.ndim != 2 or x1.shape[1] != x2.shape[1]:
             raise ValueError(f"x1 has shape {x1.shape} and x2 {x2.shape}: they are (N, n_0) and (M, n_0)")
-        x1, x2 = (jnp.asarray(x, jnp.result_type(x, float)) for x in (x1, x2))
+        x1, x2 = as_real(x1), as_real(x2)
         gram = jnp.matmul(x1, x2.T, precision="highest") / x1.shape[1]
         first, second = ((x**2).mean(1) for x in (x1, x2))
 
@@ -120,7 +120,7 @@ class InfiniteMLP:
           rho: correlations, of any shape.
           variance: of both inputs.
         """
-        rho = jnp.asarray(rho, jnp.result_type(rho, float))
+        rho = as_real(rho)
         q = jnp.full_like(rho, variance)
         covariance, diagonal = (
             self._covariance(second, means) for second, _, means in (self.dual(q, q * rho, q), self.dual(q, q, q))
