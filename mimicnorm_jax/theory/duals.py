@@ -35,7 +35,16 @@ def as_real(values: Any) -> jax.Array:
 def correlation(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> jax.Array:
     r"""$k_{12} / \sqrt{k_{11} k_{22}}$ within [-1, 1], elementwise; 0 where a variance is 0."""
     scale = _scale(k11, k22)
-    return jnp.clip(k12 / jnp.where(scale > 0, scale, 1), -1, 1)
+    return _within(k12 / jnp.where(scale > 0, scale, 1))
+
+
+@jax.custom_jvp
+def _within(rho: jax.Array) -> jax.Array:
+    """What rounding took out of [-1, 1] comes back, and is still what the inputs move."""
+    return jnp.clip(rho, -1, 1)
+
+
+_within.defjvps(lambda tangent, _, rho: tangent)
 
 
 def _scale(k11: jax.Array, k22: jax.Array) -> jax.Array:
@@ -58,6 +67,10 @@ def relu_dual(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> tuple[jax.Array
     With $\rho = k_{12}/\sqrt{k_{11}k_{22}}$:
     $\hat\phi(\rho) = (\sqrt{1-\rho^2} + (\pi - \arccos\rho)\rho) / 2\pi$.
 
+    The first moment has a derivative at every correlation, also at 1, an input's with itself. That of the second is
+    infinite at correlations of 1 and -1, where it has the kink of $-|u - v|$: there it is 0, the mean of both sides,
+    as of ReLU's own at 0.
+
     Args:
       k11: variances of the first input.
       k12: covariances.
@@ -73,9 +86,25 @@ def relu_dual(k11: jax.Array, k12: jax.Array, k22: jax.Array) -> tuple[jax.Array
     """
     scale = _scale(k11, k22)
     rho = correlation(k11, k12, k22)
-    angle = jnp.pi - jnp.arccos(rho)
-    value = (jnp.sqrt(1 - rho**2) + angle * rho) / (2 * jnp.pi)
-    return scale * value, angle / (2 * jnp.pi), scale / (2 * jnp.pi)
+    return scale * _relu_product(rho), _relu_slope(rho), scale / (2 * jnp.pi)
+
+
+@jax.custom_jvp
+def _relu_product(rho: jax.Array) -> jax.Array:
+    return jnp.sqrt(1 - rho**2) / (2 * jnp.pi) + _relu_slope(rho) * rho
+
+
+@jax.custom_jvp
+def _relu_slope(rho: jax.Array) -> jax.Array:
+    return (jnp.pi - jnp.arccos(rho)) / (2 * jnp.pi)
+
+
+_relu_product.defjvps(lambda tangent, _, rho: tangent * _relu_slope(rho))  # where autodiff subtracts infinities
+_relu_slope.defjvps(lambda tangent, _, rho: tangent * _inverse_root(1 - rho**2) / (2 * jnp.pi))
+
+
+def _inverse_root(x: jax.Array) -> jax.Array:
+    return jnp.where(x > 0, 1 / jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
 
 
 def quadrature_dual(

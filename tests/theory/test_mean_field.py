@@ -227,3 +227,26 @@ def test_kernels_between_two_sets_are_blocks_of_the_kernels_of_all(mlp):
         np.testing.assert_allclose(found, expected[:3, 2:], rtol=1e-10)
     with pytest.raises(ValueError, match=r"\(M, n_0\)"):
         mlp.kernels_between(x, x[:, :2], 5)
+
+
+@pytest.mark.parametrize("mlp", [PLAIN, WEIGHT_MEAN, InfiniteMLP(1.5, 0.3)])
+def test_kernels_of_inputs_with_themselves_have_derivatives(mlp):
+    """What distilling a data set descends; the NTK's kink at equal inputs has slopes of +a and -a, which cancel."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((4, 3)))
+    weights = jnp.asarray(rng.standard_normal((2, 4, 4)))
+
+    def of_one_set(x: jax.Array) -> jax.Array:
+        return sum((weight * kernel).sum() for weight, kernel in zip(weights, mlp.kernels(x @ x.T / 3, 4), strict=True))
+
+    def of_two_sets(first: jax.Array) -> jax.Array:
+        return sum(
+            (weight * kernel).sum() for weight, kernel in zip(weights, mlp.kernels_between(first, x, 4), strict=True)
+        )
+
+    direction = jnp.asarray(rng.standard_normal(x.shape))
+    for function in (of_one_set, of_two_sets):
+        found = (jax.grad(function)(x) * direction).sum()
+        step = 1e-4  # the truncation, of step^2, and rounding, 1e-16 / step, are both below the tolerance
+        expected = (function(x + step * direction) - function(x - step * direction)) / (2 * step)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
