@@ -17,6 +17,8 @@ MAX_BATCHES = 50
 """Training batches that an estimate takes, at most: the epoch's first ones."""
 _MARGIN = 1e-5
 """How far a leaf's momentum has to be from 1: it is known to 1e-7, and what is left of 1 is divided by."""
+_ROUNDINGS = 64
+"""By how many of the type's two slopes of one line may differ, of numbers as large as the distance between them."""
 
 
 def with_own_statistics(trainer: Trainer, state: TrainState, epoch: int, stop: Stop = never) -> TrainState:
@@ -26,14 +28,14 @@ def with_own_statistics(trainer: Trainer, state: TrainState, epoch: int, stop: S
     last BatchNorm may differ in scale by orders of magnitude. As in stochastic weight averaging, the averaged network
     therefore sees some training batches, with augmentation and dropout, before it is evaluated.
 
-    A norm's momentum m need not be known. In training no output depends on running averages that move: they go from r
-    to $f(r) = m r + (1 - m) s$ with the batch's statistics s. So $m = (f(c) - f(0)) / c$ for any c, here a bit larger
-    than f(0) so that nothing cancels, and the mean of f(0) over batches, divided by 1 - m, is the mean of s. On what
-    does not move, as the statistics of a norm that is frozen, outputs depend: it stays where it is in all passes.
+    A norm's momentum m need not be known. No output depends on its running averages: they go from r to
+    $f(r) = m r + (1 - m) s$ with the batch's statistics s. So $m = (f(c) - f(0)) / c$ for any c, here a bit larger
+    than f(0) so that nothing cancels, and the mean of f(0) over batches, divided by 1 - m, is the mean of s. Leaves
+    that a training step may depend on, as the statistics of a norm that is frozen, stay where they are in all passes.
 
-    Leaves that are not averages of this kind keep the raw run's value: those not of floating point, whose m is not in
-    [0, 1), or whose estimate is not finite. The result depends on seed, epoch, `ema_params` and those leaves alone, so
-    a resumed run finds the same.
+    Leaves that are not averages of this kind keep the raw run's value: those that stay, those not of floating point,
+    whose f is no such line, whose m is not in [0, 1), or whose estimate is not finite. The result depends on seed,
+    epoch, `ema_params` and those leaves alone, so a resumed run finds the same.
 
     Args:
       trainer: of the run.
@@ -62,7 +64,8 @@ def with_own_statistics(trainer: Trainer, state: TrainState, epoch: int, stop: S
     total, done = jax.tree.map(np.zeros_like, raw), 0
     for feed, num_steps in trainer.pipeline.train_feeds(epoch, 0, of_one_process(stop)):
         if not done:
-            start, momentum = _start(raw, lambda old, feed=feed: summed(old, 0, feed, 1))
+            start = jax.tree.map(_start, raw, trainer.statistics_read)
+            momentum = _momenta(start, trainer.statistics_read, lambda old, feed=feed: summed(old, 0, feed, 1))
         count = min(num_steps, MAX_BATCHES - done)
         total = jax.tree.map(np.add, total, summed(start, done, feed, count))
         done += count
@@ -72,36 +75,39 @@ def with_own_statistics(trainer: Trainer, state: TrainState, epoch: int, stop: S
     return state.replace(ema_batch_stats=trainer.data_parallel.replicate(found))
 
 
-def _start(raw: Any, moved: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """Where the leaves start, averages at 0 and others where they are, and their momenta, NaN of the others.
+def _start(raw: np.ndarray, is_read: bool) -> np.ndarray:
+    return np.zeros_like(raw) if jnp.issubdtype(raw.dtype, jnp.floating) and not is_read else raw
+
+
+def _momenta(start: Any, is_read: Any, moved: Callable[[Any], Any]) -> Any:
+    """Of every leaf, NaN where it is no average.
 
     Args:
-      raw: the leaves.
+      start: where the leaves start, averages at 0.
+      is_read: whether they stay there.
       moved: one batch's f.
     """
-    held = jax.tree.map(lambda leaf: not jnp.issubdtype(leaf.dtype, jnp.floating), raw)
-    while True:
-        start = jax.tree.map(lambda leaf, is_held: leaf if is_held else np.zeros_like(leaf), raw, held)
-        low = moved(start)
-        probe = jax.tree.map(lambda f, at, is_held: at if is_held else _above(f, at.dtype), low, start, held)
-        high = moved(probe)
-        found = jax.tree.map(_stays, held, start, low, probe, high)
-        if jax.tree.leaves(found) == jax.tree.leaves(held):
-            return start, jax.tree.map(_momentum, held, low, probe, high)
-        held = found  # averages behind what stays have seen another network
+    low = moved(start)
+
+    def at(distance: int) -> tuple[Any, Any]:
+        probe = jax.tree.map(lambda f, leaf, stays: leaf if stays else _above(f, distance, leaf), low, start, is_read)
+        return probe, moved(probe)
+
+    return jax.tree.map(_momentum, is_read, start, low, *at(1), *at(2))
 
 
-def _above(found: np.ndarray, dtype: Any) -> np.ndarray:
-    return (1 + np.abs(found)).astype(dtype)
+def _above(found: np.ndarray, distance: int, start: np.ndarray) -> np.ndarray:
+    return (distance * (1 + np.abs(found))).astype(start.dtype)
 
 
-def _stays(is_held: bool, start: np.ndarray, low: np.ndarray, probe: np.ndarray, high: np.ndarray) -> bool:
-    return is_held or (np.array_equal(start, low) and np.array_equal(probe, high))
-
-
-def _momentum(is_held: bool, low: np.ndarray, probe: np.ndarray, high: np.ndarray) -> np.ndarray:
+def _momentum(is_read: bool, start: Any, low: Any, near: Any, at_near: Any, far: Any, at_far: Any) -> Any:
+    if is_read or not jnp.issubdtype(start.dtype, jnp.floating):
+        return np.full_like(low, np.nan)
     with np.errstate(invalid="ignore"):  # of networks whose statistics are not finite
-        return np.full_like(low, np.nan) if is_held else (high - low) / probe
+        near, far = near.astype(float), far.astype(float)
+        momentum = (at_near - low) / near
+        is_line = np.abs((at_far - at_near) / (far - near) - momentum) < _ROUNDINGS * jnp.finfo(start.dtype).eps
+        return np.where(is_line, momentum, np.nan)
 
 
 def _average(raw: np.ndarray, mean_of_f: np.ndarray, momentum: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.interpreters import partial_eval
 
 from mimicnorm_jax.data.pipeline import Batch, Feed, MakeBatch, Resident
 from mimicnorm_jax.training.model import head_of, train_option
@@ -63,6 +64,34 @@ def moved_averages(config: StepConfig, variables: dict[str, Any], images: jax.Ar
     raw: Any = lax.map(raw_logits, (split_images, keys))
     _, updated = head.apply({"batch_stats": stats[name]}, raw.reshape(-1, *raw.shape[2:]), mutable=["batch_stats"])
     return jax.tree.map(_wide, {name: updated["batch_stats"]})
+
+
+def read_elsewhere(config: StepConfig, variables: dict[str, Any], images: Any, num_devices: int) -> Any:
+    """On which running averages more of a forward pass in training may depend than what they themselves become.
+
+    As on the averages of a norm that is frozen, or on what `nn.SpectralNorm` keeps. It is read from the program,
+    without computing: what is not read elsewhere is proven not to be.
+
+    Args:
+      config, variables, images: as in `moved_averages`; arrays or `jax.ShapeDtypeStruct`s.
+      num_devices: that share a batch.
+
+    Returns:
+      A tree of booleans as `batch_stats`.
+    """
+
+    def moved(stats: Any, params: Any, images: jax.Array, key: jax.Array) -> Any:
+        return moved_averages(config, {"params": params, "batch_stats": stats}, images, key)
+
+    stats, key = variables["batch_stats"], jax.eval_shape(jax.random.key, 0)
+    program = jax.make_jaxpr(moved, axis_env=[(AXIS, num_devices)])(stats, variables["params"], images, key)
+    leaves, tree = jax.tree.flatten(stats)
+
+    def is_read(place: int) -> bool:
+        others = [i != place for i in range(len(leaves))]
+        return partial_eval.dce_jaxpr(program.jaxpr, others)[1][place]
+
+    return tree.unflatten([is_read(place) for place in range(len(leaves))])
 
 
 def _wide(leaf: jax.Array) -> jax.Array:

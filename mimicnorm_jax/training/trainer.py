@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.dataset import read_dataset
+from mimicnorm_jax.training.moments import read_elsewhere
 from mimicnorm_jax.training.resilience.nonfinite import NonFiniteMonitor
 from mimicnorm_jax.training.spec import RunSpec
 from mimicnorm_jax.training.step import StepConfig
@@ -61,6 +63,15 @@ class Trainer:
     def steps_per_epoch(self) -> int:
         """Whole batches of an epoch."""
         return self.pipeline.steps_per_epoch
+
+    @cached_property
+    def statistics_read(self) -> Any:
+        """Of every leaf of `batch_stats`, whether a training step may depend on it: see `moments.read_elsewhere`."""
+        b = self.config.batch_size // self.num_devices
+        images = jax.ShapeDtypeStruct((b, *self.dataset.spec.image_shape), self.step_config.dtype)
+        state = jax.eval_shape(self.spec.init_state)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return read_elsewhere(self.step_config, variables, images, self.num_devices)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of the `step`-th step, counted from 1, once those before it are counted by `nonfinite`.

@@ -152,7 +152,7 @@ class _Noting(nn.Module):
 def test_what_is_no_average_keeps_the_raw_runs_value():
     fields = replace(small_config(**PLAIN), width_multiplier=1.0, model="_Noting", method="own")
     found = _estimated(fields, model=_Noting()).ema_batch_stats
-    assert (found["count"], found["whole"]) == (2.0, 2)
+    assert (found["count"], found["whole"], found["largest"]) == (2.0, 2, 2.0)
     assert found["whole"].dtype == np.int32
     np.testing.assert_allclose(found["half"], found["last"], rtol=1e-5)
     np.testing.assert_allclose(found["slow"], found["last"], rtol=1e-3)
@@ -180,6 +180,37 @@ def test_averages_behind_a_frozen_norm_are_those_of_the_network_that_has_it():
     mean, var = _by_hand(_Frozen(), state.ema_params, state.batch_stats, groups)["last",]
     np.testing.assert_allclose(found["last"]["var"], var, rtol=1e-3)  # float32, and an estimated momentum
     np.testing.assert_allclose(found["last"]["mean"], mean, atol=1e-3 * np.sqrt(var).max())
+
+
+class _Spectral(nn.Module):
+    """Layers whose outputs depend on an estimate that moves in training."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        for width in (12, 10):
+            x = nn.SpectralNorm(nn.Dense(width))(x.reshape(len(x), -1), update_stats=train)
+            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, use_scale=False, use_bias=False)(x)
+        return x
+
+
+def test_averages_behind_an_estimate_that_moves_are_those_of_the_network_that_has_it():
+    fields = replace(small_config(**PLAIN), width_multiplier=1.0, model="_Spectral", method="own")
+    state = _another_network(build_spec(fields, model=_Spectral()).init_state())
+    found = _estimated(fields, state, _Spectral()).ema_batch_stats
+    expected = _by_hand(_Spectral(), state.ema_params, state.batch_stats, _groups(replace(fields, sync_bn=False), 22))
+    for (name,), (mean, var) in expected.items():
+        np.testing.assert_allclose(found[name]["var"], var, rtol=1e-3)
+        np.testing.assert_allclose(found[name]["mean"], mean, atol=1e-3 * np.sqrt(var).max())
+    for name in ("SpectralNorm_0", "SpectralNorm_1"):  # the raw network's, from which the averaged one's goes on
+        (key,) = (key for key in found[name] if key.endswith("/u"))
+        np.testing.assert_array_equal(found[name][key], state.batch_stats[name][key])
+
+
+@pytest.mark.parametrize("method", ["mimicnorm", "batchnorm"])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_no_statistics_of_the_librarys_networks_are_read_in_training(method, microbatches):
+    run = build_trainer(build_spec(small_config(method=method, microbatches=microbatches)))
+    assert not any(jax.tree.leaves(run.statistics_read))
 
 
 def test_a_network_that_is_not_finite_keeps_the_raw_runs_values():
