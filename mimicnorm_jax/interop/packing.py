@@ -52,10 +52,16 @@ def packed_size(model: nn.Module, image_shape: tuple[int, ...]) -> PackedSize:
     leaves: list[Any] = jax.tree.leaves(variables)
     stored = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
     params: dict[tuple[str, ...], Any] = flatten_dict(variables["params"])
-    binary = [params[path] for path, kernel in find_kernels(model, image).items() if reads_signs(kernel)]
-    packed = sum(math.ceil(leaf.size / 8) + leaf.dtype.itemsize * leaf.shape[-1] for leaf in binary)
-    others = stored - sum(leaf.size * leaf.dtype.itemsize for leaf in binary)
-    return PackedSize(sum(leaf.size for leaf in binary), packed, others, stored)
+    binary = [(params[path], kernel) for path, kernel in find_kernels(model, image).items() if reads_signs(kernel)]
+    packed = sum(_packed(leaf, kernel) for leaf, kernel in binary)
+    others = stored - sum(leaf.size * leaf.dtype.itemsize for leaf, _ in binary)
+    return PackedSize(sum(leaf.size for leaf, _ in binary), packed, others, stored)
+
+
+def _packed(leaf: Any, kernel: LayerKernel) -> int:
+    """Bytes of the kernels of a leaf, of which scanned layers stack several."""
+    size = math.prod(kernel.layout.shape)
+    return leaf.size // size * (math.ceil(size / 8) + leaf.dtype.itemsize * kernel.layout.flat_shape[-1])
 
 
 def reads_signs(kernel: LayerKernel) -> bool:

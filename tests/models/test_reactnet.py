@@ -11,10 +11,10 @@ import pytest
 from flax import linen as nn
 
 from mimicnorm_jax import interop, models
-from mimicnorm_jax.functional import binarize, binary_sign, standardize_by_deviation
+from mimicnorm_jax.functional import KernelTransform, binarize, binary_sign, standardize_by_deviation
 from mimicnorm_jax.interop.affine import read_affine
 from mimicnorm_jax.interop.packing import reads_signs
-from mimicnorm_jax.linen import find_kernels
+from mimicnorm_jax.linen import TransformedConv, find_kernels
 from mimicnorm_jax.models import reactnet
 from tests.conftest import also
 
@@ -210,6 +210,23 @@ def test_packed_bits_take_the_bytes_that_are_reported():
     averages = sum(leaf.nbytes for leaf in jax.tree.leaves(variables["batch_stats"]))
     assert half.other_bytes - averages == (size.other_bytes - averages) / 2
     assert interop.packed_size(models.create("resnet8", width=0.25), (8, 8, 3)).binary_weights == 0
+
+
+def test_stacked_binary_kernels_take_as_many_bytes_as_each_alone():
+    class Layers(nn.Module):
+        scanned: bool
+
+        @nn.compact
+        def __call__(self, x):
+            layer = partial(TransformedConv, 3, (3, 3), kernel_transform=KernelTransform(binarize))
+            if not self.scanned:
+                return layer()(layer()(x))
+            axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            return nn.scan(lambda conv, x, _: (conv(x), None), length=2, **axes)(layer(), x, None)[0]
+
+    scanned, alone = (interop.packed_size(Layers(scanned), (8, 8, 3)) for scanned in (True, False))
+    assert scanned == alone
+    assert scanned.binary_weights == 2 * 81
 
 
 @pytest.mark.parametrize("method", ["bnn_nobn", "bnn_mimic"])
