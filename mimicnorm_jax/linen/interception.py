@@ -15,9 +15,15 @@ _under = jax.make_user_context(())
 def intercept(interceptor: Callable[..., Any], key: Hashable) -> Iterator[None]:
     """`nn.intercept_methods`, and what is traced inside is not taken for what was traced under another `key`.
 
+    Methods of modules without a scope, which have no variables and no path, are not intercepted.
+
     Args:
       interceptor: as `nn.intercept_methods` takes it.
       key: says what the interceptor does.
     """
-    with _under((*_under.value, key)), nn.intercept_methods(interceptor):
+
+    def bound_only(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        return call(*args, **kwargs) if context.module.scope is None else interceptor(call, args, kwargs, context)
+
+    with _under((*_under.value, key)), nn.intercept_methods(bound_only):
         yield

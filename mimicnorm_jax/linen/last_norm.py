@@ -73,7 +73,7 @@ class WithLastBatchNorm(nn.Module):
         def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
                 _note(told, context.module, *args, **kwargs)
-            elif context.module.scope is not None and self.path_of(context.module) == (*self.path, LAST_BN):
+            elif self.path_of(context.module) == (*self.path, LAST_BN):
                 raise ValueError(f"{type(self.wrapped).__name__} has a layer {LAST_BN!r} already, a last BatchNorm")
             return call(*args, **kwargs)
 
