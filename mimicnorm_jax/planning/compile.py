@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
-from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from mimicnorm_jax.errors import DoesNotFitError, PlanError
 from mimicnorm_jax.planning import hlo, liveness, traffic
@@ -113,6 +113,11 @@ def _given(leaf: Any, found: Target) -> Sharding | None:
     has_one = isinstance(leaf, jax.ShapeDtypeStruct) or (isinstance(leaf, jax.Array) and leaf.committed)
     if not has_one or leaf.sharding is None:
         return None
+    if isinstance(leaf.sharding, NamedSharding) and isinstance(leaf.sharding.mesh, AbstractMesh):
+        raise PlanError(
+            f"an argument has the sharding {leaf.sharding}, whose mesh is of no devices: give one over the target's "
+            "jax_devices()"
+        )
     kinds, kind = {device.device_kind for device in leaf.sharding.device_set}, found.jax_devices()[0].device_kind
     if kinds == {kind}:
         return leaf.sharding

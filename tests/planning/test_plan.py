@@ -6,7 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from mimicnorm_jax.errors import DoesNotFitError, PlanError
 from mimicnorm_jax.planning import Cache, Plan, plan, target
@@ -163,6 +163,18 @@ def test_shardings_on_the_targets_devices_are_kept_and_others_follow_them():
     assert (told.devices, told.argument_bytes) == (2, 4 * 256 * (128 + 1))
     assert plan(jnp.multiply, jax.device_put(jnp.ones((256, 256)), rows), shape(1, 256), target="cpu") == told
     assert plan(jnp.multiply, x, 2.0, target="cpu").devices == 2
+
+
+def test_where_some_arguments_are_in_host_memory_the_others_are_on_its_device():
+    other = jax.devices("cpu")[1]
+    x = jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=SingleDeviceSharding(other, memory_kind="pinned_host"))
+    assert plan(jnp.add, x, shape(8, 8), target="cpu").argument_bytes == 2 * 4 * 64
+
+
+def test_a_mesh_of_no_devices_is_refused():
+    rows = NamedSharding(AbstractMesh((2,), ("batch",)), PartitionSpec("batch"))
+    with pytest.raises(PlanError, match="whose mesh is of no devices: give one over the target's"):
+        plan(jnp.sin, jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=rows), target="cpu")
 
 
 @needs_cuda

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from mimicnorm_jax.diagnostics.ntk.plan import IMPLEMENTATIONS
 from mimicnorm_jax.errors import unknown
@@ -51,8 +52,12 @@ def process(process: tuple[int, int]) -> None:
 
 
 def weights(names: Sequence[str], values: Sequence[float]) -> None:
-    """Raises ValueError for a negative or non-finite weight, or if no parameter is left."""
+    """Raises ValueError for a negative, traced or non-finite weight, or if no parameter is left."""
     for name, value in zip(names, values, strict=True):
+        if isinstance(value, Tracer):
+            raise ValueError(
+                f"weights give a traced value for {name}: compute them of concrete parameters, outside of jax.jit"
+            )
         if not 0 <= value < float("inf"):
             raise ValueError(f"weights give {value} for {name}: a weight is finite and at least 0")
     if not any(values):

@@ -147,3 +147,18 @@ def test_a_direction_is_a_sign_for_every_parameter():
     options = [[x * a + x**2 * b for a in (-1, 1)] for b in (-1, 1)]
     for o in range(2):
         assert any(np.allclose(found.features[:, o, 0], case[:, o]) for row in options for case in row)
+
+
+def test_weights_that_are_traced_are_refused(network):
+    apply_fn, params, x = network
+
+    def largest(_, leaf):
+        return jnp.abs(leaf).max()
+
+    def product(params):
+        return ntk_vector_product(apply_fn, params, x, weights=largest)(jnp.ones((5, 3)))
+
+    expected = product(params)  # of concrete parameters they are numbers
+    assert jnp.isfinite(expected).all()
+    with pytest.raises(ValueError, match=r"weights give a traced value for .*: compute them of concrete parameters"):
+        jax.jit(product)(params)

@@ -45,3 +45,15 @@ def test_a_vector_beside_a_number_is_no_number(change):
     rows = [j.reshape(3, 2, -1) for j in jax.tree.leaves(jacobian)]
     expected = sum(jnp.einsum("nok,mpk->nmop", j, j) for j in rows)
     np.testing.assert_allclose(empirical_ntk(network, params, X), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_vector_beside_a_number_depends_on_the_place_in_the_batch():
+    """Values do not tell: with the derivative stopped they are those of a network that treats all examples alike."""
+
+    def network(params, x):
+        hidden = jnp.tanh(x @ params["w"])
+        factor = jnp.split(FIVE, [1])[1][: len(x), None]
+        return (hidden * factor + jax.lax.stop_gradient(hidden - hidden * factor)) @ params["v"]
+
+    with pytest.raises(ValueError, match=r"mul at .* combines the inputs with values that depend on the place in"):
+        empirical_ntk(network, {"w": W, "v": V}, X)
