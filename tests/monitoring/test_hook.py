@@ -13,7 +13,7 @@ from mimicnorm_jax.cli.diagnose import main
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.data.streaming import BadImages, Cut
 from mimicnorm_jax.data.streaming.pipeline import Reader
-from mimicnorm_jax.diagnostics import RegimeMeter
+from mimicnorm_jax.diagnostics import RegimeMeter, empirical_ntk
 from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
 from mimicnorm_jax.monitoring import networks
 from mimicnorm_jax.training import build_spec, build_trainer, config, loop
@@ -202,6 +202,18 @@ def test_ntk_and_jacobian_commands_on_a_checkpoint(probed, tmp_path, capsys):
     layers = json.loads((tmp_path / "jacobian.json").read_text())["layers"]
     assert len(layers) == 4
     assert capsys.readouterr().out.count("/conv ") == 3
+
+
+def test_a_seed_draws_other_noise_for_the_same_checkpoint(probed, tmp_path):
+    folder, fields = probed
+    _, found = networks.from_checkpoint(folder, "latest", "float32")
+    noise = ["ntk", f"--workdir={folder}", "--images=3", "--inputs=random", "--output=1", f"--out={tmp_path}"]
+    for arguments, seed in ((["--seed=1"], 1), ([], fields.seed)):
+        assert main([*noise, *arguments]) == 0
+        x = networks.images(dataclasses.replace(fields, seed=seed), 3, "random", "float32")
+        kernel = np.load(tmp_path / "ntk.npy")
+        # float32: sums of some ten thousand products in another order.
+        np.testing.assert_allclose(kernel, empirical_ntk(found.apply_fn, found.params, x, output=1), rtol=1e-4)
 
 
 def test_depth_command(tmp_path, capsys):
