@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -39,11 +40,21 @@ def parse(
     Raises:
       UserError: names the argument.
     """
-    values = flags.FlagValues()
     arguments = [re.sub(r"^--?[a-z\-]+(?==|$)", lambda m: "--" + m[0].lstrip("-").replace("-", "_"), a) for a in argv]
     if not any(re.match(r"--?config(=|$)", argument) for argument in arguments) and default is not None:
         arguments = [f"--config={default}", *arguments]
     arguments = [re.sub(r"^(--?config=)?(configs/\w+\.py)(?=:|$)", _packaged, argument) for argument in arguments]
+    values = _flags(define, arguments, default)
+    if any(argument in ("--help", "--h", "-h") for argument in arguments):
+        print(f"{document}\n\n{values.main_module_help() or values.get_help()}\n\n{_fields()}")
+        return None
+    _read(values, arguments)
+    _require_recipe(values, define, arguments)
+    return values
+
+
+def _flags(define: Callable[[flags.FlagValues], None], arguments: list[str], default: str | None) -> flags.FlagValues:
+    values = flags.FlagValues()
     said = (
         "FILE[:MODEL[,METHOD]], your own or the package's "
         + ", ".join(NAMES)
@@ -51,11 +62,30 @@ def parse(
     )
     config_flags.DEFINE_config_file("config", None, said, flag_values=values, sys_argv=arguments)
     define(values)
-    if any(argument in ("--help", "--h", "-h") for argument in arguments):
-        print(f"{document}\n\n{values.main_module_help() or values.get_help()}\n\n{_fields()}")
-        return None
-    _read(values, arguments)
     return values
+
+
+def _require_recipe(
+    values: flags.FlagValues, define: Callable[[flags.FlagValues], None], arguments: Sequence[str]
+) -> None:
+    """Raises ConfigError for a model or method that would have another recipe behind the colon of a package's file."""
+    named = [field for field in ("model", "method") if field in given_fields(arguments)]
+    files = [match for match in (re.match(r"--?config=([^:]*)", argument) for argument in arguments) if match]
+    if not named or len(files) != 1 or Path(files[0][1]).resolve().parent != CONFIGS.resolve():
+        return
+    config: Any = values["config"].value
+    file, chosen = files[0][1], f"{config.model},{config.method}"
+    overrides = [one for one in arguments if (found := given_fields([one])) and found[0] not in named]
+    behind = [f"--config={file}:{chosen}", *overrides]
+    recipe = _flags(define, behind, None)
+    _read(recipe, behind)
+    meant: Any = recipe["config"].value
+    if differing := [f"{name}={meant[name]!r}" for name in config_lib.FIELDS if meant[name] != config[name]]:
+        raise ConfigError(
+            f"--config.{named[0]}={config[named[0]]} leaves the recipe of configs/{Path(file).name} as it is for "
+            f"another: give it behind the colon, as --config=configs/{Path(file).name}:{chosen}, which has "
+            f"{', '.join(differing)}; or give those fields too"
+        )
 
 
 def _packaged(match: re.Match[str]) -> str:
@@ -104,6 +134,20 @@ def _read(values: flags.FlagValues, arguments: list[str]) -> None:
         raise ConfigError(" ".join(str(error).split())) from error
     if rest:
         raise UserError(f"do not know what to do with {' '.join(rest)!r}. See --help")
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder of --out, before what it is for is computed.
+
+    Raises:
+      UserError: if it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("it is not writable")
+    except OSError as error:
+        raise UserError(f"cannot write to --out={folder}: {error}. Name another folder") from error
 
 
 def run(command: Callable[[], int], interrupted: str) -> int:

@@ -10,7 +10,6 @@ Exit code: 0 when done, 1 if a check of `verify` fails, 2 for bad input."""
 
 import argparse
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 
 from mimicnorm_jax import plots
 from mimicnorm_jax.cli import depth, updates
+from mimicnorm_jax.cli.command import make_folder
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.diagnostics import (
     EmpiricalNTK,
@@ -266,12 +266,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if (images := getattr(arguments, "images", 1)) < 1:
         raise UserError(f"--images is {images}: it must be at least 1")
     if arguments.out is not None:
-        try:
-            arguments.out.mkdir(parents=True, exist_ok=True)
-            if not os.access(arguments.out, os.W_OK):
-                raise PermissionError("it is not writable")
-        except OSError as error:
-            raise UserError(f"cannot write to --out={arguments.out}: {error}. Name another folder") from error
+        make_folder(arguments.out)
 
 
 def main(argv: list[str] | None = None) -> int:

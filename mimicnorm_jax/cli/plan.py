@@ -179,7 +179,6 @@ def _ways() -> list[dict[str, Any]]:
 
 
 def _write(config: TrainConfig, rows: Sequence[Row], folder: Path, is_frontier: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     written = [
         {"target": row.target, "run": row.label, "largest_batch": row.largest_batch}
         | (row.plan.as_json() if isinstance(row.plan, TrainingPlan) else {"fits": False, "needed": row.plan.needed})
@@ -208,6 +207,8 @@ def _plan(argv: Sequence[str]) -> int:
         return 0
     if values.frontier and values.compare:
         raise UserError("--frontier shows the config's method alone: leave out --compare")
+    if values.out:
+        command.make_folder(Path(values.out))
     jax.config.update("jax_platforms", "cpu")  # what is attached is not touched
     config = config_lib.validate(values.config)
     planners = _planners(values)

@@ -136,10 +136,9 @@ def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
     """
     del data_dir
     index = _read_index(folder_of(name))
-    counts = [index["splits"][split] for split in SPLITS]
-    return DatasetSpec(
-        name, (image_size, image_size, 3), len(index["classes"]), *counts, require_prepared=_require, open=_open
-    )
+    counts, classes = [index["splits"][split] for split in SPLITS], tuple(map(str, index["classes"]))
+    shape = (image_size, image_size, 3)
+    return DatasetSpec(name, shape, len(classes), *counts, require_prepared=_require, open=_open, classes=classes)
 
 
 def write(root: Path, out: Path, shard_bytes: int = 2**27) -> None:

@@ -55,6 +55,7 @@ class DatasetSpec:
         processes each returns the whole. None for what is only streamed.
       require_prepared: raises DataError if `read` and `open` could not start, and reads no images.
       open: gives both splits as sources to stream from, given the same; None for what is only read.
+      classes: names in the order of labels, where they are known.
     """
 
     name: str
@@ -65,6 +66,7 @@ class DatasetSpec:
     read: Callable[["DatasetSpec", str], tuple[Split, Split]] | None = None
     require_prepared: Callable[["DatasetSpec", str], None] = _nothing_to_prepare
     open: Callable[["DatasetSpec", str], tuple[ImageSource, ImageSource]] | None = None
+    classes: tuple[str, ...] = ()
 
 
 def folder_of(name: str) -> Path:

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import io
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -89,15 +90,20 @@ def export(
         if importlib.util.find_spec(package) is None:
             raise ExportError(f"format={format!r} needs the package {package}: pip install 'mimicnorm_jax[export]'")
     content = _stablehlo(program, vjp_order) if format == "stablehlo" else _onnx(program)
-    write_bytes(path, content)
+    try:
+        write_bytes(path, content)
+    except OSError as error:
+        raise ExportError(f"cannot write {path}: {error}. Name another file") from error
 
 
 def require_file(path: Path) -> None:
-    """Raises ExportError if a path is a folder, or in none."""
+    """Raises ExportError if a path is a folder, in none, or in one that cannot be written to."""
     if path.is_dir():
         raise ExportError(f"{path} is a folder: name the file to write, such as {path / 'network'}")
     if not path.parent.is_dir():
         raise ExportError(f"there is no folder {path.parent} to write {path.name} to")
+    if not os.access(path.parent, os.W_OK):
+        raise ExportError(f"cannot write {path.name} to {path.parent}: name a file in a folder of your own")
 
 
 def _program(model: Any, variables: Mapping[str, Any], image_shape: Any) -> _Program:

@@ -41,7 +41,7 @@ def with_own_statistics(trainer: Trainer, state: TrainState, epoch: int, stop: S
       trainer: of the run.
       state: replicated; its buffers are not given up.
       epoch: from 0, whose batches are taken.
-      stop: anything but 0 ends a wait for data within seconds.
+      stop: see `evaluation.evaluate`.
 
     Raises:
       DataError: where the data cannot be read on.
@@ -69,6 +69,7 @@ def with_own_statistics(trainer: Trainer, state: TrainState, epoch: int, stop: S
         count = min(num_steps, MAX_BATCHES - done)
         total = jax.tree.map(np.add, total, summed(start, done, feed, count))
         done += count
+        of_one_process(stop)()
         if done == MAX_BATCHES:
             break
     found = jax.tree.map(lambda leaf, f, m: _average(leaf, f / done, m), raw, total, momentum)

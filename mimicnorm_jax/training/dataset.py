@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from mimicnorm_jax.data import Dataset, DatasetSpec, StreamedDataset, datasets
 from mimicnorm_jax.data.streaming import BadImages
-from mimicnorm_jax.errors import ConfigError
+from mimicnorm_jax.errors import ConfigError, DataError
 from mimicnorm_jax.training.config import TrainConfig
 
 
@@ -48,10 +48,17 @@ def read_dataset(config: TrainConfig, bad: BadImages | None = None) -> Dataset |
       bad: counts images that cannot be used; by default the first one is an error.
 
     Raises:
-      DataError: if the data is not prepared, or damaged.
+      DataError: if the data is not prepared, or damaged; for a channel whose measured deviation is 0.
     """
     if is_streamed(config):
         moments = (config.mean, config.std)
-        return datasets.open_streams(dataset_of(config), config.data_dir, bad or BadImages(0), moments)
-    dataset = datasets.load(config.dataset, config.data_dir)
-    return replace(dataset, mean=config.mean or dataset.mean, std=config.std or dataset.std)
+        dataset = datasets.open_streams(dataset_of(config), config.data_dir, bad or BadImages(0), moments)
+    else:
+        dataset = datasets.load(config.dataset, config.data_dir)
+        dataset = replace(dataset, mean=config.mean or dataset.mean, std=config.std or dataset.std)
+    if not all(dataset.std):
+        raise DataError(
+            f"channel {dataset.std.index(0)} is the same in all pixels of {config.dataset} that were measured, so that "
+            f"its deviation is 0: say what to divide by, as in --config.std={(0.25,) * len(dataset.std)}"
+        )
+    return dataset

@@ -1,5 +1,6 @@
 """Accuracy and loss on the test set, of a state in training and of a run's checkpoints."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 
 from mimicnorm_jax.data.pipeline import Stop, never
 from mimicnorm_jax.errors import WorkdirError
+from mimicnorm_jax.training import data_record
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.resilience import CheckpointReader
@@ -27,15 +29,17 @@ def evaluate(trainer: Trainer, state: TrainState, stop: Stop = never) -> Metrics
     Args:
       trainer: of the run.
       state: replicated.
-      stop: anything but 0 ends a wait for data within seconds.
+      stop: anything but 0 ends a wait for data within seconds; asked after every call of the devices too, where it may
+        see to what a stop asks for.
 
     Raises:
       DataError: where the data cannot be read on.
     """
-    variables = state.eval_variables
+    variables, asked = state.eval_variables, of_one_process(stop)
     total = Metrics.empty()
-    for feed in trainer.pipeline.test_feeds(of_one_process(stop)):
+    for feed in trainer.pipeline.test_feeds(asked):
         total += jax.device_get(trainer.eval_step(variables, trainer.pipeline.test, feed))
+        asked()
     return total
 
 
@@ -53,7 +57,7 @@ def evaluate_checkpoints(config: TrainConfig, folder: Path, model: Any = None) -
       By `latest` and `best`: epoch, test_loss and test_accuracy.
 
     Raises:
-      WorkdirError: if there is no checkpoint or it cannot be restored.
+      WorkdirError: if there is no checkpoint or it cannot be restored, or labels have another meaning now.
       ConfigError: names a field at odds with another, or with the model.
     """
     spec = validate_run(config, model)
@@ -65,6 +69,9 @@ def evaluate_checkpoints(config: TrainConfig, folder: Path, model: Any = None) -
         if step is None:
             raise WorkdirError(f"{folder} holds no complete checkpoint to evaluate")
         restored[name] = checkpoints.restore(step, spec.state_template())
+    if (record := data_record.read(folder)) is not None:
+        record.require_same_classes(folder, spec.dataset)
+        spec = replace(spec, config=record.fill(spec.config))
     trainer = build_trainer(spec)
     for name, (state, metadata) in restored.items():
         metrics = evaluate(trainer, trainer.data_parallel.replicate(state))

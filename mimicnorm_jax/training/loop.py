@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ import numpy as np
 from mimicnorm_jax import distributed
 from mimicnorm_jax.data.pipeline import Stop
 from mimicnorm_jax.errors import ConfigError, DataError, NonFiniteLossError, WorkdirError
-from mimicnorm_jax.training import report, workdir
+from mimicnorm_jax.training import data_record, report, workdir
 from mimicnorm_jax.training.averaged import with_own_statistics
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.data_record import DataRecord
 from mimicnorm_jax.training.epoch import DataEndedError, train_epoch
-from mimicnorm_jax.training.evaluation import evaluate
+from mimicnorm_jax.training.evaluation import evaluate, of_one_process
 from mimicnorm_jax.training.hook import Hook, MakeHook
 from mimicnorm_jax.training.metrics import Metrics
 from mimicnorm_jax.training.resilience import CheckpointMetadata, Checkpoints
@@ -35,7 +37,7 @@ def run(config: TrainConfig, folder: Path, model: Any = None, make_hook: MakeHoo
 
     Args:
       config: with the fields of `training.config`.
-      folder: gets config.json, checkpoints/, metrics.jsonl, tensorboard/, curves.png, summary.json, and
+      folder: gets config.json, data.json, checkpoints/, metrics.jsonl, tensorboard/, curves.png, summary.json, and
         diagnostics.jsonl where `diagnostics_epochs` asks for it.
       model: a Flax module of your own that maps images to logits, called with `train=` if it takes it; the fields of
         the config that describe a network stay at their defaults. Default: the config's.
@@ -65,11 +67,16 @@ def run(config: TrainConfig, folder: Path, model: Any = None, make_hook: MakeHoo
 
 def _run_worker(spec: RunSpec) -> dict[str, Any]:
     """Takes part in a run that the first process writes down."""
-    trainer = build_trainer(spec)
+    trainer = _build_trainer(spec, None)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), spec.state_template())
     state, metadata = _broadcast(zeros, CheckpointMetadata(0, None))
     _train(trainer, trainer.data_parallel.replicate(state), metadata, None)
     return {}
+
+
+def _build_trainer(spec: RunSpec, record: DataRecord | None) -> Trainer:
+    config = data_record.shared(spec.config, record, spec.dataset.image_shape[-1])
+    return build_trainer(replace(spec, config=config))
 
 
 def _broadcast(state: TrainState, metadata: CheckpointMetadata) -> tuple[TrainState, CheckpointMetadata]:
@@ -83,17 +90,21 @@ def _broadcast(state: TrainState, metadata: CheckpointMetadata) -> tuple[TrainSt
 
 
 def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, Any]:
-    trainer, template = build_trainer(spec), spec.state_template()
+    record = data_record.read(folder)
+    trainer, template = _build_trainer(spec, record), spec.state_template()
     log_line(report.headline(trainer, template, folder))
     with Checkpoints(folder / "checkpoints", spec.config.keep_checkpoints) as checkpoints:
         complete = False
         if (found := checkpoints.restore_newest(template)) is None:
             found = start(spec), CheckpointMetadata(0, None)
+            data_record.write(folder, trainer.dataset)
         else:
             state, metadata = found
             complete = metadata.epoch == spec.config.epochs
             if not complete:
                 _require_same_images(trainer, metadata, folder)
+                if record is not None:
+                    record.require_same_classes(folder, spec.dataset)
             resuming = f"resuming after step {state.step}, epoch {metadata.epoch}"
             log_line("this run is complete" if complete else resuming)
         state, metadata = _broadcast(*found)
@@ -156,7 +167,9 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
                         trainer, state, _metadata(trainer, epoch, None, train, before + seconds), stop, writers
                     )
                     break
-                state, test = _evaluate_epoch(trainer, state, epoch, train, stop)
+                trained = _metadata(trainer, epoch, None, train, before + seconds)
+                saving = _saving(stop, lambda state=state, at=trained: writers and _save_partial(writers, state, at))
+                state, test = _evaluate_epoch(trainer, state, epoch, train, saving)
             except DataEndedError as error:
                 state, step = error.state, int(error.state.step)
                 if writers and step:
@@ -186,11 +199,26 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
             raise InterruptedRunError(int(state.step), stop())
 
 
+def _saving(stop: Stop, save: Callable[[], None]) -> Stop:
+    """Asks whether to stop, and saves the first time that it is so: who stops a run may not wait for an evaluation."""
+    saved = False
+
+    def asked() -> int:
+        nonlocal saved
+        if (signal := stop()) and not saved:
+            saved = True
+            save()
+        return signal
+
+    return asked
+
+
 def _evaluate_epoch(
     trainer: Trainer, state: TrainState, epoch: int, train: Metrics, stop: Stop
 ) -> tuple[TrainState, Metrics]:
     """The state with the statistics that it was evaluated with, and the test images' metrics."""
     try:
+        of_one_process(stop)()
         state = with_own_statistics(trainer, state, epoch, stop)
         return state, evaluate(trainer, state, stop)
     except DataError as error:

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from mimicnorm_jax.data.pipeline import Batch, MakeBatch, Selection, gather_batch
 from mimicnorm_jax.data.specs import DatasetSpec
 from mimicnorm_jax.data.streaming.pipeline import take_feed
-from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.models.head import SplitNetwork
 from mimicnorm_jax.planning import Cache, Plan, Target, plan, target
 from mimicnorm_jax.planning.liveness import Buffer
@@ -146,11 +145,6 @@ def plan_training(
     spec = build_spec(config, count)
     dataset = spec.dataset
     data_parallel = parallel.DataParallel(found.jax_devices(count), "shard_map")
-    if config.batch_size > dataset.num_train:
-        raise ConfigError(
-            f"config.batch_size is {config.batch_size}, more than the {dataset.num_train} training images of "
-            f"{config.dataset}"
-        )
     # Mean and deviation are numbers in the program, whose value changes nothing of what it takes.
     channels = dataset.image_shape[-1]
     step_config, _ = spec.make_step(dataset.num_train, (0.5,) * channels, (0.25,) * channels)

@@ -13,6 +13,7 @@ from mimicnorm_jax.errors import NonFiniteLossError, WorkdirError
 from mimicnorm_jax.functional import cross_entropy_floor
 from mimicnorm_jax.methods import METHODS
 from mimicnorm_jax.training import workdir
+from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.spec import is_exact
 from mimicnorm_jax.training.state import TrainState
 from mimicnorm_jax.training.trainer import Trainer
@@ -34,7 +35,7 @@ def headline(trainer: Trainer, state: TrainState, folder: Path) -> str:
         f"{config.model} with {config.method}: {size:,} parameters, {config.dtype}{_floor(trainer)}\n"
         f"{config.dataset}: {len(dataset.train):,} training and {len(dataset.test):,} test images\n"
         f"{trainer.num_devices} x {trainer.data_parallel.devices[0].device_kind}; "
-        f"{config.epochs} epochs of {trainer.steps_per_epoch} steps{_microbatches(trainer)}\n"
+        f"{config.epochs} epochs of {trainer.steps_per_epoch} steps{_microbatches(trainer)}{_idle_schedule(config)}\n"
         f"into {folder}"
     )
 
@@ -48,6 +49,20 @@ def _floor(trainer: Trainer) -> str:
     if float(floor) == 0:
         return ""
     return f"\nnormalized logits of {classes} classes, logit_scale {scale:g}: no training loss below {floor}"
+
+
+def _idle_schedule(config: TrainConfig) -> str:
+    """What of the learning rate's schedule this run never comes to, as one that is made shorter by its epochs alone."""
+    said = []
+    if config.warmup_epochs >= config.epochs:
+        said.append(f"the warm-up, {config.warmup_epochs:g} epochs, is all of the run: the learning rate never falls")
+    elif config.schedule == "step":
+        idle = [str(epoch) for epoch in config.decay_epochs if not config.warmup_epochs <= epoch < config.epochs]
+        if idle:
+            said.append(f"of decay_epochs {', '.join(idle)} do not lie between the warm-up and the last epoch")
+    elif config.decay_epochs:
+        said.append(f"schedule={config.schedule} does not look at decay_epochs")
+    return "".join(f"\nnote: {one}" for one in said)
 
 
 def _microbatches(trainer: Trainer) -> str:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from mimicnorm_jax.errors import ConfigError, DataError, WorkdirError
 from mimicnorm_jax.optim import center_params
-from mimicnorm_jax.training import workdir
+from mimicnorm_jax.training import data_record, workdir
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.resilience import CheckpointReader
 from mimicnorm_jax.training.spec import OWN_METHOD, RunSpec, build_spec
@@ -18,7 +18,7 @@ from mimicnorm_jax.utils.trees import path_names
 
 
 def read_checkpoint(folder: Path, which: str, data_dir: str = "", model: Any = None) -> tuple[TrainConfig, Any, str]:
-    """The config of a run, the variables of a checkpoint as it evaluates them, and a name for a reader; reads no data.
+    """What a checkpoint of a run holds; reads no data.
 
     Args:
       folder: the run's.
@@ -26,8 +26,12 @@ def read_checkpoint(folder: Path, which: str, data_dir: str = "", model: Any = N
       data_dir: if the dataset has moved since.
       model: the run's network, if it had one of its own.
 
+    Returns:
+      The config, with mean and deviation as the run measured them; the variables as it evaluates them; and a name for
+      a reader.
+
     Raises:
-      WorkdirError: if there is no such checkpoint or it cannot be restored.
+      WorkdirError: if there is no such checkpoint or it cannot be restored, or labels have another meaning now.
       ConfigError: if the run had a network of its own and none is given.
       DataError: if nothing is known any more of the run's dataset, such as how many classes it has.
     """
@@ -42,6 +46,9 @@ def read_checkpoint(folder: Path, which: str, data_dir: str = "", model: Any = N
     if step is None:
         raise WorkdirError(f"{folder} holds no complete checkpoint")
     state, metadata = checkpoints.restore(step, spec.state_template())
+    if (record := data_record.read(folder)) is not None:
+        record.require_same_classes(folder, spec.dataset)
+        config = record.fill(config)
     name = f"{config.model} under {config.method}, {which} checkpoint (epoch {metadata.epoch}) of {folder}"
     return config, state.eval_variables, name
 

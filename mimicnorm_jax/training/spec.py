@@ -133,6 +133,11 @@ def build_spec(config: TrainConfig, num_devices: int | None = None, model: Any =
     else:
         config = _with_own_model(config, model)
         require_trainable(model, dataset, config.dtype)
+    if config.batch_size > dataset.num_train:
+        raise ConfigError(
+            f"config.batch_size is {config.batch_size}, more than the {dataset.num_train} training images of "
+            f"{config.dataset}"
+        )
     if config.batch_size % devices:
         raise ConfigError(
             f"config.batch_size is {config.batch_size}, which {devices} devices cannot share equally: "

@@ -10,7 +10,6 @@ import optax
 
 from mimicnorm_jax.data import BatchLayout, Dataset, Pipeline, ResidentPipeline, StreamedDataset
 from mimicnorm_jax.data.streaming import BadImages, Cut, StreamingPipeline
-from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.training import parallel
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.dataset import read_dataset
@@ -87,18 +86,12 @@ def build_trainer(spec: RunSpec) -> Trainer:
     """Reads the data, puts it on the devices and builds the steps, which compile when they are first called.
 
     Raises:
-      ConfigError: if the training images do not fill one batch.
       DataError: if the data is not prepared, or damaged.
     """
     config = spec.config
     data_parallel = parallel.DataParallel(tuple(jax.devices()), config.parallelism)
     bad = BadImages(config.max_bad_images)
     dataset = read_dataset(config, bad)
-    if config.batch_size > len(dataset.train):
-        raise ConfigError(
-            f"config.batch_size is {config.batch_size}, more than the {len(dataset.train)} training images of "
-            f"{config.dataset}"
-        )
     layout = BatchLayout(
         config.batch_size, len(data_parallel.devices), data_parallel.local_devices, config.steps_per_call
     )

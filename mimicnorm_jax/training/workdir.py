@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from mimicnorm_jax.errors import WorkdirError
 from mimicnorm_jax.training import config as config_lib
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.writers import METRICS
 from mimicnorm_jax.utils import files
 from mimicnorm_jax.utils.files import write_json
 
@@ -44,11 +45,17 @@ def prepare(workdir: Path, config: TrainConfig) -> None:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if (workdir / CONFIG).exists():
+        if (workdir / CONFIG).exists() and _has_begun(workdir):
             _compare(workdir, config)
         write_json(workdir / CONFIG, as_json(config))
     except OSError as error:
         raise WorkdirError(f"cannot write to the workdir {workdir}: {error}. Choose another with --workdir") from error
+
+
+def _has_begun(workdir: Path) -> bool:
+    """Whether there is anything of a run: one that ended before its first checkpoint leaves its folder to another."""
+    metrics = workdir / METRICS
+    return any((workdir / "checkpoints").glob("*")) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 @contextmanager

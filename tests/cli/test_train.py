@@ -31,6 +31,15 @@ def _call(*arguments, cwd=ROOT):
         (["--config=configs/nowhere.py"], "configs/nowhere.py"),
         (["--config.model=resnt8"], "did you mean resnet8"),
         (["--eval_only"], "--eval_only needs --workdir"),
+        (["--config=configs/imagenet.py", "--config.model=resnet18"], "which has model='resnet18_imagenet'; or give"),
+        (
+            ["--config=configs/cifar100.py:reactnet18", "--config.method=bnn_nobn"],
+            "--config=configs/cifar100.py:reactnet18,bnn_nobn, which has adaptive_clip=0.02; or give those fields",
+        ),
+        (
+            ["--config=configs/cifar100.py:reactnet18", "--config.method=bnn_nobn", "--config.adaptive_clip=0.02"],
+            "cifar100 is not prepared under /nowhere",
+        ),
         (["resnet18"], "do not know what to do with 'resnet18'"),
     ],
 )

@@ -190,6 +190,10 @@ def test_folders_that_are_no_data_set_are_named(tmp_path):
     (tmp_path / "a" / "val" / "weasel").mkdir()
     with pytest.raises(DataError, match="class 'weasel' that"):
         get_spec(f"folder:{tmp_path / 'a'}", "", 16)
+    (tmp_path / "a" / "train" / "weasel").mkdir()
+    (tmp_path / "a" / "train" / "weasel" / "1.heic").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train/weasel holds no image .*, but files of \.heic: 1: convert its files"):
+        get_spec(f"folder:{tmp_path / 'a'}", "", 16)
     write_folder(tmp_path / "b", 1, 1, 1)
     with pytest.raises(DataError, match="at least 2"):
         get_spec(f"folder:{tmp_path / 'b'}", "", 16)
@@ -206,4 +210,5 @@ def test_a_stream_measures_its_mean_and_deviation_where_none_is_given(tmp_path):
     found = open_streams(spec, "", BadImages(0))
     np.testing.assert_allclose(found.mean, (70 / 255,) * 3)
     np.testing.assert_allclose(found.std, (np.std([40, 60, 80, 100]) / 255,) * 3)
+    assert found.spec.classes == ("one", "two")
     assert open_streams(spec, "", BadImages(0), ((0.1, 0.2, 0.3), (0.5,) * 3)).mean == (0.1, 0.2, 0.3)

@@ -1,6 +1,7 @@
 """Whole runs on digits: in groups of steps, failing, refused; on all four (fake) devices."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -169,6 +170,24 @@ def test_the_headline_says_what_normalized_logits_bound(fields, said, tmp_path):
     run = _trainer(small_config(**fields))
     lines = report.headline(run, run.spec.state_template(), tmp_path)
     assert "no training loss" not in lines if said is None else said in lines
+
+
+@pytest.mark.parametrize(
+    ("fields", "said", "falls"),
+    [
+        ({"schedule": "step", "decay_epochs": (4, 9, 12)}, "of decay_epochs 9, 12 do not lie between the warm-up", 1),
+        ({"warmup_epochs": 9.0}, "the warm-up, 9 epochs, is all of the run", 0),
+        ({"decay_epochs": (4,), "schedule": "cosine"}, "schedule=cosine does not look at decay_epochs", None),
+        ({"schedule": "step", "decay_epochs": (2, 8)}, None, 2),
+    ],
+)
+def test_the_headline_says_what_of_the_schedule_never_comes(fields, said, falls, tmp_path):
+    run = _trainer(small_config(**{"epochs": 9, "warmup_epochs": 2.0} | fields))
+    lines = report.headline(run, run.spec.state_template(), tmp_path)
+    assert "note" not in lines if said is None else f"\nnote: {said}" in lines
+    rates = [run.learning_rate(step) for step in range(1, run.config.epochs * run.steps_per_epoch + 1)]
+    if falls is not None:
+        assert sum(late < early for early, late in itertools.pairwise(rates)) == falls
 
 
 def test_an_unwritable_workdir_is_refused(tmp_path):

@@ -128,6 +128,25 @@ def test_stopped_by_a_signal_and_resumed_equals_uninterrupted_bit_for_bit(whole,
     _assert_same_run(whole, tmp_path, fields)
 
 
+def test_a_signal_in_an_evaluation_saves_at_once(whole, tmp_path, monkeypatch):
+    """Whoever sent it may kill the process before the evaluation ends."""
+    fields = small_config()
+    evaluate = loop.evaluate
+
+    def killed(run, state, stop):
+        signal.raise_signal(signal.SIGTERM)
+        evaluate(run, state, stop)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(fields, tmp_path)
+    monkeypatch.undo()
+    assert int(restored(tmp_path, fields)[0].step) == 22
+    loop.run(fields, tmp_path)
+    _assert_same_run(whole, tmp_path, fields)
+
+
 def test_the_seconds_of_an_interrupted_epoch_are_those_of_both_parts(tmp_path, monkeypatch):
     fields = small_config(epochs=1)
     clock = itertools.count(0.0, 10.0)

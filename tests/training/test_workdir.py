@@ -63,6 +63,19 @@ def test_fields_that_are_newer_than_a_run_have_their_defaults(tmp_path):
         read_config(tmp_path)
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_leaves_its_folder_to_another(tmp_path, monkeypatch):
+    fields = config.validate(config.base(model="short", batch_size=512, epochs=1, warmup_epochs=0.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_epoch", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            loop.run(fields, tmp_path)
+    other = dataclasses.replace(fields, learning_rate=0.05)
+    assert loop.run(other, tmp_path)["final_accuracy"] > 0
+    assert read_config(tmp_path) == other
+    with pytest.raises(WorkdirError, match=r"learning_rate is 0\.05 there and 0\.1 here"):
+        loop.run(fields, tmp_path)
+
+
 @pytest.mark.parametrize("what", ["checkpoint", "metrics"])
 @pytest.mark.slow
 def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path, monkeypatch, what):

@@ -1,0 +1,89 @@
+"""What a run keeps of its data, whatever becomes of the files: what images are normalized by, and what labels mean."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mimicnorm_jax import distributed
+from mimicnorm_jax.data import Dataset, DatasetSpec, StreamedDataset
+from mimicnorm_jax.errors import WorkdirError
+from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.utils.files import write_json
+
+DATA = "data.json"
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The data of a run.
+
+    Attributes:
+      mean, std: of the training images, per channel in [0, 1]: the config's, or as the run measured them.
+      classes: names in the order of labels; none where only numbers are known.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...] = ()
+
+    def fill(self, config: TrainConfig) -> TrainConfig:
+        """The config of the run, of which nothing is to be measured any more."""
+        return replace(config, mean=self.mean, std=self.std)
+
+    def require_same_classes(self, folder: Path, found: DatasetSpec) -> None:
+        """Raises WorkdirError where labels of a data set mean something else than in the run of a folder."""
+        if not self.classes or not found.classes or self.classes == found.classes:
+            return
+        places = [i for i, pair in enumerate(zip(self.classes, found.classes, strict=False)) if pair[0] != pair[1]]
+        place = min([*places, len(self.classes), len(found.classes)])
+        there, here = (repr(names[place]) if place < len(names) else "none" for names in (self.classes, found.classes))
+        raise WorkdirError(
+            f"{folder} holds a run on {len(self.classes)} classes, and {found.name} has {len(found.classes)} now, of "
+            f"which number {place} is {here} and was {there}: its labels would be others. Put back the folders' names"
+        )
+
+
+def read(folder: Path) -> DataRecord | None:
+    """The data of the run in a folder; None if it has not begun.
+
+    Raises:
+      WorkdirError: if the file is damaged.
+    """
+    path = folder / DATA
+    try:
+        saved = json.loads(path.read_text())
+        mean, std = (tuple(map(float, saved[name])) for name in ("mean", "std"))
+        if len(mean) != len(std):
+            raise ValueError(f"it has {len(mean)} means and {len(std)} deviations")
+        return DataRecord(mean, std, tuple(map(str, saved["classes"])))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorkdirError(
+            f"{path}, by which images are normalized, cannot be read ({type(error).__name__}: {error}): restore it, or "
+            "remove it to have mean and deviation measured again"
+        ) from error
+
+
+def write(folder: Path, dataset: Dataset | StreamedDataset) -> None:
+    """Keeps what a run trains on, in its folder."""
+    write_json(folder / DATA, asdict(DataRecord(dataset.mean, dataset.std, dataset.spec.classes)))
+
+
+def shared(config: TrainConfig, record: DataRecord | None, channels: int) -> TrainConfig:
+    """The config with the first process's record filled in, on every process; as it is if there is none.
+
+    Args:
+      config: of the run.
+      record: in the first process.
+      channels: of images.
+    """
+    moments = np.full((2, channels), np.nan)
+    if record is not None:
+        moments[:] = record.mean, record.std
+    # As bits: JAX would round the numbers.
+    moments = np.asarray(distributed.broadcast_from_first(moments.view(np.uint32))).view(np.float64)
+    mean, std = (tuple(row) for row in moments.tolist())
+    return config if np.isnan(moments).any() else replace(config, mean=mean, std=std)

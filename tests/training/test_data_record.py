@@ -1,0 +1,100 @@
+"""What a run keeps of its data: what images are normalized by, and what its labels mean."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mimicnorm_jax.cli.export import main as export
+from mimicnorm_jax.data.folder import sources
+from mimicnorm_jax.errors import DataError, WorkdirError
+from mimicnorm_jax.monitoring import networks
+from mimicnorm_jax.training import base, build_spec, build_trainer, evaluate_checkpoints, loop, validate
+from tests.training.runs import stopped_after_a_save
+
+# Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
+pytestmark = [
+    pytest.mark.usefixtures("one_block"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def _write(root, factor=1.0, classes=("a", "b")):
+    """Noise whose training images are darker by a factor; those to test with are the same ones always."""
+    shutil.rmtree(root, ignore_errors=True)
+    rng = np.random.default_rng(0)
+    for split, by in (("val", 1.0), ("train", factor)):
+        for name in classes:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(8):
+                Image.fromarray((rng.integers(0, 256, (8, 8, 3)) * by).astype(np.uint8)).save(folder / f"{i}.png")
+    sources.cache_clear()  # as in another process
+
+
+def _config(root, **fields):
+    defaults = {"width_multiplier": 0.25, "batch_size": 8, "epochs": 2, "warmup_epochs": 0.0, "learning_rate": 0.01}
+    return validate(base(dataset=f"folder:{root}", image_size=8, **defaults | fields))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The config and folder of a finished run, whose training images are no longer what they were."""
+    fields = _config(tmp_path / "data")
+    _write(tmp_path / "data")
+    loop.run(fields, tmp_path / "run")
+    results = evaluate_checkpoints(fields, tmp_path / "run")
+    _write(tmp_path / "data", 0.5)
+    return fields, tmp_path / "run", results
+
+
+def test_a_finished_run_is_read_with_its_own_mean_and_deviation(run):
+    fields, folder, results = run
+    assert evaluate_checkpoints(fields, folder) == results
+    config, _ = networks.from_checkpoint(folder, "latest", "float32")
+    shown = networks.images(config, 4, "real", "float32")
+    fresh = build_trainer(build_spec(fields)).dataset
+    kept = json.loads((folder / "data.json").read_text())
+    assert not np.allclose(kept["mean"], fresh.mean, rtol=0.1)
+    pixels = np.stack([np.asarray(Image.open(fresh.test[4 * i].name)) for i in range(4)]) / 255
+    np.testing.assert_allclose(shown, (pixels - kept["mean"]) / kept["std"], rtol=1e-5, atol=1e-5)
+    assert export([f"--workdir={folder}"]) == 0  # beside which stands what a server needs
+    about = json.loads((folder / "resnet8.stablehlo.json").read_text())
+    assert {name: about[name] for name in kept} == kept
+    assert about["classes"] == ["a", "b"]
+
+
+def test_a_run_goes_on_with_the_mean_and_deviation_that_it_began_with(tmp_path, monkeypatch):
+    fields = _config(tmp_path / "data")
+    _write(tmp_path / "data")
+    with stopped_after_a_save(monkeypatch):
+        loop.run(fields, tmp_path / "run")
+    seen = []
+    monkeypatch.setattr(loop, "evaluate", lambda run, *_: seen.append(run.step_config.mean) or 1 / 0)
+    kept = tuple(json.loads((tmp_path / "run" / "data.json").read_text())["mean"])
+    _write(tmp_path / "data", 0.5)
+    with pytest.raises(ZeroDivisionError):
+        loop.run(fields, tmp_path / "run")
+    assert seen == [kept]
+    _write(tmp_path / "data", classes=("b", "c"))
+    message = r"of which number 0 is 'b' and was 'a': its labels would be others"
+    for again in (loop.run, evaluate_checkpoints):
+        with pytest.raises(WorkdirError, match=message):
+            again(fields, tmp_path / "run")
+    (tmp_path / "run" / "data.json").write_text("[")
+    with pytest.raises(WorkdirError, match=r"data\.json, by which images are normalized, cannot be read"):
+        loop.run(fields, tmp_path / "run")
+
+
+def test_a_channel_that_does_not_vary_is_named_before_it_is_divided_by(tmp_path):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(8):
+                Image.new("RGB", (8, 8), (0, 9 * i, 0)).save(folder / f"{i}.png")
+    with pytest.raises(DataError, match=r"channel 0 is the same in all pixels .* as in --config\.std=\(0\.25,"):
+        build_trainer(build_spec(_config(tmp_path)))
+    assert build_trainer(build_spec(_config(tmp_path, std=(0.5, 0.5, 0.5)))).dataset.std == (0.5, 0.5, 0.5)
