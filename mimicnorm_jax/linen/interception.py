@@ -15,7 +15,8 @@ _under = jax.make_user_context(())
 def intercept(interceptor: Callable[..., Any], key: Hashable) -> Iterator[None]:
     """`nn.intercept_methods`, and what is traced inside is not taken for what was traced under another `key`.
 
-    Methods of modules without a scope, which have no variables and no path, are not intercepted.
+    Methods of modules without a scope, which have no variables and no path, are not intercepted. Of two modules that
+    are alike but for their paths, `nn.jit` takes one's trace for the other's; here each has its own.
 
     Args:
       interceptor: as `nn.intercept_methods` takes it.
@@ -23,7 +24,10 @@ def intercept(interceptor: Callable[..., Any], key: Hashable) -> Iterator[None]:
     """
 
     def bound_only(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        return call(*args, **kwargs) if context.module.scope is None else interceptor(call, args, kwargs, context)
+        if context.module.scope is None:
+            return call(*args, **kwargs)
+        with _under((*_under.value, context.module.path)):
+            return interceptor(call, args, kwargs, context)
 
     with _under((*_under.value, key)), nn.intercept_methods(bound_only):
         yield

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -33,9 +34,9 @@ class WithLastBatchNorm(nn.Module):
 
     Attributes:
       wrapped: any Flax module whose output are logits `(B, C)`.
-      norm: makes the norm, with the options of `LastBatchNorm`. Its default is synchronized over the axis of the
-        module's BatchNorms, if they are; `functools.partial(LastBatchNorm, axis_name=...)` says so otherwise. None for
-        no norm.
+      norm: makes the norm, with the options of `LastBatchNorm`. It is synchronized over the axis of the module's
+        BatchNorms, if they are, unless `functools.partial(LastBatchNorm, axis_name=...)` says otherwise. None for no
+        norm.
 
     Example:
       >>> import jax.numpy as jnp
@@ -72,7 +73,7 @@ class WithLastBatchNorm(nn.Module):
 
         def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
-                _note(told, context.module, *args, **kwargs)
+                _note(told, context, args, kwargs)
             elif self.path_of(context.module) == (*self.path, LAST_BN):
                 raise ValueError(f"{type(self.wrapped).__name__} has a layer {LAST_BN!r} already, a last BatchNorm")
             return call(*args, **kwargs)
@@ -84,7 +85,7 @@ class WithLastBatchNorm(nn.Module):
                 f"a last BatchNorm stands on logits (B, C); {type(self.wrapped).__name__} gives "
                 f"{getattr(logits, 'shape', type(logits).__name__)}: wrap the part of it whose output are logits"
             )
-        axis = {} if told.axis_names <= {None} or self.norm is not LastBatchNorm else {"axis_name": self._axis(told)}
+        axis = {} if told.axis_names <= {None} or not self._takes_axis() else {"axis_name": self._axis(told)}
         norm = self.norm(name=LAST_BN, **axis)
         given = getattr(norm, "use_running_average", None)
         return norm(logits) if given is not None else norm(logits, use_running_average=self._mode(told, args, kwargs))
@@ -102,6 +103,12 @@ class WithLastBatchNorm(nn.Module):
     @nn.nowrap
     def _call_module(self, *args: Any, **kwargs: Any) -> Any:
         return self.wrapped(*args, **kwargs)
+
+    @nn.nowrap
+    def _takes_axis(self) -> bool:
+        options = self.norm.keywords if isinstance(self.norm, partial) else {}
+        kind = self.norm.func if isinstance(self.norm, partial) else self.norm
+        return kind is LastBatchNorm and "axis_name" not in options
 
     @nn.nowrap
     def _axis(self, told: _Norms) -> str | None:
@@ -139,11 +146,12 @@ def call_signature(module: nn.Module) -> inspect.Signature:
     return inspect.signature(module.__call__)
 
 
-def _note(
-    told: _Norms, norm: nn.BatchNorm, x: Any, use_running_average: bool | None = None, *, mask: Any = None
-) -> None:
-    del x, mask
-    uses_average = norm.use_running_average if use_running_average is None else use_running_average
+def _note(told: _Norms, context: Any, args: Any, kwargs: Any) -> None:
+    """Where a subclass has other arguments around Flax's call, that one, which is noted too, says the mode."""
+    norm = context.module
+    given = inspect.signature(context.orig_method).bind(*args, **kwargs).arguments
+    uses_average = given.get("use_running_average")
+    uses_average = norm.use_running_average if uses_average is None else uses_average
     if uses_average is not None:
         told.uses_average.add(bool(uses_average))
     told.axis_names.add(norm.axis_name)

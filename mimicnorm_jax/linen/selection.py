@@ -179,7 +179,8 @@ def select_kernels(module: nn.Module, *args: Any, transform: KernelTransform = C
 
 def _select(layouts: dict[_Path, KernelLayout], transform: KernelTransform) -> Select:
     def select(path: _Path, leaf: jax.Array) -> bool | KernelFunction:
-        path = path if path in layouts else path[1:]  # of all variables instead of the parameters
+        if path not in layouts and path[:1] == ("params",):  # of all variables instead of the parameters
+            path = path[1:]
         layout = layouts.get(path)
         if layout is None or not layout.takes(transform):
             return False

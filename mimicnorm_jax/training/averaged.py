@@ -94,15 +94,15 @@ def _momenta(start: Any, is_read: Any, moved: Callable[[Any], Any]) -> Any:
         probe = jax.tree.map(lambda f, leaf, stays: leaf if stays else _above(f, distance, leaf), low, start, is_read)
         return probe, moved(probe)
 
-    return jax.tree.map(_momentum, is_read, start, low, *at(1), *at(2))
+    return jax.tree.map(_momentum, start, low, *at(1), *at(2))
 
 
 def _above(found: np.ndarray, distance: int, start: np.ndarray) -> np.ndarray:
     return (distance * (1 + np.abs(found))).astype(start.dtype)
 
 
-def _momentum(is_read: bool, start: Any, low: Any, near: Any, at_near: Any, far: Any, at_far: Any) -> Any:
-    if is_read or not jnp.issubdtype(start.dtype, jnp.floating):
+def _momentum(start: Any, low: Any, near: Any, at_near: Any, far: Any, at_far: Any) -> Any:
+    if not jnp.issubdtype(start.dtype, jnp.floating) or np.array_equal(near, far):
         return np.full_like(low, np.nan)
     with np.errstate(invalid="ignore"):  # of networks whose statistics are not finite
         near, far = near.astype(float), far.astype(float)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mimicnorm_jax import linen
 from mimicnorm_jax.functional import always, gain, never
 from mimicnorm_jax.interop import layer_report, mimic, rescale_init
 from mimicnorm_jax.nnx import CenteredConv, IdentityNorm, LastBatchNorm
@@ -173,11 +174,41 @@ def test_the_last_norm_is_synchronized_where_the_norms_were():
     assert mimic(plain, num_classes=8).last_bn.axis_name is None
     plain.norm.axis_name = "batch"
     assert mimic(plain, num_classes=8).last_bn.axis_name == "batch"
-    assert mimic(plain, num_classes=8, norm=functools.partial(LastBatchNorm, momentum=0.5)).last_bn.axis_name is None
+    for kind in (LastBatchNorm, linen.LastBatchNorm):
+        told = mimic(plain, num_classes=8, norm=functools.partial(kind, momentum=0.5)).last_bn
+        assert (type(told), told.axis_name, told.momentum) == (LastBatchNorm, "batch", 0.5)
+    alone = functools.partial(LastBatchNorm, axis_name=None)
+    assert mimic(plain, num_classes=8, norm=alone).last_bn.axis_name is None
     other = Shared(nnx.Rngs(0))
     other.again.norm.axis_name = "batch"
     with pytest.raises(ValueError, match="over different axes"):
         mimic(other, num_classes=8)
+
+
+def test_options_of_the_last_norm_leave_its_mode():
+    plain = CNN(rngs=nnx.Rngs(0), width=8)
+    plain.eval()
+    surer = mimic(plain, num_classes=10, norm=functools.partial(LastBatchNorm, scale=2.0))
+    _equal(surer(IMAGES), 2 * mimic(plain, num_classes=10)(IMAGES))
+    assert surer.last_bn.use_running_average
+
+
+def test_a_kernel_of_two_layers_is_scaled_once():
+    class Tied(nnx.Module):
+        def __init__(self, rngs):
+            self.a, self.b = (nnx.Conv(8, 8, (3, 3), rngs=rngs) for _ in range(2))
+            self.norm = nnx.BatchNorm(8, rngs=rngs)
+            self.b.kernel = self.a.kernel
+
+        def __call__(self, x):
+            return self.norm(self.b(self.a(x))).mean((1, 2))
+
+    ours = mimic(Tied(nnx.Rngs(0)), num_classes=8)
+    scaled = rescale_init(nnx.state(ours, nnx.Param), layer_report(ours))
+    assert float((scaled["a"]["kernel"][...] ** 2).mean()) == pytest.approx(2 * gain(72) ** 2 / 72, rel=1e-5)
+    assert [one.reason for one in layer_report(ours).layers if one.gain is None and one.shape] == [
+        "shares the kernel of a"
+    ]
 
 
 def test_a_kept_bias_is_added():
@@ -210,6 +241,7 @@ def test_a_call_that_tells_norms_otherwise_is_refused():
         (lambda: mimic(nnx.GroupNorm(8, num_groups=2, rngs=nnx.Rngs(0)), num_classes=8), "no convolution"),
         (lambda: mimic(Various(nnx.Rngs(0), Renorm), num_classes=5, rule=always), "norm is a Renorm, a BatchNorm"),
         (lambda: mimic(mimic(Various(nnx.Rngs(0)), num_classes=5), num_classes=5), "converted already"),
+        (lambda: mimic(CNN(rngs=nnx.Rngs(0), width=8), num_classes=10, norm=lambda n: n), "norm gives a int: of CNN"),
         (lambda: mimic(nnx.Conv(8, 8, (3, 3), rngs=nnx.Rngs(0)), num_classes=8)(SMALL), r"\(6, 5, 5, 8\)"),
     ],
 )

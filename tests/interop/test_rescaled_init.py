@@ -64,6 +64,36 @@ def test_boxed_and_stacked_kernels_are_rescaled(kind, name):
         assert float((kernel**2).mean()) == pytest.approx(wanted, rel=1e-5)
 
 
+class Residual(nn.Module):
+    """A branch that ends in a norm which starts at zero."""
+
+    @nn.compact
+    def __call__(self, x, _):
+        y = nn.Conv(8, (3, 3), use_bias=False)(nn.relu(x))
+        return x + nn.BatchNorm(use_running_average=True, scale_init=nn.initializers.zeros)(y), None
+
+
+class Stacked(nn.Module):
+    """Several of them in one leaf, then another."""
+
+    @nn.compact
+    def __call__(self, x):
+        axes = {"variable_axes": {"params": 0, "batch_stats": 0}, "split_rngs": {"params": True}}
+        x, _ = nn.scan(Residual, length=4, **axes)(name="stack")(x, None)
+        return Residual(name="after")(x, None)[0].mean((1, 2))
+
+
+def test_ends_of_several_branches_in_one_leaf_are_refused():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 8))
+    model = mimic(Stacked(), norm=None)
+    params, report = model.init(jax.random.key(0), x)["params"], layer_report(model, x)
+    with pytest.raises(ValueError, match="stack/Conv_0 is a stack of 4, which end residual branches"):
+        rescale_init(params, report)
+    scaled = rescale_init(params, report, branch_ends=["after/Conv_0"])
+    for kernel in scaled["stack"]["Conv_0"]["kernel"], scaled["after"]["Conv_0"]["kernel"]:
+        assert float((kernel**2).mean()) == pytest.approx(2 * gain(72) ** 2 / 72, rel=1e-5)
+
+
 def test_branches_get_their_share_and_the_branch_is_read_from_its_norm():
     model = mimic(ResNet((2,), 16, 5))
     report = layer_report(model, IMAGES)

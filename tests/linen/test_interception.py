@@ -65,3 +65,36 @@ def test_kernels_are_reported_and_transformed_as_without_such_parts():
         variables = wrap(plain).init(jax.random.key(1), IMAGES)
         found, expected = (wrap(net).apply(variables, IMAGES, train=False) for net in (other, plain))
         np.testing.assert_allclose(found, expected, atol=1e-6)  # float32: a program of its own under `nn.jit`
+
+
+class Block(nn.Module):
+    """One of several that are alike."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.relu(nn.BatchNorm(use_running_average=True)(nn.Conv(8, (3, 3), use_bias=False)(x)))
+
+
+class Twins(nn.Module):
+    """Two blocks of one class, which `nn.jit` traces once."""
+
+    block: type[nn.Module]
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4)(self.block(name="b")(self.block(name="a")(x)).mean((1, 2)))
+
+
+def _first_only(layer):
+    return layer.path[0] == "a"
+
+
+def test_of_two_parts_that_are_alike_each_is_seen_and_has_its_own_choice():
+    images = jnp.asarray(np.random.default_rng(1).normal(size=(3, 6, 6, 8)), jnp.float32)
+    plain, jitted = Twins(Block), Twins(nn.jit(Block))
+    variables = plain.init(jax.random.key(0), images)
+    assert find_kernels(jitted, images) == find_kernels(plain, images)
+    converted = [interop.mimic(net, select=_first_only, norm=None) for net in (plain, jitted)]
+    assert len({str(interop.layer_report(net, images)) for net in converted}) == 1
+    expected, found = (net.apply({"params": variables["params"]}, images) for net in converted)
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # float32: a program of its own under `nn.jit`

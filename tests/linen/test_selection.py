@@ -126,3 +126,24 @@ def test_a_stack_as_long_as_the_window_and_parameters_of_another_module_are_refu
         center_params(params, select)
     with pytest.raises(ValueError, match=r"boxed/kernel of shape \(5, 3, 8, 8\).* is not one"):
         center_params({"boxed": {"kernel": jnp.ones((5, 3, 8, 8))}}, select)
+
+
+def test_a_layer_that_is_not_chosen_is_not_taken_for_one_of_the_same_name_further_up():
+    class Part(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.ConvTranspose(8, (3, 3), name="up", transpose_kernel=True)(x)
+
+    class Whole(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Part(name="part")(nn.Conv(8, (3, 3), name="up")(x))
+
+    x = jnp.ones((1, 6, 6, 8))
+    variables = Whole().init(jax.random.key(0), x)
+    select = select_convolutions(Whole(), x)
+    for tree, params in ((variables, variables["params"]), (variables["params"],) * 2):
+        centered = center_params(tree, select)
+        centered = centered.get("params", centered)
+        np.testing.assert_array_equal(centered["part"]["up"]["kernel"], params["part"]["up"]["kernel"])
+        assert abs(centered["up"]["kernel"].sum((0, 1, 2))).max() < 1e-5  # float32: of 72 numbers below 1

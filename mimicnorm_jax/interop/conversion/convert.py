@@ -1,5 +1,6 @@
 """One call that converts, and the report of what it did, for linen and NNX."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -74,6 +75,8 @@ def mimic(
         return Mimic(module, norm, choice, keep_bias)
     if isinstance(module, nnx.Module):
         last = NNXLastBatchNorm if norm is LastBatchNorm else norm
+        if isinstance(norm, functools.partial) and norm.func is LastBatchNorm:
+            last = functools.partial(NNXLastBatchNorm, *norm.args, **norm.keywords)
         return mimic_nnx(module, choice, keep_bias=keep_bias, num_classes=num_classes, norm=last)
     raise TypeError(f"mimic converts Flax modules, of linen or NNX; got {type(module).__name__}")
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import jax
@@ -71,10 +72,16 @@ def mimic_nnx(
     axes = {layer.axis_name for _, layer in layers if isinstance(layer, nnx.BatchNorm) and _is_norm(layer)}
     modes = {_remove(path, layer, keep_bias) for path, layer in layers if _is_norm(layer)} - {None}
     if norm is not None:
-        options = _axis(name, axes) if norm is LastBatchNorm else {}
-        if norm is LastBatchNorm and len(modes) == 1:
-            options["use_running_average"] = modes.pop()
-        setattr(model, LAST_BN, norm(num_classes, **options))
+        given = norm.keywords if isinstance(norm, functools.partial) else {}
+        options: dict[str, Any] = {}
+        if (norm.func if isinstance(norm, functools.partial) else norm) is LastBatchNorm:
+            options = {} if "axis_name" in given else _axis(name, axes)
+            if len(modes) == 1 and "use_running_average" not in given:
+                options["use_running_average"] = modes.pop()
+        last = norm(num_classes, **options)
+        if not isinstance(last, nnx.Module):
+            raise ValueError(f"norm gives a {type(last).__name__}: of {name} it has to make an nnx.Module")
+        setattr(model, LAST_BN, last)
         model.__class__ = _with_last_norm(type(model))
     return model
 
@@ -83,8 +90,17 @@ def nnx_report(model: nnx.Module) -> Report:
     """See `interop.layer_report`."""
     layers = list(nnx.iter_modules(model))
     normalized = any(isinstance(layer, RemovedNorm) for _, layer in layers)
-    records = [_record(tuple(map(str, path)), layer, normalized) for path, layer in layers]
-    return Report(tuple(one for one in records if one is not None))
+    owners: dict[int, str] = {}  # of kernels, which two layers may share, and the parameters hold once
+    records: list[LayerRecord] = []
+    for path, layer in layers:
+        one = _record(tuple(map(str, path)), layer, normalized)
+        kernel = getattr(layer, "kernel", None)
+        if one is not None and kernel is not None:
+            owner = owners.setdefault(id(kernel), "/".join(one.path))
+            if owner != "/".join(one.path):
+                one = replace(one, gain=None, reason=f"shares the kernel of {owner}")
+        records += [] if one is None else [one]
+    return Report(tuple(records))
 
 
 class _Converted:
@@ -167,7 +183,7 @@ def _axis(name: str, axes: set[str | None]) -> dict[str, Any]:
     if len(axes) > 1:
         raise ValueError(
             f"the BatchNorms of {name} are synchronized over different axes, {axes}: give "
-            "norm=functools.partial(LastBatchNorm, axis_name=...)"
+            "norm=functools.partial(mimicnorm_jax.nnx.LastBatchNorm, axis_name=...)"
         )
     return {"axis_name": next(iter(axes))} if axes else {}
 

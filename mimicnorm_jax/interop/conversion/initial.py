@@ -1,5 +1,6 @@
 """Initial values for a converted network."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -7,7 +8,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from mimicnorm_jax.interop.conversion.records import Report
+from mimicnorm_jax.interop.conversion.records import LayerRecord, Report
 from mimicnorm_jax.utils.trees import Path, path_names
 
 Tree = TypeVar("Tree")
@@ -31,7 +32,8 @@ def rescale_init(params: Tree, report: Report, *, branch_ends: Sequence[str] | N
       The parameters, in their tree.
 
     Raises:
-      ValueError: if a layer of the report has no kernel in `params`, or `branch_ends` one without a gain.
+      ValueError: if a layer of the report has no kernel in `params`, or `branch_ends` one without a gain; if a layer
+        that ends residual branches is scanned or vmapped, several in one leaf.
     """
     wanted = _wanted(report, branch_ends)
     found: set[Path] = set()
@@ -42,10 +44,11 @@ def rescale_init(params: Tree, report: Report, *, branch_ends: Sequence[str] | N
         if owner is None:
             return leaf
         found.add(owner)
+        _require_one_branch(wanted[owner], leaf)
         wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
         root = jnp.sqrt((wide**2).mean())
         # Zeros stay zeros.
-        return (wide * jnp.where(root > 0, wanted[owner] / jnp.where(root > 0, root, 1), 1)).astype(leaf.dtype)
+        return (wide * jnp.where(root > 0, wanted[owner].stddev / jnp.where(root > 0, root, 1), 1)).astype(leaf.dtype)
 
     scaled = jax.tree_util.tree_map_with_path(rescaled, params)
     if missing := ["/".join(path) for path in wanted if path not in found]:
@@ -53,8 +56,20 @@ def rescale_init(params: Tree, report: Report, *, branch_ends: Sequence[str] | N
     return scaled
 
 
-def _wanted(report: Report, branch_ends: Sequence[str] | None) -> dict[Path, float]:
-    """The standard deviation of each kernel, by path."""
+def _require_one_branch(record: LayerRecord, leaf: jax.Array) -> None:
+    """Raises ValueError for the ends of several branches in one leaf, of which the l-th would be divided by l."""
+    assert record.shape is not None
+    count = leaf.size // math.prod(record.shape)
+    if record.block is not None and count > 1:
+        raise ValueError(
+            f"the kernel of {'/'.join(record.path)} is a stack of {count}, which end residual branches: whether one "
+            "after another (nn.scan) or side by side (nn.vmap) the parameters do not say. Name the ends of the others "
+            "in branch_ends, and divide these by l afterwards"
+        )
+
+
+def _wanted(report: Report, branch_ends: Sequence[str] | None) -> dict[Path, Any]:
+    """Records of the layers whose kernel gets another scale, by path."""
     records = {one.path: one for one in report.layers if one.stddev is not None}
     if branch_ends is not None:
         blocks = {tuple(path.split("/")): block for block, path in enumerate(branch_ends, 1)}
@@ -62,4 +77,4 @@ def _wanted(report: Report, branch_ends: Sequence[str] | None) -> dict[Path, flo
             known = ", ".join("/".join(path) for path in records)
             raise ValueError(f"branch_ends: {', '.join(unknown)} is no layer with a gain; those are {known}")
         records = {path: replace(one, block=blocks.get(path)) for path, one in records.items()}
-    return {path: one.stddev for path, one in records.items() if one.stddev is not None}
+    return records
