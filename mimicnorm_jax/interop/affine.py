@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from mimicnorm_jax.errors import FoldError
 from mimicnorm_jax.linen.conv import TransformedKernel
 from mimicnorm_jax.linen.dynamic_tanh import DynamicTanh
-from mimicnorm_jax.linen.interception import intercept
+from mimicnorm_jax.linen.interception import intercept, observe
 from mimicnorm_jax.linen.norm import LastBatchNorm
 from mimicnorm_jax.linen.scalars import ScalarBias
 from mimicnorm_jax.methods import Activation
@@ -128,7 +128,7 @@ def read_affine(model: Any, variables: Mapping[str, Any], image_shape: Shape) ->
 
     def layers(variables: Any) -> list[Affine]:
         reader = _Reader(variables)
-        with intercept(reader.note, object()):  # of its own: a trace that `nn.jit` kept would note nothing
+        with observe(reader.note):
             model.apply(variables, jnp.zeros((1, *image_shape)))
         found = reader.layers()
         paths[:] = found

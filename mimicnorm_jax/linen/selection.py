@@ -11,7 +11,7 @@ from flax import linen as nn
 from mimicnorm_jax.functional.layout import KernelLayout, over_fan_in
 from mimicnorm_jax.functional.transform import CENTER, CENTER_PUBLISHED, IDENTITY, KernelFunction, KernelTransform
 from mimicnorm_jax.linen.conv import TransformedKernel
-from mimicnorm_jax.linen.interception import intercept
+from mimicnorm_jax.linen.interception import observe
 from mimicnorm_jax.linen.layouts import KERNEL_LAYERS, equation_of, layout_of
 from mimicnorm_jax.linen.wrapper import Transformed
 from mimicnorm_jax.optim.projection import Select
@@ -70,7 +70,7 @@ def find_kernels(module: nn.Module, *args: Any, **kwargs: Any) -> dict[tuple[str
     def record(layer: nn.Module, kernel: LayerKernel) -> None:
         found[*layer.path, "kernel"] = kernel
 
-    with intercept(noting(record), object()):
+    with observe(noting(record)):
         variables = abstract_call(module.init, jax.random.key(0), *args, **kwargs)
     made = {path_names(path) for path, _ in jax.tree.leaves_with_path(nn.meta.unbox(variables.get("params", {})))}
     return {_real_path(path, made): kernel for path, kernel in found.items()}

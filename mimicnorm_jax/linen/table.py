@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.summary import tabulate as flax_tabulate
 
-from mimicnorm_jax.linen.interception import intercept
+from mimicnorm_jax.linen.interception import observe
 from mimicnorm_jax.linen.selection import LayerKernel, noting
 
 
@@ -48,7 +48,7 @@ def tabulate(module: nn.Module, rngs: Any, **options: Any) -> Callable[..., str]
     table = flax_tabulate(module, rngs, **options)
 
     def tabulated(*args: Any, **kwargs: Any) -> str:
-        with intercept(noting(mark), object()):
+        with observe(noting(mark)):
             return table(*args, **kwargs)
 
     return tabulated

@@ -12,7 +12,7 @@ from mimicnorm_jax.functional.kernels import center
 from mimicnorm_jax.functional.transform import KernelTransform
 from mimicnorm_jax.interop.conversion.records import Choice, Layer, nothing_centered
 from mimicnorm_jax.linen.conv import kernel_shape, read_kernel, transformed_layer
-from mimicnorm_jax.linen.interception import intercept
+from mimicnorm_jax.linen.interception import intercept, observe
 from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
 from mimicnorm_jax.linen.norm import IdentityNorm
 from mimicnorm_jax.utils.trees import Path, path_names
@@ -65,7 +65,9 @@ class Mimic(WithLastBatchNorm):
                 )
             return result
 
-        with intercept(convert, (self.choice, self.keep_bias)):
+        # What `nn.jit` traced of one part, it takes for others that are alike; a rule does so too.
+        by_path = self.choice.select is not None
+        with observe(convert) if by_path else intercept(convert, (self.choice, self.keep_bias)):
             output = self.wrapped(*args, **kwargs)
         if self.is_initializing() and None not in convolutions and self._kernels() <= called:
             # A kernel that is not seen called is inside of an `nn.jit` that JAX had traced before, converted.

@@ -21,7 +21,7 @@ from mimicnorm_jax.interop.conversion.records import (
     exact_gain,
 )
 from mimicnorm_jax.linen.conv import TransformedKernel, kernel_shape
-from mimicnorm_jax.linen.interception import intercept
+from mimicnorm_jax.linen.interception import observe
 from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
 from mimicnorm_jax.linen.norm import IdentityNorm, LastBatchNorm
 from mimicnorm_jax.linen.wrapper import Transformed
@@ -32,7 +32,7 @@ def linen_report(model: nn.Module, *inputs: Any, **options: Any) -> Report:
     """See `interop.layer_report`."""
     noted = _Noted()
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    with intercept(noted.intercept, object()):  # of its own: calls in what `nn.jit` kept of another are not noted
+    with observe(noted.intercept):
         abstract_call(model.init, keys, *inputs, **options)
     return Report(tuple(noted.records.values()))
 
