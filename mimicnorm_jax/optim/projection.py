@@ -95,8 +95,9 @@ def center_params(params: optax.Params, select: Select | None = None) -> optax.P
 def keep_kernels_centered(select: Select | None = None) -> optax.GradientTransformation:
     """Keeps the selected kernels centered after every optimizer step, as the published code does.
 
-    Put it last in an `optax.chain`. For SGD with momentum, Nesterov and coupled weight decay the
-    trajectory is that of centering inside the layer; for Adam, AdamW and clipped gradients it is a
+    Put it last in an `optax.chain`, and start from `center_params(params, select)`. For SGD with momentum, Nesterov and
+    coupled weight decay the trajectory is then that of centering inside the layer (from kernels that are not centered
+    the first gradient is another network's, and momentum keeps it); for Adam, AdamW and clipped gradients it is a
     different algorithm, because those see the gradient before it is projected.
 
     Args:

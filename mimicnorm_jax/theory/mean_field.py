@@ -100,12 +100,21 @@ class InfiniteMLP:
         x1, x2 = as_real(x1), as_real(x2)
         gram = jnp.matmul(x1, x2.T, precision="highest") / x1.shape[1]
         first, second = ((x**2).mean(1) for x in (x1, x2))
+        same = jax.lax.map(lambda row: (row[None] == x2).all(1), x1)
+
+        def exact(covariance: jax.Array, variance: jax.Array) -> jax.Array:
+            # Next to a correlation of 1 rounding counts by its root; derivatives are those of two inputs all the same.
+            error = jnp.where(same, variance[:, None] - covariance, 0)
+            return covariance + jax.lax.stop_gradient(error)
 
         def step(_: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             first, nngp, second, ntk = state
             following, slope = self._between(first, nngp, second)
-            return self._variance(first), following, self._variance(second), following + ntk * slope
+            first = self._variance(first)
+            following = exact(following, first)
+            return first, following, self._variance(second), following + ntk * slope
 
+        gram = exact(gram, first)
         _, nngp, _, ntk = jax.lax.fori_loop(1, depth, step, (first, gram, second, gram))
         return nngp, ntk
 
@@ -127,17 +136,66 @@ class InfiniteMLP:
         )
         return covariance / diagonal
 
-    def chi(self, variance: float = 1.0) -> float:
+    def fixed_variance(self, max_iterations: int = 100_000) -> float:
+        r"""$q^*$, the variance that a layer keeps, reached by iterating its map from 1; 0 or infinite if there is none.
+
+        Args:
+          max_iterations: of the map.
+        """
+        start = jnp.asarray(1.0, jnp.result_type(float))
+        rounding = 4 * jnp.finfo(start.dtype).eps
+
+        def unsettled(state: tuple[int, jax.Array, jax.Array]) -> jax.Array:
+            step, q, before = state
+            return (step < max_iterations) & (abs(q - before) > rounding * q) & jnp.isfinite(q)
+
+        def iterate(state: tuple[int, jax.Array, jax.Array]) -> tuple[int, jax.Array, jax.Array]:
+            step, q, _ = state
+            return step + 1, self._variance(q), q
+
+        _, q, before = jax.lax.while_loop(unsettled, iterate, (0, start, 2 * start))
+        if q < float(jnp.finfo(q.dtype).tiny) ** 0.25:  # where quadrature stays
+            return 0.0
+        settled = abs(float(q) - float(before)) <= 1e3 * rounding * float(q)
+        return float(q) if settled else math.inf if q > before else 0.0
+
+    def _given(self, variance: float | None) -> float:
+        """The variance at which a layer's map is that of the layers behind it too.
+
+        Raises:
+          ValueError: where none is given and layers keep none.
+        """
+        if variance is not None:
+            return variance
+        one, two = (float(self._variance(jnp.asarray(q, jnp.result_type(float)))) for q in (1.0, 2.0))
+        if math.isclose(two, 2 * one, rel_tol=1e-5):  # homogeneous: the map is the same at any variance
+            return 1.0
+        fixed = self.fixed_variance()
+        if not 0 < fixed < math.inf:
+            raise ValueError(
+                f"the variance of this MLP goes to {fixed:g} with depth, where its map has no limit: give the variance "
+                "at which it is meant"
+            )
+        return fixed
+
+    def chi(self, variance: float | None = None) -> float:
         r"""$\chi_1 = \bar T'(1)$, the growth per layer of a small perturbation's mean square over that of the signal.
 
         Above 1 the MLP is chaotic, below it ordered.
+
+        Args:
+          variance: of the inputs of the layer; None for `fixed_variance`, which deep layers have, or any of a
+            homogeneous map such as a ReLU's without bias.
+
+        Raises:
+          ValueError: if none is given, and the variance of deep layers is 0 or infinite.
         """
-        q = jnp.asarray(variance, jnp.result_type(float))
+        q = jnp.asarray(self._given(variance), jnp.result_type(float))
         second, slope, means = self.dual(q, q, q)
         return float(self.weight_variance * slope * q / self._covariance(second, means))
 
     def fixed_correlation(
-        self, variance: float = 1.0, max_iterations: int = 200_000, tolerance: float = 1e-12
+        self, variance: float | None = None, max_iterations: int = 200_000, tolerance: float = 1e-12
     ) -> float:
         """The stable fixed point of `correlation_map`, reached by iterating it from 1/2.
 
@@ -145,10 +203,14 @@ class InfiniteMLP:
         below 1 by what `max_iterations` leave.
 
         Args:
-          variance: of the inputs.
+          variance: as in `chi`.
           max_iterations: of the map.
           tolerance: of a change at which it stops.
+
+        Raises:
+          ValueError: as `chi`.
         """
+        variance = self._given(variance)
 
         def unsettled(state: tuple[int, jax.Array, jax.Array]) -> jax.Array:
             step, rho, before = state
@@ -161,11 +223,18 @@ class InfiniteMLP:
         start = jnp.asarray(0.5)
         return float(jax.lax.while_loop(unsettled, iterate, (0, start, start + 1))[1])
 
-    def depth_scale(self, variance: float = 1.0) -> float:
+    def depth_scale(self, variance: float | None = None) -> float:
         r"""$-1 / \log \bar T'(\rho^*)$: layers in which a correlation's distance to its fixed point falls by e.
 
         Infinite for a marginal MLP, where the approach is algebraic.
+
+        Args:
+          variance: as in `chi`.
+
+        Raises:
+          ValueError: as `chi`.
         """
+        variance = self._given(variance)
         slope = self.chi(variance)
         if slope > 1 + 1e-6:  # the map, a convex one, leaves 1 as its stable fixed point, where autodiff has no slope
             slope = float(jax.grad(self.correlation_map)(self.fixed_correlation(variance), variance))

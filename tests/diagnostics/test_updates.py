@@ -158,3 +158,16 @@ def test_what_cannot_be_measured_is_refused_by_name():
         updates.channel_moments(apply_fn, params, good, [0.0], layers=["v"])
     with pytest.raises(ValueError, match="infinite outputs or NaN"):
         updates.relative_losses(apply_fn, params, Batch(x * jnp.inf, good.targets), [0.0])
+
+
+def test_the_dominant_class_of_many_bfloat16_images():
+    """Sums of bfloat16 stand still at 256."""
+    labels = jnp.where(jnp.arange(4096) % 10 < 7, 0, jnp.arange(4096) % 10)
+    batch = Batch(draw(0, 4096, 8), labels)
+    found, expected = (
+        updates.dominance(
+            updates.logit_gradient(lambda p, x, k=kind: x.astype(k) @ p.astype(k), jnp.zeros((8, 10)), batch)
+        )
+        for kind in (jnp.bfloat16, jnp.float32)
+    )
+    assert found == pytest.approx(expected, rel=1e-2)  # roundings of bfloat16

@@ -250,3 +250,38 @@ def test_kernels_of_inputs_with_themselves_have_derivatives(mlp):
         step = 1e-4  # the truncation, of step^2, and rounding, 1e-16 / step, are both below the tolerance
         expected = (function(x + step * direction) - function(x - step * direction)) / (2 * step)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mlp", [PLAIN, WEIGHT_MEAN])
+def test_single_precision_knows_an_input_again(mlp):
+    """Rounding next to a correlation of 1 would count by its root, 3e-4, in each layer."""
+    x = np.random.default_rng(0).standard_normal((7, 40)).astype(np.float32)
+    between = mlp.kernels_between(jnp.asarray(x), jnp.asarray(x[2:]), 20)
+    exact = mlp.kernels(jnp.asarray(x.astype(float) @ x.T.astype(float) / 40), 20)
+    for found, expected in zip(between, exact, strict=True):
+        assert found.dtype == jnp.float32
+        # Of 20 layers' rounding, with chi_1 of 1.47; centering leaves covariances near 0 of variances of 1.
+        np.testing.assert_allclose(found, expected[:, 2:], rtol=3e-5, atol=1e-6)
+
+
+TANH = quadrature_dual(jnp.tanh)
+
+
+@pytest.mark.parametrize(
+    "mlp", [InfiniteMLP(2.25, 0.05, dual=TANH), InfiniteMLP(0.8, 0.05, dual=TANH), InfiniteMLP(1.5, 0.1)]
+)
+def test_deep_layers_have_the_variance_and_the_correlation_of_the_fixed_points(mlp):
+    """Poole et al. 2016: of chi and the correlation map at the variance that a layer keeps; the slow path iterates."""
+    start = jnp.asarray([[1.0, 0.3], [0.3, 1.0]])
+    nngp = jax.lax.fori_loop(0, 300, lambda _, nngp: mlp.layer(nngp)[0], start)
+    assert abs(mlp.fixed_variance() - nngp[0, 0]) < 1e-6
+    assert abs(mlp.fixed_correlation() - nngp[0, 1] / nngp[0, 0]) < 1e-6
+    assert (mlp.chi() > 1) == (mlp.fixed_correlation() < 1 - 1e-3)
+
+
+def test_where_no_variance_is_kept_one_is_asked_for():
+    for mlp, limit in ((InfiniteMLP(2.5, 0.1), "inf"), (InfiniteMLP(0.5, 0.0, dual=TANH), "0")):
+        with pytest.raises(ValueError, match=f"goes to {limit} with depth, .* give the variance"):
+            mlp.chi()
+        assert 0 < mlp.chi(1.0) < 2
+    assert InfiniteMLP(1.5).chi() == InfiniteMLP(1.5).chi(3.0)  # of a ReLU without bias at any

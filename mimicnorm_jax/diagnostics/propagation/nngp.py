@@ -110,6 +110,8 @@ def gram(left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 def _cosines(left: jax.Array, right: jax.Array) -> jax.Array:
+    # Of any scale: squares of small or large numbers leave the range of their type.
+    left, right = (units / jnp.abs(units).max(1, keepdims=True) for units in (left, right))
     norms = [jnp.sqrt(jnp.mean(units**2, 1)) for units in (left, right)]
     return gram(left, right) / (norms[0][:, None] * norms[1][None, :])
 
@@ -204,13 +206,15 @@ def correlations(
 
 @partial(jax.jit, static_argnames=("apply_fn", "view", "part"))
 def _sums(apply_fn: ApplyFn, params: Any, x: jax.Array, view: View, part: Part) -> tuple[ByLayer, jax.Array]:
-    """By layer, the mean squares `(N,)` and the sum and the sum of squares over pairs of correlations."""
+    """By layer, largest units `(N,)`, mean squares in their square, and sum and sum of squares of the correlations."""
     found, outputs = _run(apply_fn, params, x, view, part)
     above = jnp.triu(jnp.ones((len(x), len(x)), bool), 1)
     sums = []
     for units in found.values:
         rho = jnp.where(above, _cosines(units, units), 0)
-        sums.append((jnp.mean(units**2, 1), rho.sum(), (rho**2).sum(), jnp.asarray(units.shape[1])))
+        largest = jnp.abs(units).max(1)
+        shares = jnp.mean((units / jnp.where(largest > 0, largest, 1)[:, None]) ** 2, 1)
+        sums.append((jnp.stack([largest, shares]), rho.sum(), (rho**2).sum(), jnp.asarray(units.shape[1])))
     return ByLayer(found.names, tuple(sums)), outputs
 
 
@@ -256,8 +260,9 @@ def moments(
 
 
 def _moments(batches: Sequence[tuple[Any, Any, Any, Any]]) -> Moments:
-    squares = np.concatenate([np.asarray(squares, np.float64) for squares, *_ in batches])
-    pairs = sum(math.comb(len(squares), 2) for squares, *_ in batches)
+    largest, shares = np.concatenate([np.asarray(squares, np.float64) for squares, *_ in batches], 1)
+    squares = shares * largest**2
+    pairs = sum(math.comb(squares.shape[1], 2) for squares, *_ in batches)
     first, second = (sum(float(sums[i]) for sums in batches) / pairs for i in (1, 2))
     return Moments(
         units=int(batches[0][3]),

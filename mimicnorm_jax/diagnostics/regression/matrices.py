@@ -70,6 +70,11 @@ def as_targets(targets: Any, rows: int, outputs: int | None) -> np.ndarray:
     return found
 
 
+def _rounding(limit: float) -> float:
+    """Share of the largest number that sums of rounded numbers may be off by; 16 roundings of bfloat16 at most."""
+    return min(100 / limit, 1 / 8)
+
+
 @dataclass(frozen=True)
 class TrainingKernel:
     """A symmetric kernel of training examples with itself.
@@ -102,7 +107,7 @@ class TrainingKernel:
         if matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"the kernel of the training examples has shape {given.shape}: it is (N, N), a square")
         apart, scale = np.abs(matrix - matrix.T).max(initial=0.0), np.abs(matrix).max(initial=0.0)
-        if apart > 100 * scale / limit:
+        if apart > _rounding(limit) * scale:
             raise ValueError(
                 f"the kernel is not symmetric: entries that should be equal are {apart:.2g} apart, of {scale:.2g}"
             )
@@ -115,7 +120,7 @@ class TrainingKernel:
           ValueError: for an eigenvalue that is negative by more than rounding.
         """
         values, vectors = scipy.linalg.eigh(self.matrix)
-        if values[0] < -100 * self.noise(values[-1]):
+        if values[0] < -_rounding(self.limit) * abs(values[-1]):
             raise ValueError(
                 f"the kernel has the eigenvalue {values[0]:.3g} (the largest is {values[-1]:.3g}): it is not positive "
                 "semidefinite, and its precision does not explain that"

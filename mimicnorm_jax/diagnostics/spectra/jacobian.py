@@ -18,6 +18,7 @@ import numpy as np
 
 from mimicnorm_jax.diagnostics.spectra import lanczos
 from mimicnorm_jax.diagnostics.spectra.operators import WHOLE, Ends, LinearOperator, per_example
+from mimicnorm_jax.diagnostics.tracing.jaxprs import coarsest
 from mimicnorm_jax.diagnostics.tracing.layers import check_num_samples
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 
@@ -272,7 +273,10 @@ def density(
     """
     nodes, weights = per_example(_Density(quadrature), apply_fn, params, x, key, ends)
     weights = weights / (len(x) * quadrature.num_samples)
-    floor = nodes.shape[-1] * jnp.finfo(nodes.dtype).eps * nodes.max((1, 2), keepdims=True)
+    # Products within the network are rounded by its own types, the sums of the method by that of the vectors.
+    network = coarsest(jax.make_jaxpr(apply_fn)(params, x))
+    rounding = max(nodes.shape[-1] * float(jnp.finfo(nodes.dtype).eps), network)
+    floor = rounding * nodes.max((1, 2), keepdims=True)
     above = np.asarray(nodes > floor)
     squares, shares = np.asarray(nodes)[above], np.asarray(weights)
     order = np.argsort(squares)

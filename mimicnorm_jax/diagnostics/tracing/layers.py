@@ -53,7 +53,7 @@ def static(view: View) -> View:
 
 
 def prepared(apply_fn: ApplyFn, params: Any, x: Any, batch_coupled: bool = True) -> tuple[ApplyFn, Any, jax.Array]:
-    """A network, its parameters and inputs in the form that `jax.jit` takes.
+    """A network, its parameters and inputs in the form that `jax.jit` takes; its products are those of their types.
 
     Raises:
       ValueError: if these cannot be a network's, or if examples influence one another although `batch_coupled`
@@ -64,7 +64,18 @@ def prepared(apply_fn: ApplyFn, params: Any, x: Any, batch_coupled: bool = True)
     apply_fn, params = bind(apply_fn, params)
     if not batch_coupled and x.ndim and len(x) > 1:
         independence.require(apply_fn, params, x)
-    return apply_fn, params, x
+    return _FullPrecision(apply_fn), params, x
+
+
+@dataclass(frozen=True)
+class _FullPrecision:
+    """A network whose float32 products, and those of its derivatives, are not rounded as accelerators do by default."""
+
+    apply_fn: ApplyFn
+
+    def __call__(self, params: Any, x: jax.Array) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return self.apply_fn(params, x)
 
 
 @contextmanager

@@ -113,14 +113,15 @@ def logit_gradient(apply_fn: ApplyFn, params: Any, batch: Batch, *, before_last_
         logits; by a shift of a class at all positions, where that layer has some.
 
     Returns:
-      `(N, O)`.
+      `(N, O)`, of at least float32.
 
     Raises:
       ValueError: as `relative_losses`, and where it is not clear which axis of the last layer counts the examples.
     """
     apply_fn, params, x, targets = checked_arguments(apply_fn, params, batch)
     checked_gradient(apply_fn, params, x, targets, batch.loss)
-    return np.asarray(_logit_gradient(apply_fn, params, x, targets, batch.loss, before_last_norm))
+    found = _logit_gradient(apply_fn, params, x, targets, batch.loss, before_last_norm)
+    return np.asarray(found, jnp.promote_types(found.dtype, jnp.float32))
 
 
 def dominance(gradient: np.ndarray) -> float:
@@ -130,5 +131,5 @@ def dominance(gradient: np.ndarray) -> float:
       >>> dominance(np.array([[0.5, -0.5, 0.0, 0.0], [0.5, 0.0, -0.5, 0.0]]))
       0.5
     """
-    columns = np.abs(gradient).sum(0)
+    columns = np.abs(np.asarray(gradient, np.float64)).sum(0)  # bfloat16 counts to 256
     return float(columns.max() / columns.sum())

@@ -187,3 +187,15 @@ def test_vanishing_layer_has_no_correlation():
     assert moments["b"].mean_square == 0
     assert np.isnan(moments["b"].correlation)
     np.testing.assert_allclose(moments["a"].correlation, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-24, 1e20])
+def test_moments_of_any_scale_that_numbers_have(scale):
+    """Squares of float32 end at 1e-38 and 3e38."""
+    params, x = {"w": draw(0, 5, 6), "v": draw(1, 6, 2)}, draw(2, 7, 5)
+    small, plain = (
+        nngp.moments(lambda p, x, s=s: (x @ (p["w"] * s) / s) @ p["v"], params, x)["w"] for s in (scale, 1.0)
+    )
+    np.testing.assert_allclose(small.mean_square, plain.mean_square * scale**2, rtol=1e-5)
+    np.testing.assert_allclose(small.spread, plain.spread * scale**2, rtol=1e-5)
+    np.testing.assert_allclose(small.correlation, plain.correlation, rtol=1e-4)

@@ -115,6 +115,16 @@ def test_an_indefinite_kernel_is_refused_with_any_ridge():
         ridge_regression(np.array([[1.0, 3.0], [3.0, 1.0]]), np.ones(2), ridge=1.0)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [(np.triu(np.ones((4, 4))), "not symmetric"), (np.diag([1, 1, 1, -0.9]), "not positive semidefinite")],
+)
+@pytest.mark.parametrize("kind", [np.float32, jnp.float16, jnp.bfloat16])
+def test_no_precision_explains_everything(kernel, message, kind):
+    with pytest.raises(ValueError, match=message):
+        ridge_regression(kernel.astype(kind), np.arange(4.0))
+
+
 def test_labels_as_targets():
     with pytest.raises(ValueError, match="run from 0 to 3"):
         class_targets([0, 3], 3)

@@ -177,3 +177,12 @@ def test_bad_input_is_named(monkeypatch):
     monkeypatch.setattr(jacobian, "MAX_ENTRIES", 29)
     with pytest.raises(ValueError, match=r"5 by 6, more than the 29 entries .* use mean_square"):
         jacobian.singular_values(_net, params, x[:2])
+
+
+@pytest.mark.parametrize("kind", [jnp.float32, jnp.bfloat16])
+def test_rounding_of_a_network_is_no_spectrum(kind):
+    """Of 64 singular values 8 are not zero."""
+    params = {"a": draw(0, 64, 8), "b": draw(1, 8, 64)}
+    params, x = jax.tree.map(lambda leaf: leaf.astype(kind), (params, draw(2, 4, 64)))
+    found = jacobian.density(lambda p, x: (x @ p["a"]) @ p["b"], params, x, key=jax.random.key(0))
+    assert found.vanishing == pytest.approx(1 - 8 / 64, abs=0.05)  # of 4 examples' random vectors

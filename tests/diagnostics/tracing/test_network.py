@@ -9,6 +9,7 @@ from mimicnorm_jax import relu
 from mimicnorm_jax.diagnostics import empirical_ntk
 from mimicnorm_jax.diagnostics.ntk.matching import match_kernels
 from mimicnorm_jax.diagnostics.tracing import TracedNetwork
+from mimicnorm_jax.diagnostics.tracing.layers import prepared
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -130,3 +131,12 @@ def test_matching_kernels():
         for name in ("structured_derivatives", "jacobian_contraction")
     )
     np.testing.assert_allclose(structured, contracted, rtol=1e-10)
+
+
+def test_products_and_those_of_derivatives_are_not_rounded_as_accelerators_do():
+    """To TF32 on GPUs, bfloat16 on TPUs, where nothing is said; a CPU does not show it."""
+    apply_fn, params, x = prepared(lambda params, x: jnp.tanh(x @ params) @ params, jnp.ones((3, 3)), jnp.ones((2, 3)))
+    loss = jax.grad(lambda params: apply_fn(params, x).sum())
+    products = [e for e in jax.make_jaxpr(loss)(params).eqns if e.primitive.name == "dot_general"]
+    assert len(products) == 5
+    assert all(set(e.params["precision"]) == {jax.lax.Precision.HIGHEST} for e in products)
