@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from mimicnorm_jax.errors import WorkdirError
 from mimicnorm_jax.training import config as config_lib
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.data_record import DATA
 from mimicnorm_jax.training.writers import METRICS
 from mimicnorm_jax.utils import files
 from mimicnorm_jax.utils.files import write_json
@@ -45,7 +46,9 @@ def prepare(workdir: Path, config: TrainConfig) -> None:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if (workdir / CONFIG).exists() and _has_begun(workdir):
+        if not _has_begun(workdir):
+            (workdir / DATA).unlink(missing_ok=True)  # of another config, perhaps
+        elif (workdir / CONFIG).exists():
             _compare(workdir, config)
         write_json(workdir / CONFIG, as_json(config))
     except OSError as error:

@@ -88,6 +88,18 @@ def test_a_run_goes_on_with_the_mean_and_deviation_that_it_began_with(tmp_path, 
         loop.run(fields, tmp_path / "run")
 
 
+def test_a_run_that_never_saved_leaves_no_mean_to_the_next_one_in_its_folder(tmp_path, monkeypatch):
+    _write(tmp_path / "data")
+    _write(tmp_path / "other", 0.5, ("c", "d"))
+    seen = []
+    monkeypatch.setattr(loop, "train_epoch", lambda run, *_: seen.append(run.step_config.mean) or 1 / 0)
+    for name in ("data", "other"):
+        with pytest.raises(ZeroDivisionError):
+            loop.run(_config(tmp_path / name), tmp_path / "run")
+    assert seen == [build_trainer(build_spec(_config(tmp_path / name))).dataset.mean for name in ("data", "other")]
+    assert json.loads((tmp_path / "run" / "data.json").read_text())["classes"] == ["c", "d"]
+
+
 def test_a_channel_that_does_not_vary_is_named_before_it_is_divided_by(tmp_path):
     for split in ("train", "val"):
         for name in ("a", "b"):

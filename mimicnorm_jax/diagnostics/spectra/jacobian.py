@@ -19,7 +19,7 @@ import numpy as np
 from mimicnorm_jax.diagnostics.spectra import lanczos
 from mimicnorm_jax.diagnostics.spectra.operators import WHOLE, Ends, LinearOperator, per_example
 from mimicnorm_jax.diagnostics.tracing.jaxprs import coarsest
-from mimicnorm_jax.diagnostics.tracing.layers import check_num_samples
+from mimicnorm_jax.diagnostics.tracing.layers import check_num_samples, prepared
 from mimicnorm_jax.diagnostics.tracing.parameters import ApplyFn
 
 MAX_ENTRIES = 2**22
@@ -271,6 +271,7 @@ def density(
     Raises:
       ValueError: as `jacobians`, whatever the size of the matrix.
     """
+    apply_fn, params, x = prepared(apply_fn, params, x)
     nodes, weights = per_example(_Density(quadrature), apply_fn, params, x, key, ends)
     weights = weights / (len(x) * quadrature.num_samples)
     # Products within the network are rounded by its own types, the sums of the method by that of the vectors.
