@@ -78,8 +78,8 @@ def _about(config: TrainConfig, record: DataRecord | None) -> dict[str, Any]:
     return {
         "image": cut if is_streamed(config) else "as the data set has it",
         "input": "float32 (pixel / 255 - mean) / std, by channel",
-        "mean": record.mean if record else config.mean or "of the training images",
-        "std": record.std if record else config.std or "of the training images",
+        "mean": config.mean or "of the training images",
+        "std": config.std or "of the training images",
         "output": "logits, in the order of classes",
         "classes": record.classes if record else (),
     }

@@ -106,8 +106,7 @@ class WithLastBatchNorm(nn.Module):
 
     @nn.nowrap
     def _takes_axis(self) -> bool:
-        options = self.norm.keywords if isinstance(self.norm, partial) else {}
-        kind = self.norm.func if isinstance(self.norm, partial) else self.norm
+        kind, options = kind_of(self.norm)
         return kind is LastBatchNorm and "axis_name" not in options
 
     @nn.nowrap
@@ -137,6 +136,11 @@ class WithLastBatchNorm(nn.Module):
             f"nothing says whether this call of {name} is training: no BatchNorm was called, and its call has none of "
             f"the arguments {', '.join(_USES_AVERAGE)}: add one, {way_out}"
         )
+
+
+def kind_of(norm: Callable[..., Any] | None) -> tuple[Any, dict[str, Any]]:
+    """What makes a norm, and the options that a `functools.partial` gives it."""
+    return (norm.func, norm.keywords) if isinstance(norm, partial) else (norm, {})
 
 
 def call_signature(module: nn.Module) -> inspect.Signature:

@@ -60,16 +60,16 @@ def with_own_statistics(trainer: Trainer, state: TrainState, epoch: int, stop: S
         found = trainer.sum_of_moved(observed, trainer.pipeline.train, feed, count)
         return jax.tree.map(np.float64, jax.device_get(found))
 
-    start = momentum = raw
+    start, momentum, asked = raw, raw, of_one_process(stop)
     total, done = jax.tree.map(np.zeros_like, raw), 0
-    for feed, num_steps in trainer.pipeline.train_feeds(epoch, 0, of_one_process(stop)):
+    for feed, num_steps in trainer.pipeline.train_feeds(epoch, 0, asked):
         if not done:
             start = jax.tree.map(_start, raw, trainer.statistics_read)
             momentum = _momenta(start, trainer.statistics_read, lambda old, feed=feed: summed(old, 0, feed, 1))
         count = min(num_steps, MAX_BATCHES - done)
         total = jax.tree.map(np.add, total, summed(start, done, feed, count))
         done += count
-        of_one_process(stop)()
+        asked()
         if done == MAX_BATCHES:
             break
     found = jax.tree.map(lambda leaf, f, m: _average(leaf, f / done, m), raw, total, momentum)

@@ -28,10 +28,6 @@ class DataRecord:
     std: tuple[float, ...]
     classes: tuple[str, ...] = ()
 
-    def fill(self, config: TrainConfig) -> TrainConfig:
-        """The config of the run, of which nothing is to be measured any more."""
-        return replace(config, mean=self.mean, std=self.std)
-
     def require_same_classes(self, folder: Path, found: DatasetSpec) -> None:
         """Raises WorkdirError where labels of a data set mean something else than in the run of a folder."""
         if not self.classes or not found.classes or self.classes == found.classes:
@@ -65,6 +61,23 @@ def read(folder: Path) -> DataRecord | None:
             f"{path}, by which images are normalized, cannot be read ({type(error).__name__}: {error}): restore it, or "
             "remove it to have mean and deviation measured again"
         ) from error
+
+
+def recorded(config: TrainConfig, folder: Path, found: DatasetSpec) -> TrainConfig:
+    """The config of a run, with what its folder says of its data filled in; as it is where that says nothing.
+
+    Args:
+      config: of the run.
+      folder: of the run.
+      found: the data set as it is now.
+
+    Raises:
+      WorkdirError: as `read` and `DataRecord.require_same_classes`.
+    """
+    if (record := read(folder)) is None:
+        return config
+    record.require_same_classes(folder, found)
+    return replace(config, mean=record.mean, std=record.std)
 
 
 def write(folder: Path, dataset: Dataset | StreamedDataset) -> None:

@@ -69,10 +69,8 @@ def evaluate_checkpoints(config: TrainConfig, folder: Path, model: Any = None) -
         if step is None:
             raise WorkdirError(f"{folder} holds no complete checkpoint to evaluate")
         restored[name] = checkpoints.restore(step, spec.state_template())
-    if (record := data_record.read(folder)) is not None:
-        record.require_same_classes(folder, spec.dataset)
-        spec = replace(spec, config=record.fill(spec.config))
-    trainer = build_trainer(spec)
+    recorded = data_record.recorded(spec.config, folder, spec.dataset)
+    trainer = build_trainer(replace(spec, config=recorded))
     for name, (state, metadata) in restored.items():
         metrics = evaluate(trainer, trainer.data_parallel.replicate(state))
         results[name] = {"epoch": metadata.epoch, "test_loss": metrics.loss, "test_accuracy": metrics.accuracy}

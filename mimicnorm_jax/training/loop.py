@@ -161,13 +161,11 @@ def _train(trainer: Trainer, state: TrainState, metadata: CheckpointMetadata, wr
             try:
                 state, train = train_epoch(trainer, state, epoch, partial, stop, hook)
                 seconds = time.perf_counter() - started
+                trained = _metadata(trainer, epoch, None, train, before + seconds)
                 # A whole epoch is evaluated and logged first.
                 if stop() and int(state.step) < (epoch + 1) * trainer.steps_per_epoch:
-                    _stop_within(
-                        trainer, state, _metadata(trainer, epoch, None, train, before + seconds), stop, writers
-                    )
+                    _stop_within(trainer, state, trained, stop, writers)
                     break
-                trained = _metadata(trainer, epoch, None, train, before + seconds)
                 saving = _saving(stop, lambda state=state, at=trained: writers and _save_partial(writers, state, at))
                 state, test = _evaluate_epoch(trainer, state, epoch, train, saving)
             except DataEndedError as error:

@@ -46,9 +46,7 @@ def read_checkpoint(folder: Path, which: str, data_dir: str = "", model: Any = N
     if step is None:
         raise WorkdirError(f"{folder} holds no complete checkpoint")
     state, metadata = checkpoints.restore(step, spec.state_template())
-    if (record := data_record.read(folder)) is not None:
-        record.require_same_classes(folder, spec.dataset)
-        config = record.fill(config)
+    config = data_record.recorded(config, folder, spec.dataset)
     name = f"{config.model} under {config.method}, {which} checkpoint (epoch {metadata.epoch}) of {folder}"
     return config, state.eval_variables, name
 

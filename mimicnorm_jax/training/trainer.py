@@ -68,7 +68,7 @@ class Trainer:
         """Of every leaf of `batch_stats`, whether a training step may depend on it: see `moments.read_elsewhere`."""
         b = self.config.batch_size // self.num_devices
         images = jax.ShapeDtypeStruct((b, *self.dataset.spec.image_shape), self.step_config.dtype)
-        state = jax.eval_shape(self.spec.init_state)
+        state = self.spec.state_template()
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         return read_elsewhere(self.step_config, variables, images, self.num_devices)
 

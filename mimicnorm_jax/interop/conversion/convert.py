@@ -12,7 +12,7 @@ from mimicnorm_jax.interop.conversion.from_linen import Mimic
 from mimicnorm_jax.interop.conversion.from_nnx import mimic_nnx, nnx_report
 from mimicnorm_jax.interop.conversion.linen_report import linen_report
 from mimicnorm_jax.interop.conversion.records import Choice, Report, Select
-from mimicnorm_jax.linen.last_norm import WithLastBatchNorm
+from mimicnorm_jax.linen.last_norm import WithLastBatchNorm, kind_of
 from mimicnorm_jax.linen.norm import LastBatchNorm
 from mimicnorm_jax.nnx.norm import LastBatchNorm as NNXLastBatchNorm
 
@@ -74,9 +74,8 @@ def mimic(
     if isinstance(module, nn.Module):
         return Mimic(module, norm, choice, keep_bias)
     if isinstance(module, nnx.Module):
-        last = NNXLastBatchNorm if norm is LastBatchNorm else norm
-        if isinstance(norm, functools.partial) and norm.func is LastBatchNorm:
-            last = functools.partial(NNXLastBatchNorm, *norm.args, **norm.keywords)
+        kind, given = kind_of(norm)
+        last = functools.partial(NNXLastBatchNorm, *getattr(norm, "args", ()), **given) if kind is LastBatchNorm else norm
         return mimic_nnx(module, choice, keep_bias=keep_bias, num_classes=num_classes, norm=last)
     raise TypeError(f"mimic converts Flax modules, of linen or NNX; got {type(module).__name__}")
 

@@ -21,7 +21,7 @@ from mimicnorm_jax.interop.conversion.records import (
     exact_gain,
     nothing_centered,
 )
-from mimicnorm_jax.linen.last_norm import LAST_BN
+from mimicnorm_jax.linen.last_norm import LAST_BN, kind_of
 from mimicnorm_jax.nnx import CenteredConv, CenteredLinear, IdentityNorm, LastBatchNorm
 from mimicnorm_jax.nnx.conv import TransformedKernel
 from mimicnorm_jax.utils.trees import Path
@@ -72,9 +72,9 @@ def mimic_nnx(
     axes = {layer.axis_name for _, layer in layers if isinstance(layer, nnx.BatchNorm) and _is_norm(layer)}
     modes = {_remove(path, layer, keep_bias) for path, layer in layers if _is_norm(layer)} - {None}
     if norm is not None:
-        given = norm.keywords if isinstance(norm, functools.partial) else {}
+        kind, given = kind_of(norm)
         options: dict[str, Any] = {}
-        if (norm.func if isinstance(norm, functools.partial) else norm) is LastBatchNorm:
+        if kind is LastBatchNorm:
             options = {} if "axis_name" in given else _axis(name, axes)
             if len(modes) == 1 and "use_running_average" not in given:
                 options["use_running_average"] = modes.pop()
