@@ -75,8 +75,9 @@ def mimic(
         return Mimic(module, norm, choice, keep_bias)
     if isinstance(module, nnx.Module):
         kind, given = kind_of(norm)
-        last = functools.partial(NNXLastBatchNorm, *getattr(norm, "args", ()), **given) if kind is LastBatchNorm else norm
-        return mimic_nnx(module, choice, keep_bias=keep_bias, num_classes=num_classes, norm=last)
+        if kind is LastBatchNorm:
+            norm = functools.partial(NNXLastBatchNorm, *getattr(norm, "args", ()), **given)
+        return mimic_nnx(module, choice, keep_bias=keep_bias, num_classes=num_classes, norm=norm)
     raise TypeError(f"mimic converts Flax modules, of linen or NNX; got {type(module).__name__}")
 
 
