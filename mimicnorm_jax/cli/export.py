@@ -15,11 +15,8 @@ from mimicnorm_jax import interop
 from mimicnorm_jax.cli.command import run
 from mimicnorm_jax.data.streaming.decoding import EVAL_SHARE
 from mimicnorm_jax.interop.exporting import FORMATS, require_file
-from mimicnorm_jax.training import data_record
-from mimicnorm_jax.training.config import TrainConfig
-from mimicnorm_jax.training.data_record import DataRecord
-from mimicnorm_jax.training.dataset import dataset_of, is_streamed
-from mimicnorm_jax.training.restore import read_checkpoint
+from mimicnorm_jax.training.dataset import is_streamed
+from mimicnorm_jax.training.restore import Restored, read_checkpoint
 from mimicnorm_jax.training.spec import make_model
 from mimicnorm_jax.utils.files import write_json
 
@@ -48,18 +45,18 @@ def main(argv: list[str] | None = None) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         require_file(arguments.out)
-    config, variables, name = read_checkpoint(arguments.workdir, arguments.checkpoint)
-    path = arguments.out or arguments.workdir / f"{config.model}.{arguments.format}"
+    found = read_checkpoint(arguments.workdir, arguments.checkpoint)
+    path = arguments.out or arguments.workdir / f"{found.config.model}.{arguments.format}"
     require_file(path)
-    model, image_shape = make_model(config), dataset_of(config).image_shape
+    model, variables, image_shape = make_model(found.config, found.dataset), found.variables, found.dataset.image_shape
     size = interop.packed_size(model, image_shape)
     if arguments.fold:
         model, variables = interop.fold(model, variables, image_shape=image_shape)
     options = {"image_shape": image_shape, "format": arguments.format, "vjp_order": arguments.vjp_order}
     interop.export(model, variables, path, **options)
     about = path.with_name(f"{path.name}.json")
-    write_json(about, _about(config, data_record.read(arguments.workdir)))
-    print(f"{path}: {path.stat().st_size:,} bytes, {name}, images {image_shape}, see {about}")
+    write_json(about, _about(found))
+    print(f"{path}: {path.stat().st_size:,} bytes, {found.name}, images {image_shape}, see {about}")
     if size.binary_weights:
         print(
             f"{size.binary_weights:,} binary weights, floats in this file: the network takes {size.packed_bytes:,} "
@@ -68,18 +65,18 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _about(config: TrainConfig, record: DataRecord | None) -> dict[str, Any]:
+def _about(found: Restored) -> dict[str, Any]:
     """What a program that runs the file has to know."""
-    side = dataset_of(config).image_shape[0]
+    config, side = found.config, found.dataset.image_shape[0]
     cut = (
         f"turned by EXIF; unless it is {side} x {side}, the middle square of {EVAL_SHARE} of the shorter side, "
         f"resampled to {side} x {side} bilinearly with antialiasing"
     )
     return {
-        "image": cut if is_streamed(config) else "as the data set has it",
+        "image": cut if is_streamed(config, found.dataset) else "as the data set has it",
         "input": "float32 (pixel / 255 - mean) / std, by channel",
         "mean": config.mean or "of the training images",
         "std": config.std or "of the training images",
         "output": "logits, in the order of classes",
-        "classes": record.classes if record else (),
+        "classes": found.dataset.classes,
     }

@@ -215,8 +215,9 @@ def _plan(argv: Sequence[str]) -> int:
     rows = _frontier(config, planners) if values.frontier else _compare(config, planners, values.compare)
     log_line(f"{config.model}, batch {config.batch_size}, {config.dtype}, {config.dataset}\n{plan_report.table(rows)}")
     log_line(plan_report.LEGEND)
-    if is_streamed(config):
-        rate = decoding_rate(Cut(dataset_of(config).image_shape[0], config.min_crop_area))
+    dataset = dataset_of(config)
+    if is_streamed(config, dataset):
+        rate = decoding_rate(Cut(dataset.image_shape[0], config.min_crop_area))
         log_line(plan_report.decoding(rows, rate))
     if values.out:
         _write(config, rows, Path(values.out), values.frontier)

@@ -108,8 +108,7 @@ def _counts(others: Counter[str]) -> str:
 
 
 def _open(spec: DatasetSpec, data_dir: str) -> tuple[ImageSource, ImageSource]:
-    del data_dir
-    return sources(folder_of(spec.name))[:2]
+    return sources(folder_of(spec.name, data_dir))[:2]
 
 
 def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
@@ -117,13 +116,12 @@ def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
 
     Args:
       name: with its prefix.
-      data_dir: not asked.
+      data_dir: see `folder_of`.
       image_size: side of the squares that images are cut to.
 
     Raises:
       DataError: as `sources`.
     """
-    del data_dir
-    train, test, classes = sources(folder_of(name))
+    train, test, classes = sources(folder_of(name, data_dir))
     shape, counts = (image_size, image_size, 3), (len(train), len(test))
     return DatasetSpec(name, shape, len(classes), *counts, open=_open, classes=classes)

@@ -69,9 +69,14 @@ class DatasetSpec:
     classes: tuple[str, ...] = ()
 
 
-def folder_of(name: str) -> Path:
-    """The folder in the name of a data set that is described when it is asked for, such as `folder:DIR`."""
-    return Path(name.split(":", 1)[1]).expanduser()
+def folder_of(name: str, data_dir: str) -> Path:
+    """The folder in the name of a data set that is described when it is asked for, such as `folder:DIR`.
+
+    Args:
+      name: with its prefix.
+      data_dir: below which it is, if it is not absolute; empty: the working directory.
+    """
+    return Path(data_dir).expanduser() / Path(name.split(":", 1)[1]).expanduser()
 
 
 @dataclass(frozen=True)

@@ -157,7 +157,8 @@ def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
         raise DataError(f"the label of {name} is {features['label']}: image classification needs a ClassLabel")
     classes = features["label"].num_classes
     shape = (image_size, image_size, 3)
-    return DatasetSpec(name, shape, classes, splits["train"], splits[test], None, _require_prepared, _open)
+    counts, names = (splits["train"], splits[test]), tuple(features["label"].names)
+    return DatasetSpec(name, shape, classes, *counts, None, _require_prepared, _open, names)
 
 
 CIFAR10 = DatasetSpec("cifar10", (32, 32, 3), 10, 50_000, 10_000, _read, _require_prepared, _open)

@@ -83,7 +83,8 @@ class DiagnosticsHook:
             # With neutral running averages one function serves the whole run, resumed or not. Those of the last
             # BatchNorm scale the kernel of one output, of which the regime is, as a whole.
             neutral = jax.tree_util.tree_map_with_path(_neutral, host["batch_stats"])
-            bound = network(self._trainer.config, {**host, "batch_stats": neutral}, "")
+            config, dataset = self._trainer.config, self._trainer.dataset.spec
+            bound = network(config, dataset, {**host, "batch_stats": neutral}, "")
             self._meter = RegimeMeter(bound.apply_fn, batch_coupled=bound.batch_coupled)
             self._kernel = EmpiricalNTK(bound.apply_fn, output="pseudo", batch_coupled=bound.batch_coupled)
         row: dict[str, Any] = {"epoch": int(epoch) if epoch.is_integer() else epoch, "step": step}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mimicnorm_jax import models
-from mimicnorm_jax.data import Dataset, StreamedDataset, datasets
+from mimicnorm_jax.data import Dataset, DatasetSpec, StreamedDataset, datasets
 from mimicnorm_jax.data.augment import normalize
 from mimicnorm_jax.data.streaming import BadImages
 from mimicnorm_jax.diagnostics import from_linen
@@ -40,7 +40,9 @@ class BoundModel:
     batch_coupled: bool
 
 
-def network(config: TrainConfig, variables: Any, name: str, *, training: bool = False) -> BoundModel:
+def network(
+    config: TrainConfig, dataset: DatasetSpec, variables: Any, name: str, *, training: bool = False
+) -> BoundModel:
     """The network of a config with these variables, in the precision of its parameters.
 
     If it is `training`, every BatchNorm normalizes by the batch, the last one too. Otherwise, without intermediate
@@ -51,7 +53,7 @@ def network(config: TrainConfig, variables: Any, name: str, *, training: bool = 
     method = METHODS[config.method]
     batch_coupled = method.batch_norm or (training and method.last_batch_norm)
     precision = jax.tree.leaves(variables["params"])[0].dtype
-    model = make_model(config, dtype=precision, param_dtype=precision)
+    model = make_model(config, dataset, dtype=precision, param_dtype=precision)
     mode: dict[str, Any] = {"train": True, "mutable": ["batch_stats"]} if batch_coupled else {"train": False}
     apply_fn, params = from_linen(model, variables, **mode)
     return BoundModel(name, apply_fn, params, batch_coupled)
@@ -68,17 +70,17 @@ def initialized(config: TrainConfig, precision: Any, *, training: bool = False) 
     Raises:
       ConfigError: names the field.
     """
-    shape = dataset_of(config).image_shape
+    dataset = dataset_of(config)
     try:
-        model = make_model(config, dtype=precision, param_dtype=precision)
-        models.check_image(config.model, shape)
+        model = make_model(config, dataset, dtype=precision, param_dtype=precision)
+        models.check_image(config.model, dataset.image_shape)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    image = jnp.zeros((1, *shape), precision)
+    image = jnp.zeros((1, *dataset.image_shape), precision)
     variables = jax.jit(model.init)(jax.random.key(config.seed), image)
     start = f"init {config.init_scheme}, width {config.width_multiplier:g}"
     name = f"{config.model} under {config.method} ({start}), seed {config.seed}"
-    return network(config, variables, f"{name}, at initialization", training=training)
+    return network(config, dataset, variables, f"{name}, at initialization", training=training)
 
 
 def from_checkpoint(
@@ -94,9 +96,9 @@ def from_checkpoint(
     Raises:
       WorkdirError: as `read_checkpoint`.
     """
-    config, variables, name = read_checkpoint(folder, which, data_dir)
-    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, precision), variables)
-    return config, network(config, variables, name, training=training)
+    found = read_checkpoint(folder, which, data_dir)
+    variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, precision), found.variables)
+    return found.config, network(found.config, found.dataset, variables, found.name, training=training)
 
 
 def images(config: TrainConfig, count: int, kind: str, precision: Any) -> jax.Array:

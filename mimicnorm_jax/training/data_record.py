@@ -1,15 +1,18 @@
-"""What a run keeps of its data, whatever becomes of the files: what images are normalized by, and what labels mean."""
+"""What a run keeps of its data, whatever becomes of the files: their shape, what images are normalized by, and what
+labels mean."""
 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mimicnorm_jax import distributed
-from mimicnorm_jax.data import Dataset, DatasetSpec, StreamedDataset
-from mimicnorm_jax.errors import WorkdirError
+from mimicnorm_jax.data import Dataset, DatasetSpec, StreamedDataset, datasets
+from mimicnorm_jax.errors import DataError, WorkdirError
 from mimicnorm_jax.training.config import TrainConfig
+from mimicnorm_jax.training.dataset import dataset_of
 from mimicnorm_jax.utils.files import write_json
 
 DATA = "data.json"
@@ -22,11 +25,16 @@ class DataRecord:
     Attributes:
       mean, std: of the training images, per channel in [0, 1]: the config's, or as the run measured them.
       classes: names in the order of labels; none where only numbers are known.
+      image_shape, num_classes, num_train, num_test: of the `DatasetSpec`; 0 and none in a run of an earlier version.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...] = ()
+    image_shape: tuple[int, ...] = ()
+    num_classes: int = 0
+    num_train: int = 0
+    num_test: int = 0
 
     def require_same_classes(self, folder: Path, found: DatasetSpec) -> None:
         """Raises WorkdirError where labels of a data set mean something else than in the run of a folder."""
@@ -53,7 +61,9 @@ def read(folder: Path) -> DataRecord | None:
         mean, std = (tuple(map(float, saved[name])) for name in ("mean", "std"))
         if len(mean) != len(std):
             raise ValueError(f"it has {len(mean)} means and {len(std)} deviations")
-        return DataRecord(mean, std, tuple(map(str, saved["classes"])))
+        shape = tuple(map(int, saved.get("image_shape", ())))
+        counts = (int(saved.get(name, 0)) for name in ("num_classes", "num_train", "num_test"))
+        return DataRecord(mean, std, tuple(map(str, saved["classes"])), shape, *counts)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -80,9 +90,40 @@ def recorded(config: TrainConfig, folder: Path, found: DatasetSpec) -> TrainConf
     return replace(config, mean=record.mean, std=record.std)
 
 
+def known(config: TrainConfig, folder: Path) -> DatasetSpec:
+    """What is known of the data set of a run: by itself, or where it is gone, by what the run's folder says of it.
+
+    Args:
+      config: of the run.
+      folder: of the run.
+
+    Returns:
+      The data set; one that is gone cannot be read, only described.
+
+    Raises:
+      DataError: if it is gone and the folder says nothing of it.
+      WorkdirError: as `read`.
+    """
+    try:
+        return dataset_of(config)
+    except DataError as error:
+        reason, record = error, read(folder)
+        described = config.dataset.partition(":")[0] in datasets.KINDS
+        if record is None or not described or len(record.image_shape) != 3 or not record.num_classes:
+            raise
+
+    def gone(*_: object) -> Any:
+        raise reason
+
+    counts = (record.num_classes, record.num_train, record.num_test)
+    return DatasetSpec(config.dataset, record.image_shape, *counts, None, gone, gone, record.classes)
+
+
 def write(folder: Path, dataset: Dataset | StreamedDataset) -> None:
     """Keeps what a run trains on, in its folder."""
-    write_json(folder / DATA, asdict(DataRecord(dataset.mean, dataset.std, dataset.spec.classes)))
+    spec = dataset.spec
+    counts = (spec.num_classes, spec.num_train, spec.num_test)
+    write_json(folder / DATA, asdict(DataRecord(dataset.mean, dataset.std, spec.classes, spec.image_shape, *counts)))
 
 
 def shared(config: TrainConfig, record: DataRecord | None, channels: int) -> TrainConfig:

@@ -17,17 +17,16 @@ def dataset_of(config: TrainConfig) -> DatasetSpec:
     return datasets.get_spec(config.dataset, config.data_dir, config.image_size)
 
 
-def is_streamed(config: TrainConfig) -> bool:
+def is_streamed(config: TrainConfig, spec: DatasetSpec) -> bool:
     """Whether images are decoded as they are needed, and not kept on every device."""
-    return config.streaming or dataset_of(config).read is None
+    return config.streaming or spec.read is None
 
 
-def check_dataset(config: TrainConfig) -> None:
+def check_dataset(config: TrainConfig, spec: DatasetSpec) -> None:
     """Raises ConfigError for fields that ask of the data set what it does not have."""
-    spec = dataset_of(config)
     if config.streaming and spec.open is None:
         raise ConfigError(f"config.streaming is set, but {config.dataset} is only read into memory: leave it out")
-    if config.min_crop_area and not is_streamed(config):
+    if config.min_crop_area and not is_streamed(config, spec):
         raise ConfigError(
             f"config.min_crop_area is {config.min_crop_area}, but {config.dataset} is kept on the devices, where "
             "images are not cut to size: add --config.streaming, or use config.crop_padding"
@@ -50,9 +49,10 @@ def read_dataset(config: TrainConfig, bad: BadImages | None = None) -> Dataset |
     Raises:
       DataError: if the data is not prepared, or damaged; for a channel whose measured deviation is 0.
     """
-    if is_streamed(config):
+    spec = dataset_of(config)
+    if is_streamed(config, spec):
         moments = (config.mean, config.std)
-        dataset = datasets.open_streams(dataset_of(config), config.data_dir, bad or BadImages(0), moments)
+        dataset = datasets.open_streams(spec, config.data_dir, bad or BadImages(0), moments)
     else:
         dataset = datasets.load(config.dataset, config.data_dir)
         dataset = replace(dataset, mean=config.mean or dataset.mean, std=config.std or dataset.std)

@@ -181,7 +181,7 @@ def _target(name: Target | str) -> Target:
 
 def _pipeline(config: TrainConfig, dataset: DatasetSpec) -> tuple[tuple[Any, Any], MakeBatch]:
     """What a run keeps on the devices of training and test images, and what makes a batch of it."""
-    if is_streamed(config):
+    if is_streamed(config, dataset):
         return ((), ()), take_feed
     resident = _resident(dataset, dataset.num_train), _resident(dataset, dataset.num_test)
     return resident, partial(gather_batch, dataset.image_shape)
@@ -192,7 +192,7 @@ def _feed(config: TrainConfig, dataset: DatasetSpec, shape: tuple[int, ...], mas
         return jax.ShapeDtypeStruct((*shape, *inner), dtype)
 
     mask = leaf(jnp.float32) if masked else None
-    if is_streamed(config):
+    if is_streamed(config, dataset):
         return Batch(leaf(jnp.uint8, *dataset.image_shape), leaf(jnp.int32), mask)
     return Selection(leaf(jnp.int32), mask)
 

@@ -1,12 +1,13 @@
 """The variables of another run's checkpoint: for whoever evaluates them, and to start a run from."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from mimicnorm_jax.data import DatasetSpec
 from mimicnorm_jax.errors import ConfigError, DataError, WorkdirError
 from mimicnorm_jax.optim import center_params
 from mimicnorm_jax.training import data_record, workdir
@@ -17,7 +18,24 @@ from mimicnorm_jax.training.state import TrainState
 from mimicnorm_jax.utils.trees import path_names
 
 
-def read_checkpoint(folder: Path, which: str, data_dir: str = "", model: Any = None) -> tuple[TrainConfig, Any, str]:
+@dataclass(frozen=True)
+class Restored:
+    """What a checkpoint of a run holds.
+
+    Attributes:
+      config: of the run, with mean and deviation as it measured them.
+      dataset: of the run; described by the run's folder where it is gone.
+      variables: as the run evaluates them.
+      name: for a reader.
+    """
+
+    config: TrainConfig
+    dataset: DatasetSpec
+    variables: Any
+    name: str
+
+
+def read_checkpoint(folder: Path, which: str, data_dir: str = "", model: Any = None) -> Restored:
     """What a checkpoint of a run holds; reads no data.
 
     Args:
@@ -26,21 +44,18 @@ def read_checkpoint(folder: Path, which: str, data_dir: str = "", model: Any = N
       data_dir: if the dataset has moved since.
       model: the run's network, if it had one of its own.
 
-    Returns:
-      The config, with mean and deviation as the run measured them; the variables as it evaluates them; and a name for
-      a reader.
-
     Raises:
       WorkdirError: if there is no such checkpoint or it cannot be restored, or labels have another meaning now.
       ConfigError: if the run had a network of its own and none is given.
-      DataError: if nothing is known any more of the run's dataset, such as how many classes it has.
+      DataError: if nothing is known any more of the run's dataset, as of one that is gone since a run that did not
+        record it.
     """
     config = workdir.read_config(folder)
     config = replace(config, data_dir=data_dir or config.data_dir)
     if not (folder / "checkpoints").is_dir():
         raise WorkdirError(f"{folder} holds no checkpoint")
     # A checkpoint is that of its network, whatever devices share a batch here; no data is read for it.
-    spec = build_spec(config, num_devices=1, model=model)
+    spec = build_spec(config, num_devices=1, model=model, dataset=data_record.known(config, folder))
     checkpoints = CheckpointReader(folder / "checkpoints")
     step = checkpoints.latest if which == "latest" else checkpoints.best
     if step is None:
@@ -48,7 +63,7 @@ def read_checkpoint(folder: Path, which: str, data_dir: str = "", model: Any = N
     state, metadata = checkpoints.restore(step, spec.state_template())
     config = data_record.recorded(config, folder, spec.dataset)
     name = f"{config.model} under {config.method}, {which} checkpoint (epoch {metadata.epoch}) of {folder}"
-    return config, state.eval_variables, name
+    return Restored(config, spec.dataset, state.eval_variables, name)
 
 
 def require_start(config: TrainConfig) -> None:
@@ -80,19 +95,19 @@ def start(spec: RunSpec) -> TrainState:
     data_dir = config.data_dir if first.dataset == config.dataset else ""
     own = spec.model if first.method == OWN_METHOD else None
     try:
-        _, variables, name = read_checkpoint(source, "best", data_dir, own)
+        found = read_checkpoint(source, "best", data_dir, own)
     except DataError as error:
         raise ConfigError(
             f"config.init_from is {config.init_from!r}, of whose data set the shapes of its network come: {error}"
         ) from error
     wanted = {"params": state.params, "batch_stats": state.batch_stats}
-    given = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+    given = {"params": found.variables["params"], "batch_stats": found.variables["batch_stats"]}
     differing = sorted(_shapes(wanted).items() ^ _shapes(given).items())
     if differing:
         path = differing[0][0]
         there, here = (_shapes(variables).get(path, "missing") for variables in (given, wanted))
         raise ConfigError(
-            f"config.init_from is {config.init_from!r}, {name}: there {path} is {there}, and under config.model="
+            f"config.init_from is {config.init_from!r}, {found.name}: there {path} is {there}, and under config.model="
             f"{config.model!r}, config.method={config.method!r} it is {here}"
         )
     params, batch_stats = (jax.tree.map(jnp.asarray, given[part]) for part in ("params", "batch_stats"))

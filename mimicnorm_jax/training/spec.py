@@ -60,7 +60,7 @@ class RunSpec:
         if self.config.centering != "after_step":
             return None
         image = jax.ShapeDtypeStruct((1, *self.dataset.image_shape), jnp.float32)
-        found = find_kernels(make_model(self.config), image)
+        found = find_kernels(make_model(self.config, self.dataset), image)
         taken = {path for path, one in found.items() if one.transform.centers(one.layout.flat_shape, one.layout.groups)}
         return lambda path, leaf: path in taken
 
@@ -108,13 +108,16 @@ class RunSpec:
         return jax.eval_shape(self.init_state)
 
 
-def build_spec(config: TrainConfig, num_devices: int | None = None, model: Any = None) -> RunSpec:
+def build_spec(
+    config: TrainConfig, num_devices: int | None = None, model: Any = None, dataset: DatasetSpec | None = None
+) -> RunSpec:
     """Checks what a config asks for and builds its network, before any data is read or anything compiled.
 
     Args:
       config: of the run.
       num_devices: that share a batch; default: all there are.
       model: a network of your own, `NETWORK_FIELDS` of the config then stay at their defaults; default: the config's.
+      dataset: what is known of the data set that the config names; default: as it is now.
 
     Raises:
       ConfigError: names the field.
@@ -126,8 +129,8 @@ def build_spec(config: TrainConfig, num_devices: int | None = None, model: Any =
             f"config.method is {OWN_METHOD!r}: that run has a network of its own, {config.model}, which no config "
             "builds. Give the network as model= to training.run or training.evaluate_checkpoints"
         )
-    dataset = dataset_of(config)
-    check_dataset(config)
+    dataset = dataset or dataset_of(config)
+    check_dataset(config, dataset)
     if model is None:
         model = _build_model(config, dataset)
     else:
@@ -174,8 +177,8 @@ def validate_run(config: TrainConfig, model: Any = None) -> RunSpec:
     return build_spec(config, model=model)
 
 
-def make_model(config: TrainConfig, **options: Any) -> Any:
-    """The config's network; `options` are those of `models.create` that its purpose decides."""
+def make_model(config: TrainConfig, dataset: DatasetSpec, **options: Any) -> Any:
+    """The config's network for a data set; `options` are those of `models.create` that its purpose decides."""
     method, known = config.method, METHODS.get(config.method)
     # A record of the user's own may have another scale than 1.
     if known is not None and config.logit_scale != FIELDS["logit_scale"].default:
@@ -183,7 +186,7 @@ def make_model(config: TrainConfig, **options: Any) -> Any:
     return models.create(
         config.model,
         method=method,
-        num_classes=dataset_of(config).num_classes,
+        num_classes=dataset.num_classes,
         init=config.init_scheme,
         width=config.width_multiplier,
         **options,
@@ -194,6 +197,7 @@ def _build_model(config: TrainConfig, dataset: DatasetSpec) -> Any:
     try:
         model = make_model(
             config,
+            dataset,
             dtype=config.dtype,
             axis_name=AXIS if config.sync_bn else None,
             batch_axis_name=AXIS,

@@ -53,7 +53,7 @@ def _by_hand(model, params, batch_stats, groups):
 
 def _assert_by_hand(fields, state, num_batches, epoch=0):
     groups = _groups(fields, num_batches, epoch)
-    expected = _by_hand(make_model(fields), state.ema_params, state.batch_stats, groups)
+    expected = _by_hand(make_model(fields, datasets.get_spec("digits")), state.ema_params, state.batch_stats, groups)
     paths = jax.tree.leaves_with_path(state.ema_batch_stats)
     assert len(paths) == 2 * len(expected)
     for path, leaf in paths:
@@ -111,7 +111,8 @@ def test_the_averaged_network_is_evaluated_far_better_than_with_the_raw_ones_sta
     images, labels = normalize(jnp.asarray(digits.test.images), digits.mean, digits.std), digits.test.labels
 
     def loss(variables):
-        return Metrics.from_logits(make_model(fields).apply(variables, images, train=False), labels).loss
+        model = make_model(fields, datasets.get_spec("digits"))
+        return Metrics.from_logits(model.apply(variables, images, train=False), labels).loss
 
     own = loss(state.eval_variables)
     np.testing.assert_allclose(own, summary["final_test_loss"], rtol=1e-3)

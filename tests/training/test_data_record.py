@@ -1,8 +1,11 @@
 """What a run keeps of its data: what images are normalized by, and what its labels mean."""
 
 import json
+import os
 import shutil
+from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +15,7 @@ from mimicnorm_jax.data.folder import sources
 from mimicnorm_jax.errors import DataError, WorkdirError
 from mimicnorm_jax.monitoring import networks
 from mimicnorm_jax.training import base, build_spec, build_trainer, evaluate_checkpoints, loop, validate
+from mimicnorm_jax.training.restore import read_checkpoint, start
 from tests.training.runs import stopped_after_a_save
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
@@ -62,8 +66,53 @@ def test_a_finished_run_is_read_with_its_own_mean_and_deviation(run):
     np.testing.assert_allclose(shown, (pixels - kept["mean"]) / kept["std"], rtol=1e-5, atol=1e-5)
     assert export([f"--workdir={folder}"]) == 0  # beside which stands what a server needs
     about = json.loads((folder / "resnet8.stablehlo.json").read_text())
-    assert {name: about[name] for name in kept} == kept
+    assert about | {name: kept[name] for name in ("mean", "std")} == about
     assert about["classes"] == ["a", "b"]
+
+
+def test_a_run_outlives_its_images(run, tmp_path, capsys):
+    """Exported and trained on from as before; what needs images says what is missing, or takes them from elsewhere."""
+    fields, folder, _ = run
+    file, images = folder / "resnet8.stablehlo", np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+
+    def exported():
+        assert export([f"--workdir={folder}"]) == 0
+        logits = jax.export.deserialize(bytearray(file.read_bytes())).call(images)
+        return np.asarray(logits), json.loads((folder / f"{file.name}.json").read_text())
+
+    logits, about = exported()
+    os.rename(tmp_path / "data", tmp_path / "moved")
+    sources.cache_clear()
+    again, about_again = exported()
+    np.testing.assert_array_equal(again, logits)
+    assert about_again == about
+    other = replace(fields, dataset=f"folder:{tmp_path / 'moved'}", init_from=str(folder))
+    started = start(build_spec(other))
+    expected = read_checkpoint(folder, "best").variables["params"]
+    jax.tree.map(np.testing.assert_array_equal, started.params, expected)
+    for call in (loop.run, evaluate_checkpoints):
+        with pytest.raises(DataError, match=r"data/train is not there: a folder of images is"):
+            call(fields, folder)
+    kept = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps({name: kept[name] for name in ("mean", "std", "classes")}))
+    assert export([f"--workdir={folder}"]) == 2  # as a run of an earlier version has it
+    assert "data/train is not there" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_where_its_folder_is_below_another_data_dir(tmp_path, monkeypatch):
+    _write(tmp_path / "here" / "data")
+    fields = _config("data", data_dir=str(tmp_path / "here"))
+    with stopped_after_a_save(monkeypatch):
+        loop.run(fields, tmp_path / "run")
+    os.rename(tmp_path / "here", tmp_path / "there")
+    sources.cache_clear()
+    with pytest.raises(DataError, match=r"here/data/train is not there"):
+        loop.run(fields, tmp_path / "run")
+    moved = replace(fields, data_dir=str(tmp_path / "there"))
+    summary = loop.run(moved, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "there")
+    results = evaluate_checkpoints(replace(fields, data_dir=""), tmp_path / "run")
+    assert results["latest"]["test_accuracy"] == summary["final_accuracy"]
 
 
 def test_a_run_goes_on_with_the_mean_and_deviation_that_it_began_with(tmp_path, monkeypatch):

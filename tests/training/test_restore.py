@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import ConfigError
 from mimicnorm_jax.training import build_spec, config, loop, restore, workdir
 from mimicnorm_jax.training.resilience import CheckpointMetadata, Checkpoints
@@ -74,7 +75,7 @@ def test_a_run_on_other_data_is_read_by_its_own_folder(first, tmp_path):
 
 def test_a_network_of_ones_own_starts_from_a_run_of_the_librarys_that_has_its_leaves(first):
     folder, trained = first
-    own = make_model(_config(model="reactnet8"))
+    own = make_model(_config(model="reactnet8"), datasets.get_spec("digits"))
     spec = build_spec(config.validate(config.base(init_from=str(folder))), model=own)
     jax.tree.map(np.testing.assert_array_equal, restore.start(spec).params, trained.params)
 
