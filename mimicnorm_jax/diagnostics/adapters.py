@@ -1,5 +1,6 @@
 """Modules of Linen, NNX and Equinox as the pure function that the diagnostics take, and what they still need said."""
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -148,7 +149,7 @@ def from_equinox(model: Any, *, state: Any = None) -> tuple[ApplyFn, Any]:
             fresh = jax.tree.map(lambda leaf: leaf, state)  # Equinox lets no state be used twice, but for copies
             return jax.vmap(lambda one: params(one, fresh), axis_name="batch", out_axes=(0, None))(x)[0]
         except (RuntimeError, TypeError) as error:
-            if "key" not in str(error):
+            if not re.search(r"\bkey\b", str(error)):
                 raise
             raise ValueError(
                 f"the model asks for random numbers ({error}): take equinox.nn.inference_mode(model), or bind a key "

@@ -140,16 +140,16 @@ def _linear(equation: Any, forms: Sequence[Form]) -> Form | None:
     """Of an operation that is linear in a parameter; None if it may not be."""
     name = equation.primitive.name
     if name in KEEP:
-        return forms[0]
+        form, cast = forms[0], name in ("convert_element_type", "reduce_precision")
+        rounded = isinstance(form, Entries) and form.single and cast  # as a factor it is another number
+        return replace(form, layout=(*form.layout, (name, str(equation.params)))) if rounded else form
     if name in SHAPES:
         return _reshaped(equation, forms[0])
     if name == "reduce_sum":
         return _summed(equation, forms[0])
     if name == "neg":
         return _scaled(forms[0], Uniform(-1.0), 1)
-    if name in ("mul", "div"):
-        return _product(equation, forms)
-    return _sum(equation, forms)
+    return _product(equation, forms) if name in ("mul", "div") else _sum(equation, forms)
 
 
 def _product(equation: Any, forms: Sequence[Form]) -> Form | None:

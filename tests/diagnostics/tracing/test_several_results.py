@@ -1,4 +1,4 @@
-"""Operations with several results, of which each is what it is: held against plain jax.jacobian."""
+"""What is one number, and which: results of several, and what is rounded; held against plain jax.jacobian."""
 
 import jax
 import jax.numpy as jnp
@@ -35,16 +35,19 @@ def _counted(w):
     return w * state[1][:, None]
 
 
+def _assert_plain(network, params):
+    jacobian = jax.jacobian(network)(params, X)
+    rows = [j.reshape(3, 2, -1) for j in jax.tree.leaves(jacobian)]
+    expected = sum(jnp.einsum("nok,mpk->nmop", j, j) for j in rows)
+    np.testing.assert_allclose(empirical_ntk(network, params, X), expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("change", [_rows, _columns, _two_numbers, _mask, _counted])
 def test_a_vector_beside_a_number_is_no_number(change):
     def network(params, x):
         return jnp.tanh(x @ change(params["w"])) @ params["v"]
 
-    params = {"w": W, "v": V}
-    jacobian = jax.jacobian(network)(params, X)
-    rows = [j.reshape(3, 2, -1) for j in jax.tree.leaves(jacobian)]
-    expected = sum(jnp.einsum("nok,mpk->nmop", j, j) for j in rows)
-    np.testing.assert_allclose(empirical_ntk(network, params, X), expected, rtol=1e-10, atol=1e-12)
+    _assert_plain(network, {"w": W, "v": V})
 
 
 def test_a_vector_beside_a_number_depends_on_the_place_in_the_batch():
@@ -57,3 +60,14 @@ def test_a_vector_beside_a_number_depends_on_the_place_in_the_batch():
 
     with pytest.raises(ValueError, match=r"mul at .* combines the inputs with values that depend on the place in"):
         empirical_ntk(network, {"w": W, "v": V}, X)
+
+
+def test_a_number_that_is_rounded_is_another_number():
+    """A mean times the rounded scale is not the mean of what has the scale itself: 0.4 % of it stay."""
+
+    def network(params, x):
+        rounded = params["scale"].astype(jnp.bfloat16).astype(x.dtype)
+        kernel = params["w"] * params["scale"] - params["w"].mean(0, keepdims=True) * rounded
+        return jnp.tanh(x @ kernel) @ params["v"]
+
+    _assert_plain(network, {"w": W, "v": V, "scale": np.float64(1.2345)})
