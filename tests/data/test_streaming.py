@@ -181,7 +181,7 @@ def test_a_stalled_disk_is_said_and_waited_for(monkeypatch, capsys):
     assert "waiting for data" in said[0]
 
 
-def test_folders_that_are_no_data_set_are_named(tmp_path):
+def test_folders_that_are_no_data_set_are_named(tmp_path, capsys):
     with pytest.raises(DataError, match=r"no size in common: say --config\.image_size=224"):
         get_spec(f"folder:{tmp_path}")
     with pytest.raises(DataError, match="train is not there"):
@@ -194,6 +194,11 @@ def test_folders_that_are_no_data_set_are_named(tmp_path):
     (tmp_path / "a" / "train" / "weasel" / "1.heic").write_bytes(b"")
     with pytest.raises(DataError, match=r"train/weasel holds no image .*, but files of \.heic: 1: convert its files"):
         get_spec(f"folder:{tmp_path / 'a'}", "", 16)
+    Image.new("L", (4, 4)).save(tmp_path / "a" / "train" / "weasel" / "1.png")
+    (tmp_path / "a" / "train" / "class00" / "notes").write_bytes(b"")
+    capsys.readouterr()
+    get_spec(f"folder:{tmp_path / 'a'}", "", 16)
+    assert "2 files are left out, no images by their names (no suffix: 1, .heic: 1)" in capsys.readouterr().out
     write_folder(tmp_path / "b", 1, 1, 1)
     with pytest.raises(DataError, match="at least 2"):
         get_spec(f"folder:{tmp_path / 'b'}", "", 16)
