@@ -105,7 +105,7 @@ def _network(arguments: argparse.Namespace, *, training: bool = False) -> tuple[
 
 def _subject(arguments: argparse.Namespace) -> tuple[networks.BoundModel, jax.Array]:
     config, found = _network(arguments)
-    return found, networks.images(config, arguments.images, arguments.inputs, arguments.precision)
+    return found, networks.images(config, arguments.images, arguments.inputs, arguments.precision, found.image_shape)
 
 
 def _output(text: str) -> Any:

@@ -146,6 +146,8 @@ def _planners(values: Any) -> list[_Planner]:
     if values.target_config is not None and len(values.target) != 1:
         raise UserError("--target_config describes one GPU: name one --target")
     found = [targets.target(name.strip(), values.target_config) for name in values.target]
+    if values.largest_batch and (unbounded := [one.name for one in found if one.usable is None]):
+        raise UserError(f"--largest_batch and --target={unbounded[0]}: its memory has no bound to fit; leave one out")
     cache = Cache(Path(values.cache) if values.cache else None)
     return [_Planner(target, values.devices or target.devices, cache, values.largest_batch) for target in found]
 

@@ -57,13 +57,14 @@ def get_spec(name: str, data_dir: str = "", image_size: int = 0) -> DatasetSpec:
 
 
 def require_prepared(name: str, data_dir: str = "", image_size: int = 0) -> None:
-    """Raises DataError at once if the data set is unknown or not prepared; reads no images.
+    """Raises DataError at once if the data set is unknown or not prepared; reads no images, but lists a folder anew.
 
     Args:
       name: of the data set, see `get_spec`.
       data_dir: as in `load`.
       image_size: side of the squares that images are cut to; 0 for their own.
     """
+    folder.sources.cache_clear()  # of an earlier run in this process: its files may have changed
     spec = get_spec(name, data_dir, image_size)
     spec.require_prepared(spec, data_dir)
 

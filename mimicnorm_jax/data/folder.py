@@ -41,13 +41,21 @@ class FolderSource:
 def sources(root: Path) -> tuple[FolderSource, FolderSource, tuple[str, ...]]:
     """Training and test images of a folder, and the names of its classes: the folders in `train`, sorted.
 
+    Listed once in a run, which begins with `datasets.require_prepared`.
     Files in deeper folders count to the class above them; names that begin with a dot are left out. Of files that are
     no images by their names, as `.heic` or none, a line says how many are left out.
 
     Raises:
       DataError: if there is no such folder, no class, no test image, a class without a training image, or one that only
-        the test images have.
+        the test images have; if it cannot be read.
     """
+    try:
+        return _sources(root)
+    except OSError as error:
+        raise DataError(f"cannot list {root}: {error}. Mend that, or name another folder") from error
+
+
+def _sources(root: Path) -> tuple[FolderSource, FolderSource, tuple[str, ...]]:
     train = root / "train"
     test = next((root / name for name in TEST_NAMES if (root / name).is_dir()), root / TEST_NAMES[0])
     for folder in (train, test):
@@ -108,7 +116,8 @@ def _counts(others: Counter[str]) -> str:
 
 
 def _open(spec: DatasetSpec, data_dir: str) -> tuple[ImageSource, ImageSource]:
-    return sources(folder_of(spec.name, data_dir))[:2]
+    del data_dir
+    return sources(folder_of(spec.name))[:2]
 
 
 def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
@@ -116,12 +125,13 @@ def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
 
     Args:
       name: with its prefix.
-      data_dir: see `folder_of`.
+      data_dir: not asked.
       image_size: side of the squares that images are cut to.
 
     Raises:
       DataError: as `sources`.
     """
-    train, test, classes = sources(folder_of(name, data_dir))
+    del data_dir
+    train, test, classes = sources(folder_of(name))
     shape, counts = (image_size, image_size, 3), (len(train), len(test))
     return DatasetSpec(name, shape, len(classes), *counts, open=_open, classes=classes)

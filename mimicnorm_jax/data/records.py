@@ -105,8 +105,9 @@ def _is_index(index: Any) -> bool:
 
 
 def _require(spec: DatasetSpec, data_dir: str) -> None:
+    del data_dir
     require_array_record()
-    root = folder_of(spec.name, data_dir)
+    root = folder_of(spec.name)
     for split in SPLITS:
         if not (shards := _shards(root, split)) or len(shards) != int(shards[0].stem.rsplit("-", 1)[1]):
             raise DataError(
@@ -116,7 +117,8 @@ def _require(spec: DatasetSpec, data_dir: str) -> None:
 
 
 def _open(spec: DatasetSpec, data_dir: str) -> tuple[ImageSource, ImageSource]:
-    root, counts = folder_of(spec.name, data_dir), (spec.num_train, spec.num_test)
+    del data_dir
+    root, counts = folder_of(spec.name), (spec.num_train, spec.num_test)
     train, test = (RecordSource(_shards(root, s), count) for s, count in zip(SPLITS, counts, strict=True))
     return train, test
 
@@ -126,13 +128,14 @@ def describe(name: str, data_dir: str, image_size: int) -> DatasetSpec:
 
     Args:
       name: with its prefix.
-      data_dir: see `folder_of`.
+      data_dir: not asked.
       image_size: side of the squares that images are cut to.
 
     Raises:
       DataError: if there is no index.
     """
-    index = _read_index(folder_of(name, data_dir))
+    del data_dir
+    index = _read_index(folder_of(name))
     counts, classes = [index["splits"][split] for split in SPLITS], tuple(map(str, index["classes"]))
     shape = (image_size, image_size, 3)
     return DatasetSpec(name, shape, len(classes), *counts, require_prepared=_require, open=_open, classes=classes)

@@ -69,14 +69,10 @@ class DatasetSpec:
     classes: tuple[str, ...] = ()
 
 
-def folder_of(name: str, data_dir: str) -> Path:
-    """The folder in the name of a data set that is described when it is asked for, such as `folder:DIR`.
-
-    Args:
-      name: with its prefix.
-      data_dir: below which it is, if it is not absolute; empty: the working directory.
-    """
-    return Path(data_dir).expanduser() / Path(name.split(":", 1)[1]).expanduser()
+def folder_of(name: str) -> Path:
+    """The folder in the name of a data set that is described when it is asked for, such as `folder:DIR`."""
+    # What is kept of it in this process must not be taken for another one's after a change of directory.
+    return Path(name.split(":", 1)[1]).expanduser().absolute()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class BoundModel:
       name: for a reader.
       apply_fn: the network as a function of parameters and images.
       params: its parameters.
+      image_shape: `(H, W, C)` of its images.
       batch_coupled: whether its examples influence one another: BatchNorm networks are taken in training mode, as their
         running averages mean nothing at initialization.
     """
@@ -37,6 +38,7 @@ class BoundModel:
     name: str
     apply_fn: ApplyFn
     params: Any
+    image_shape: tuple[int, int, int]
     batch_coupled: bool
 
 
@@ -56,7 +58,7 @@ def network(
     model = make_model(config, dataset, dtype=precision, param_dtype=precision)
     mode: dict[str, Any] = {"train": True, "mutable": ["batch_stats"]} if batch_coupled else {"train": False}
     apply_fn, params = from_linen(model, variables, **mode)
-    return BoundModel(name, apply_fn, params, batch_coupled)
+    return BoundModel(name, apply_fn, params, dataset.image_shape, batch_coupled)
 
 
 def initialized(config: TrainConfig, precision: Any, *, training: bool = False) -> BoundModel:
@@ -101,7 +103,9 @@ def from_checkpoint(
     return found.config, network(found.config, found.dataset, variables, found.name, training=training)
 
 
-def images(config: TrainConfig, count: int, kind: str, precision: Any) -> jax.Array:
+def images(
+    config: TrainConfig, count: int, kind: str, precision: Any, image_shape: tuple[int, int, int] | None = None
+) -> jax.Array:
     """Test images of the config's dataset, normalized as in training, or standard normal noise.
 
     Args:
@@ -109,6 +113,7 @@ def images(config: TrainConfig, count: int, kind: str, precision: Any) -> jax.Ar
       count: of images.
       kind: `real` or `random`.
       precision: of the images.
+      image_shape: `(H, W, C)` of random ones; default: of the data set, which has to be there.
 
     Returns:
       `(count, H, W, C)`.
@@ -116,8 +121,8 @@ def images(config: TrainConfig, count: int, kind: str, precision: Any) -> jax.Ar
     Raises:
       DataError: if the dataset is not prepared, or has fewer images that can be used.
     """
-    shape = dataset_of(config).image_shape
     if kind == "random":
+        shape = image_shape or dataset_of(config).image_shape
         noise = np.random.default_rng(config.seed).standard_normal((count, *shape))
         return jnp.asarray(noise, precision)
     bad = BadImages(config.max_bad_images)

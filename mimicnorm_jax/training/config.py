@@ -60,11 +60,7 @@ class TrainConfig:
         "name, see mimicnorm_jax.data.DATASETS; folder:DIR of train/CLASS/FILE and val/CLASS/FILE; "
         "records:DIR, see mimicnorm prepare-data; tfds:NAME",
     )
-    data_dir: str = _any(
-        "",
-        "folder of TFDS datasets, or below which folder:DIR and records:DIR are; empty: $TFDS_DATA_DIR, else "
-        "~/tensorflow_datasets, and where you are",
-    )
+    data_dir: str = _any("", "folder of TFDS datasets; empty: $TFDS_DATA_DIR, else ~/tensorflow_datasets")
     image_size: int = _at_least(0, 0, "side of the squares that images are cut to; 0: the data set's own")
     streaming: bool = _any(
         False, "decode images as they are needed instead of keeping all on every device; large data sets always do"

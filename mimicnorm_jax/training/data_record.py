@@ -4,12 +4,12 @@ labels mean."""
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mimicnorm_jax import distributed
 from mimicnorm_jax.data import Dataset, DatasetSpec, StreamedDataset, datasets
+from mimicnorm_jax.data.specs import ImageSource
 from mimicnorm_jax.errors import DataError, WorkdirError
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.dataset import dataset_of
@@ -25,16 +25,21 @@ class DataRecord:
     Attributes:
       mean, std: of the training images, per channel in [0, 1]: the config's, or as the run measured them.
       classes: names in the order of labels; none where only numbers are known.
-      image_shape, num_classes, num_train, num_test: of the `DatasetSpec`; 0 and none in a run of an earlier version.
+      image_shape, num_classes, num_train, num_test: of the `DatasetSpec`; 0 in a run of an earlier version.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...] = ()
-    image_shape: tuple[int, ...] = ()
+    image_shape: tuple[int, int, int] = (0, 0, 0)
     num_classes: int = 0
     num_train: int = 0
     num_test: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether it says enough to build the run's network by."""
+        return self.num_classes > 0
 
     def require_same_classes(self, folder: Path, found: DatasetSpec) -> None:
         """Raises WorkdirError where labels of a data set mean something else than in the run of a folder."""
@@ -61,9 +66,9 @@ def read(folder: Path) -> DataRecord | None:
         mean, std = (tuple(map(float, saved[name])) for name in ("mean", "std"))
         if len(mean) != len(std):
             raise ValueError(f"it has {len(mean)} means and {len(std)} deviations")
-        shape = tuple(map(int, saved.get("image_shape", ())))
+        height, width, channels = map(int, saved.get("image_shape", (0, 0, 0)))
         counts = (int(saved.get(name, 0)) for name in ("num_classes", "num_train", "num_test"))
-        return DataRecord(mean, std, tuple(map(str, saved["classes"])), shape, *counts)
+        return DataRecord(mean, std, tuple(map(str, saved["classes"])), (height, width, channels), *counts)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -91,32 +96,28 @@ def recorded(config: TrainConfig, folder: Path, found: DatasetSpec) -> TrainConf
 
 
 def known(config: TrainConfig, folder: Path) -> DatasetSpec:
-    """What is known of the data set of a run: by itself, or where it is gone, by what the run's folder says of it.
+    """The data set of a run as the run's folder describes it, whatever lies in its place now.
 
     Args:
       config: of the run.
       folder: of the run.
 
     Returns:
-      The data set; one that is gone cannot be read, only described.
+      The data set; of a run that did not record it, as it is now.
 
     Raises:
-      DataError: if it is gone and the folder says nothing of it.
+      DataError: if the run did not record it and it is gone.
       WorkdirError: as `read`.
     """
-    try:
+    record = read(folder)
+    if record is None or not record.complete or config.dataset.partition(":")[0] not in datasets.KINDS:
         return dataset_of(config)
-    except DataError as error:
-        reason, record = error, read(folder)
-        described = config.dataset.partition(":")[0] in datasets.KINDS
-        if record is None or not described or len(record.image_shape) != 3 or not record.num_classes:
-            raise
-
-    def gone(*_: object) -> Any:
-        raise reason
-
     counts = (record.num_classes, record.num_train, record.num_test)
-    return DatasetSpec(config.dataset, record.image_shape, *counts, None, gone, gone, record.classes)
+    return DatasetSpec(config.dataset, record.image_shape, *counts, open=_only_described, classes=record.classes)
+
+
+def _only_described(spec: DatasetSpec, data_dir: str) -> tuple[ImageSource, ImageSource]:
+    raise DataError(f"{spec.name} as a run describes it holds no images: open it by `data.get_spec`, with {data_dir=}")
 
 
 def write(folder: Path, dataset: Dataset | StreamedDataset) -> None:

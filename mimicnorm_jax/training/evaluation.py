@@ -63,13 +63,13 @@ def evaluate_checkpoints(config: TrainConfig, folder: Path, model: Any = None) -
     spec = validate_run(config, model)
     if not (folder / "checkpoints").is_dir():
         raise WorkdirError(f"{folder} holds no checkpoint to evaluate")
+    recorded = data_record.recorded(spec.config, folder, spec.dataset)
     restored, results, shown = {}, {}, {}
     checkpoints = CheckpointReader(folder / "checkpoints")
     for name, step in (("latest", checkpoints.latest), ("best", checkpoints.best)):
         if step is None:
             raise WorkdirError(f"{folder} holds no complete checkpoint to evaluate")
         restored[name] = checkpoints.restore(step, spec.state_template())
-    recorded = data_record.recorded(spec.config, folder, spec.dataset)
     trainer = build_trainer(replace(spec, config=recorded))
     for name, (state, metadata) in restored.items():
         metrics = evaluate(trainer, trainer.data_parallel.replicate(state))

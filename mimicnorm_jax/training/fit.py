@@ -52,9 +52,16 @@ def largest_batch(plan_of: PlanOf, config: TrainConfig, devices: int = 1) -> int
       ConfigError: if the dataset is smaller than the smallest batch.
     """
     unit = ROUND * devices * config.microbatches
-    top = dataset_of(config).num_train // unit
-    if top < 1:
+    if unit > dataset_of(config).num_train:
         raise ConfigError(f"{config.dataset} has fewer than {unit} training images, the smallest batch that is tried")
+    return _search(plan_of, config, unit)
+
+
+def _search(plan_of: PlanOf, config: TrainConfig, unit: int) -> int:
+    """The largest multiple of `unit` images that fits; 0 if none does."""
+    top = dataset_of(config).num_train // unit
+    if not top:
+        return 0
     known: dict[int, int | None] = {}
 
     def fits(units: int) -> bool:
@@ -101,9 +108,6 @@ def ways_out(plan_of: PlanOf, config: TrainConfig, devices: int = 1) -> list[str
       plan_of: as in `largest_batch`.
       config: of the run.
       devices: that share a batch.
-
-    Raises:
-      ConfigError: as `largest_batch`.
     """
     found = []
     share = config.batch_size // devices
@@ -115,7 +119,7 @@ def ways_out(plan_of: PlanOf, config: TrainConfig, devices: int = 1) -> list[str
         if value != config.remat and _fits(plan_of, config, "remat", value):
             found.append(f"--config.remat={value}")
             break
-    batch = largest_batch(plan_of, config, devices)
+    batch = _search(plan_of, config, ROUND * devices * config.microbatches)
     return [*found, f"--config.batch_size={batch}"] if batch else found
 
 

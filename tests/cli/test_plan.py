@@ -56,6 +56,7 @@ def test_a_table_json_and_figures_then_the_same_from_the_cache(tmp_path):
         (("--config.batchsize=3",), "unknown config field 'batchsize': did you mean batch_size"),
         (("--target-config=/nowhere", "--target=h100"), "cannot read the target config /nowhere"),
         (("--frontier", "--compare=none"), "leave out --compare"),
+        (("--target=cpu", "--largest_batch"), "--largest_batch and --target=cpu: its memory has no bound to fit"),
         (("--out=/dev/null/here",), "cannot write to --out=/dev/null/here"),
     ],
 )

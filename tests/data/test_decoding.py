@@ -49,6 +49,16 @@ def test_palettes_with_transparency_and_cmyk_show_their_colors():
     assert abs(found[0, 0].astype(int) - (10, 200, 30)).max() <= 3
 
 
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_of_unknown_range_are_no_colors(mode):
+    """As of microscopes; 16 bits that Pillow gives as 32 are a color."""
+    stored = Image.new(mode, (20, 20), 124)
+    with pytest.raises(BadImageError, match=f"32-bit numbers \\(mode '{mode}'\\) of unknown range"):
+        decode(_file(stored, "TIFF"), Cut(8))
+    wide = b"P5 20 20 65535\n" + np.full((20, 20), 90 * 257, ">u2").tobytes()
+    np.testing.assert_array_equal(decode(wide, Cut(8)), np.full((8, 8, 3), 90, np.uint8))
+
+
 @pytest.mark.parametrize("orientation", [3, 6, 8])
 def test_an_exif_orientation_turns_the_image(orientation):
     pixels = photographs()[0][:64, :96]

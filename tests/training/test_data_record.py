@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mimicnorm_jax.cli.export import main as export
+from mimicnorm_jax.data import get_spec, require_prepared
 from mimicnorm_jax.data.folder import sources
 from mimicnorm_jax.errors import DataError, WorkdirError
 from mimicnorm_jax.monitoring import networks
@@ -70,8 +71,8 @@ def test_a_finished_run_is_read_with_its_own_mean_and_deviation(run):
     assert about["classes"] == ["a", "b"]
 
 
-def test_a_run_outlives_its_images(run, tmp_path, capsys):
-    """Exported and trained on from as before; what needs images says what is missing, or takes them from elsewhere."""
+def test_a_run_outlives_its_images(run, tmp_path, monkeypatch):
+    """Exported, started from and looked into as before, whatever lies in their place; what needs them says so."""
     fields, folder, _ = run
     file, images = folder / "resnet8.stablehlo", np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
 
@@ -82,37 +83,56 @@ def test_a_run_outlives_its_images(run, tmp_path, capsys):
 
     logits, about = exported()
     os.rename(tmp_path / "data", tmp_path / "moved")
-    sources.cache_clear()
-    again, about_again = exported()
-    np.testing.assert_array_equal(again, logits)
-    assert about_again == about
-    other = replace(fields, dataset=f"folder:{tmp_path / 'moved'}", init_from=str(folder))
-    started = start(build_spec(other))
-    expected = read_checkpoint(folder, "best").variables["params"]
-    jax.tree.map(np.testing.assert_array_equal, started.params, expected)
-    for call in (loop.run, evaluate_checkpoints):
-        with pytest.raises(DataError, match=r"data/train is not there: a folder of images is"):
-            call(fields, folder)
+    for there in (None, ("b", "c", "d")):
+        if there is not None:
+            _write(tmp_path / "data", classes=there)
+        sources.cache_clear()
+        again, about_again = exported()
+        np.testing.assert_array_equal(again, logits)
+        assert about_again == about
+        started = start(build_spec(replace(fields, dataset=f"folder:{tmp_path / 'moved'}", init_from=str(folder))))
+        expected = read_checkpoint(folder, "best").variables["params"]
+        jax.tree.map(np.testing.assert_array_equal, started.params, expected)
+        config, found = networks.from_checkpoint(folder, "latest", "float32")
+        assert networks.images(config, 2, "random", "float32", found.image_shape).shape == images.shape
+    with pytest.raises(WorkdirError, match=r"holds a run on 2 classes, and .* has 3 now"):
+        evaluate_checkpoints(fields, folder)
+    shutil.rmtree(tmp_path / "data")
+    with pytest.raises(DataError, match=r"data/train is not there: a folder of images is"):
+        evaluate_checkpoints(fields, folder)
+    monkeypatch.setattr("os.scandir", lambda *_: (_ for _ in ()).throw(PermissionError("not yours")))
+    with pytest.raises(DataError, match=r"cannot list .*moved: not yours\. Mend that"):
+        build_spec(replace(fields, dataset=f"folder:{tmp_path / 'moved'}"))
+
+
+def test_a_run_of_an_earlier_version_records_what_it_lacks_as_it_goes_on(tmp_path, monkeypatch, capsys):
+    fields, folder = _config(tmp_path / "data"), tmp_path / "run"
+    _write(tmp_path / "data")
+    with stopped_after_a_save(monkeypatch):
+        loop.run(fields, folder)
     kept = json.loads((folder / "data.json").read_text())
     (folder / "data.json").write_text(json.dumps({name: kept[name] for name in ("mean", "std", "classes")}))
-    assert export([f"--workdir={folder}"]) == 2  # as a run of an earlier version has it
-    assert "data/train is not there" in capsys.readouterr().err
-
-
-def test_a_run_goes_on_where_its_folder_is_below_another_data_dir(tmp_path, monkeypatch):
-    _write(tmp_path / "here" / "data")
-    fields = _config("data", data_dir=str(tmp_path / "here"))
-    with stopped_after_a_save(monkeypatch):
-        loop.run(fields, tmp_path / "run")
-    os.rename(tmp_path / "here", tmp_path / "there")
+    os.rename(tmp_path / "data", tmp_path / "moved")
     sources.cache_clear()
-    with pytest.raises(DataError, match=r"here/data/train is not there"):
-        loop.run(fields, tmp_path / "run")
-    moved = replace(fields, data_dir=str(tmp_path / "there"))
-    summary = loop.run(moved, tmp_path / "run")
-    monkeypatch.chdir(tmp_path / "there")
-    results = evaluate_checkpoints(replace(fields, data_dir=""), tmp_path / "run")
-    assert results["latest"]["test_accuracy"] == summary["final_accuracy"]
+    assert export([f"--workdir={folder}"]) == 2
+    assert "data/train is not there" in capsys.readouterr().err
+    os.rename(tmp_path / "moved", tmp_path / "data")
+    loop.run(fields, folder)
+    assert json.loads((folder / "data.json").read_text()) == kept
+
+
+def test_a_folder_is_the_one_of_the_working_directory_and_listed_anew_by_every_run(tmp_path, monkeypatch):
+    for name, classes in (("here", ("a", "b")), ("there", ("b", "c", "d"))):
+        _write(tmp_path / name / "data", classes=classes)
+    spec = {}
+    for name in ("here", "there"):
+        monkeypatch.chdir(tmp_path / name)
+        spec[name] = get_spec("folder:data", "", 8)
+    assert [spec[name].classes for name in ("here", "there")] == [("a", "b"), ("b", "c", "d")]
+    monkeypatch.chdir(tmp_path / "here")
+    shutil.copy(tmp_path / "here/data/train/a/0.png", tmp_path / "here/data/train/a/more.png")
+    require_prepared("folder:data", "", 8)
+    assert get_spec("folder:data", "", 8).num_train == spec["here"].num_train + 1
 
 
 def test_a_run_goes_on_with_the_mean_and_deviation_that_it_began_with(tmp_path, monkeypatch):

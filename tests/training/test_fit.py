@@ -83,6 +83,12 @@ def test_what_is_missing_and_what_would_do():
     assert (caught.value.needed, caught.value.available) == (5 * gib, 2 * gib)
 
 
+def test_what_is_missing_is_said_of_a_data_set_smaller_than_the_smallest_batch_too():
+    config = _config(dataset="digits", microbatches=256, batch_size=1024)
+    with pytest.raises(DoesNotFitError, match=r"does not fit: it needs .*; no smaller batch fits either"):
+        fit.require_fit(_Machine(500), config)
+
+
 def test_a_run_that_fits_is_planned_once():
     machine = _Machine(10_000)
     assert fit.require_fit(machine, _config()).fits

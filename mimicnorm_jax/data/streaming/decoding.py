@@ -92,6 +92,9 @@ def decode(data: bytes, cut: Cut, rng: Random | None = None) -> np.ndarray:
     """
     try:
         image: Any = Image.open(BytesIO(data))
+        # Other formats have no wider integers than 16 bits, which Pillow gives as 32.
+        if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+            raise BadImageError(f"its pixels are 32-bit numbers (mode {image.mode!r}) of unknown range")
         if image.getexif().get(_ORIENTATION, 1) != 1:
             image = ImageOps.exif_transpose(image)
         width, height = image.size
@@ -113,8 +116,6 @@ def decode(data: bytes, cut: Cut, rng: Random | None = None) -> np.ndarray:
 
 
 def _rgb(image: Any) -> Any:
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow's own conversion cuts off at 255.
         wide = np.asarray(image).astype(np.int64).clip(0, 65535)

@@ -70,8 +70,8 @@ class Sums:
 
 Form = Constant | Uniform | Other | Entries | Sums
 CONSTANT, OTHER = Constant(), Other()
-_NAMES = "convert_element_type copy copy_p reduce_precision sharding_constraint reshard name row_major"
-KEEP = frozenset(_NAMES.split())
+CASTS = ("convert_element_type", "reduce_precision")
+KEEP = frozenset((*CASTS, "copy", "copy_p", "sharding_constraint", "reshard", "name", "row_major"))
 SHAPES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "rev")
 
 
@@ -140,9 +140,9 @@ def _linear(equation: Any, forms: Sequence[Form]) -> Form | None:
     """Of an operation that is linear in a parameter; None if it may not be."""
     name = equation.primitive.name
     if name in KEEP:
-        form, cast = forms[0], name in ("convert_element_type", "reduce_precision")
-        rounded = isinstance(form, Entries) and form.single and cast  # as a factor it is another number
-        return replace(form, layout=(*form.layout, (name, str(equation.params)))) if rounded else form
+        if isinstance(form := forms[0], Entries) and form.single and name in CASTS:
+            return replace(form, layout=(*form.layout, (name, str(equation.params))))  # as a factor another number
+        return form
     if name in SHAPES:
         return _reshaped(equation, forms[0])
     if name == "reduce_sum":
