@@ -31,9 +31,11 @@ class Norm(Protocol):
 
     Attributes:
       couples_batch: whether in training an image's output depends on the others in its batch.
+      divides_scale: whether a factor on its input, the same everywhere, changes nothing of its output but by epsilon.
     """
 
     couples_batch: ClassVar[bool]
+    divides_scale: ClassVar[bool]
 
     def __call__(self, train: bool, options: NormOptions) -> Callable[[jax.Array], jax.Array]:
         """A layer `(B, H, W, C)` to the same, to be called inside a compact method."""
@@ -45,6 +47,7 @@ class BatchNorm:
     """Flax's BatchNorm with the momentum and epsilon of the paper's nets."""
 
     couples_batch: ClassVar[bool] = True
+    divides_scale: ClassVar[bool] = True
 
     def __call__(self, train: bool, options: NormOptions) -> Callable[[jax.Array], jax.Array]:
         return nn.BatchNorm(
@@ -69,6 +72,7 @@ class GroupNorm:
 
     groups: int = 32
     couples_batch: ClassVar[bool] = False
+    divides_scale: ClassVar[bool] = True
 
     def __call__(self, train: bool, options: NormOptions) -> Callable[[jax.Array], jax.Array]:
         def norm(x: jax.Array) -> jax.Array:
@@ -91,6 +95,7 @@ class DynamicTanh:
 
     alpha: float = 0.5
     couples_batch: ClassVar[bool] = False
+    divides_scale: ClassVar[bool] = False
 
     def __call__(self, train: bool, options: NormOptions) -> Callable[[jax.Array], jax.Array]:
         return DynamicTanhLayer(self.alpha, dtype=options.dtype, param_dtype=options.param_dtype, name="dyt")

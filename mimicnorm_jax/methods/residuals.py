@@ -34,6 +34,12 @@ class Residual:
     channel_gains: bool = False
     alpha: float = 0.0
 
+    @property
+    def scales_convolutions(self) -> bool:
+        """Whether it puts factors on outputs of convolutions, which a norm behind them would divide away."""
+        own = type(self)
+        return self.channel_gains or own.scalar is not Residual.scalar or own.output_scale is not Residual.output_scale
+
     def scalar(self, scheme: InitScheme, site: Site, compensates: bool) -> float | None:
         """Initial value of the learnable scalar on a convolution's output; None for no scalar.
 

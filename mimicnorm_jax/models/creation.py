@@ -55,7 +55,7 @@ class LayerOptions(TypedDict, total=False):
       param_dtype: of parameters; float32.
       axis_name: mapped axis over which every BatchNorm, or the last, is synchronized; None.
       batch_axis_name: mapped axis over which a batch is spread, with the same dropout key on every device: dropout
-        then does not depend on the number of devices; None.
+        then does not depend on the number of devices, but for that of a run in microbatches; None.
       center_in_call: False leaves centering to `optim.keep_kernels_centered` in the optimizer; True.
       running_variance: convention of the last BatchNorm's running variance, see `LastBatchNorm`; "biased".
       remat: what is recomputed in the backward pass instead of being kept, see `linen.REMATS`, the gradient being
@@ -129,6 +129,11 @@ def create(
 def _require_sense(name: str, method: Method, init: str, remat: str) -> None:
     if objection := _objection(name, method):
         raise ValueError(f"{objection}. Methods for {name}: {', '.join(methods_of(name))}")
+    if method.norm is not None and method.norm.divides_scale and method.residual.scales_convolutions:
+        raise ValueError(
+            f"method={method.name!r} has {type(method.norm).__name__} behind every convolution, which divides away "
+            f"what {type(method.residual).__name__} multiplies their outputs by: leave out one of the two"
+        )
     if method.logit_scale != 1.0 and not method.last_batch_norm:
         raise ValueError(
             f"logit_scale is {method.logit_scale:g}, but method={method.name!r} has no norm on the logits to scale: "

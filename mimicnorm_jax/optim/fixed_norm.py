@@ -11,14 +11,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mimicnorm_jax.optim.groups import is_group
 from mimicnorm_jax.utils.trees import leaf_names
 
-SelectNorm = Callable[[tuple[str, ...], jax.Array], bool]
-"""Whether the norm of the leaf at this path of a parameter tree is kept."""
+SelectNorm = Callable[[tuple[str, ...], jax.Array], bool | tuple[int, ...]]
+"""Whether the norm of the leaf at this path of a parameter tree is kept; or along which axes it is a stack of kernels
+that keep a norm each, such as `(0,)` for those of a scanned layer."""
 
 
 def select_all_kernels(path: tuple[str, ...], leaf: jax.Array) -> bool:
-    """Leaves named `kernel` of rank 2 and more; biases and scalars are left alone.
+    """Leaves named `kernel` of rank 2 and more, each as one; biases and scalars are left alone.
+
+    No tree tells a stack of kernels (`nn.scan`, `nn.vmap`) from a kernel: where there are such, give a select of your
+    own, which returns the stack's axes; else their layers share one norm.
 
     Args:
       path: of a parameter.
@@ -32,7 +37,8 @@ class FixedNormState(NamedTuple):
 
     Attributes:
       num_steps: done, int32.
-      norms: the Frobenius norm that each selected leaf keeps, 0 for the others and for those that keep none.
+      norms: the Frobenius norm that each selected leaf keeps, 0 for the others and for those that keep none; of a stack
+        its kernels', with axes of length 1 for theirs.
       inner: the inner optimizer's.
     """
 
@@ -41,25 +47,34 @@ class FixedNormState(NamedTuple):
     inner: optax.OptState
 
 
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
+def _dot(a: jax.Array, b: jax.Array, kept: jax.Array) -> jax.Array:
     dtype = jnp.promote_types(a.dtype, jnp.float32)
-    return jnp.sum(a.astype(dtype) * b.astype(dtype))
+    product = a.astype(dtype) * b.astype(dtype)
+    if not kept.ndim:
+        return jnp.sum(product)
+    return jnp.sum(product, [axis for axis, side in enumerate(kept.shape) if side == 1], keepdims=True)
 
 
-def norm(leaf: jax.Array) -> jax.Array:
-    """The Frobenius norm, in at least float32."""
-    return jnp.sqrt(_dot(leaf, leaf))
+def _norm(leaf: jax.Array, kept: jax.Array) -> jax.Array:
+    """The Frobenius norm, in at least float32, of the shape of the norm that is kept."""
+    return jnp.sqrt(_dot(leaf, leaf, kept))
 
 
-def tangent(vector: jax.Array, leaf: jax.Array) -> jax.Array:
+def _first_norm(leaf: jax.Array, stack: bool | tuple[int, ...]) -> jax.Array:
+    axes = () if isinstance(stack, bool) else tuple(axis % leaf.ndim for axis in stack)
+    shape = tuple(side if axis in axes else 1 for axis, side in enumerate(leaf.shape)) if axes else ()
+    return _norm(leaf, jnp.zeros(shape))
+
+
+def _tangent(vector: jax.Array, leaf: jax.Array, kept: jax.Array) -> jax.Array:
     """A vector without its part along a leaf; zero leaves have none."""
-    square = _dot(leaf, leaf)
-    part = _dot(vector, leaf) / jnp.where(square == 0, 1, square)
+    square = _dot(leaf, leaf, kept)
+    part = _dot(vector, leaf, kept) / jnp.where(square == 0, 1, square)
     return (vector - part * leaf).astype(vector.dtype)
 
 
 def _scaled(vector: jax.Array, to: jax.Array) -> jax.Array:
-    length = norm(vector)
+    length = _norm(vector, to)
     return (vector * (to / jnp.where(length == 0, 1, length))).astype(vector.dtype)
 
 
@@ -74,10 +89,9 @@ def _map(select: SelectNorm, function: Callable[..., Any], otherwise: Callable[.
 
 def _refuse_other_names(select: SelectNorm, params: optax.Params) -> None:
     """Raises ValueError where the default selection finds nothing in a whole tree that holds matrices."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
-    # A group of `optax.masked` or `optax.partition` may well have no kernel.
-    if select is not select_all_kernels or any(isinstance(leaf, optax.MaskedNode) for _, leaf in flat):
+    if select is not select_all_kernels or is_group(params):
         return
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
     matrices = ["/".join(leaf_names(path)) for path, leaf in flat if leaf.ndim >= 2]
     if matrices and not any(select(leaf_names(path), leaf) for path, leaf in flat):
         raise ValueError(
@@ -88,7 +102,12 @@ def _refuse_other_names(select: SelectNorm, params: optax.Params) -> None:
 
 def _norms(select: SelectNorm, params: optax.Params) -> Any:
     _refuse_other_names(select, params)
-    return _map(select, norm, lambda leaf: jnp.zeros((), jnp.promote_types(leaf.dtype, jnp.float32)), params)
+
+    def first(path: Any, leaf: jax.Array) -> jax.Array:
+        chosen = select(leaf_names(path), leaf)
+        return _first_norm(leaf, chosen) if chosen else jnp.zeros((), jnp.promote_types(leaf.dtype, jnp.float32))
+
+    return jax.tree_util.tree_map_with_path(first, params)
 
 
 def _required(params: optax.Params | None, name: str) -> optax.Params:
@@ -100,10 +119,10 @@ def _required(params: optax.Params | None, name: str) -> optax.Params:
 def lawn(
     inner: optax.GradientTransformation,
     free_steps: int,
-    select: SelectNorm = select_all_kernels,
+    select: SelectNorm | None = None,
     *,
     project_direction: bool = False,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Logit Attenuating Weight Normalization (Gupta et al. 2021, arXiv 2108.05839) around an optimizer.
 
     For `free_steps` steps the inner optimizer works as it is. Then the norm of every selected leaf is frozen: its
@@ -114,57 +133,60 @@ def lawn(
     Args:
       inner: with its learning rate, and without weight decay on the selected leaves.
       free_steps: length of the free phase, at least 0.
-      select: whose norm is frozen.
+      select: whose norm is frozen; default: `select_all_kernels`.
       project_direction: whether the inner optimizer's update loses its part along the leaf too.
 
     Returns:
-      A transformation whose `update` needs `params`; it raises ValueError without them. Its `init` does where the
+      A transformation whose `update` needs `params`, and passes what else it is given on to the inner optimizer; it
+      raises ValueError without them. Its `init` does where the
       default `select` finds no kernel in a tree that holds matrices and is no group of `optax.masked` or `partition`.
 
     Raises:
       ValueError: for a negative number of free steps.
     """
-    if free_steps < 0:
+    # `optax.inject_hyperparams` gives numbers as arrays.
+    if isinstance(free_steps, int) and free_steps < 0:
         raise ValueError(f"free_steps is {free_steps}: a phase has at least 0 steps")
+    select, inner = select or select_all_kernels, optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> FixedNormState:
         return FixedNormState(jnp.zeros((), jnp.int32), _norms(select, params), inner.init(params))
 
     def update(
-        updates: optax.Updates, state: FixedNormState, params: optax.Params | None = None
+        updates: optax.Updates, state: FixedNormState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, FixedNormState]:
         params = _required(params, "lawn")
         frozen = state.num_steps >= free_steps
         # Until the phase ends the norms follow the leaves.
         norms = _map(
             select,
-            lambda kept, leaf: jnp.where(state.num_steps > free_steps, kept, norm(leaf)),
+            lambda kept, leaf: jnp.where(state.num_steps > free_steps, kept, _norm(leaf, kept)),
             lambda kept, leaf: kept,
             state.norms,
             params,
         )
 
         def projected(vector: jax.Array, kept: jax.Array, leaf: jax.Array) -> jax.Array:
-            return jnp.where(frozen & (kept > 0), tangent(vector, leaf), vector)
+            return jnp.where(frozen & (kept > 0), _tangent(vector, leaf, kept), vector)
 
         def back(step: jax.Array, kept: jax.Array, leaf: jax.Array) -> jax.Array:
             return jnp.where(frozen & (kept > 0), _scaled(leaf + step, kept) - leaf, step)
 
         updates = _map(select, projected, lambda vector, kept, leaf: vector, updates, norms, params)
-        updates, inner_state = inner.update(updates, state.inner, params)
+        updates, inner_state = inner.update(updates, state.inner, params, **extra)
         if project_direction:
             updates = _map(select, projected, lambda vector, kept, leaf: vector, updates, norms, params)
         updates = _map(select, back, lambda step, kept, leaf: step, updates, norms, params)
         return updates, FixedNormState(jnp.asarray(optax.safe_increment(state.num_steps)), norms, inner_state)
 
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]  # a state of our own
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]  # a state of our own
 
 
 def hyperball(
     direction: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule,
-    select: SelectNorm = select_all_kernels,
-) -> optax.GradientTransformation:
+    select: SelectNorm | None = None,
+) -> optax.GradientTransformationExtraArgs:
     r"""Updates of fixed norm (Hyperball, arXiv 2606.16899), without weight decay.
 
     A selected leaf W of initial norm R becomes $R\, n(W - \eta R\, n(u))$ with $n(v) = v / |v|$ and the direction u of
@@ -174,21 +196,22 @@ def hyperball(
     Args:
       direction: such as `optax.scale_by_adam()`, without a learning rate.
       learning_rate: $\eta$, or a schedule of it.
-      select: whose norm is kept.
+      select: whose norm is kept; default: `select_all_kernels`.
 
     Returns:
-      A transformation whose `update` and `init` raise as those of `lawn` do.
+      A transformation whose `update` and `init` are called and raise as those of `lawn`.
     """
+    select, direction = select or select_all_kernels, optax.with_extra_args_support(direction)
 
     def init(params: optax.Params) -> FixedNormState:
         return FixedNormState(jnp.zeros((), jnp.int32), _norms(select, params), direction.init(params))
 
     def update(
-        updates: optax.Updates, state: FixedNormState, params: optax.Params | None = None
+        updates: optax.Updates, state: FixedNormState, params: optax.Params | None = None, **extra: Any
     ) -> tuple[optax.Updates, FixedNormState]:
         params = _required(params, "hyperball")
         rate = jnp.asarray(learning_rate(state.num_steps) if callable(learning_rate) else learning_rate)
-        updates, inner_state = direction.update(updates, state.inner, params)
+        updates, inner_state = direction.update(updates, state.inner, params, **extra)
 
         def turned(u: jax.Array, kept: jax.Array, leaf: jax.Array) -> jax.Array:
             kept_norm = _scaled(leaf - rate * _scaled(u, kept), kept) - leaf
@@ -200,4 +223,4 @@ def hyperball(
         updates = _map(select, turned, plain, updates, state.norms, params)
         return updates, FixedNormState(jnp.asarray(optax.safe_increment(state.num_steps)), state.norms, inner_state)
 
-    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]  # a state of our own
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]  # a state of our own

@@ -9,6 +9,7 @@ import optax
 
 from mimicnorm_jax.functional.kernels import center
 from mimicnorm_jax.functional.transform import CENTER_PUBLISHED, KernelFunction, KernelTransform
+from mimicnorm_jax.optim.groups import is_group
 from mimicnorm_jax.utils.trees import leaf_names
 
 Select = Callable[[tuple[str, ...], jax.Array], bool | KernelFunction]
@@ -63,14 +64,14 @@ def center_params(params: optax.Params, select: Select | None = None) -> optax.P
       A tree of the same structure; leaves that are not selected are passed through.
 
     Raises:
-      ValueError: for a leaf that `select_conv_kernels()` cannot tell, for a tree that is not empty and has no leaf of
-        the name by which it selects, and for a selected `kernel` whose bias beside it is not `(n_out,)`: its axes but
-        the last are not fan-in.
+      ValueError: for a leaf that `select_conv_kernels()` cannot tell, for a tree that is neither empty nor a group of
+        `optax.masked` or `partition` and has no leaf of the name by which it selects, and for a selected `kernel` whose
+        bias beside it is not `(n_out,)`: its axes but the last are not fan-in.
     """
     select = select or select_conv_kernels()
     by_path = {leaf_names(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]}
     named = {"/".join(path[-1:]) for path in by_path}
-    if isinstance(select, _ConvKernels) and named and "kernel" not in named:
+    if isinstance(select, _ConvKernels) and named and "kernel" not in named and not is_group(params):
         raise ValueError(
             f"no leaf is named 'kernel', as Flax names them; there are {', '.join(sorted(named))}: give a select of "
             "your own, which says what to do with which leaf"

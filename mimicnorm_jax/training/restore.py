@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from mimicnorm_jax.data import DatasetSpec
 from mimicnorm_jax.errors import ConfigError, DataError, WorkdirError
-from mimicnorm_jax.optim import center_params
 from mimicnorm_jax.training import data_record, workdir
 from mimicnorm_jax.training.config import TrainConfig
 from mimicnorm_jax.training.resilience import CheckpointReader
@@ -82,9 +81,9 @@ def start(spec: RunSpec) -> TrainState:
       ConfigError: if those are of another network.
       WorkdirError: as `read_checkpoint`.
     """
-    state, config = spec.init_state(), spec.config
+    config = spec.config
     if not config.init_from:
-        return state
+        return spec.init_state()
     source = Path(config.init_from)
     first = workdir.read_config(source)
     if first.method == OWN_METHOD != config.method:
@@ -100,7 +99,8 @@ def start(spec: RunSpec) -> TrainState:
         raise ConfigError(
             f"config.init_from is {config.init_from!r}, of whose data set the shapes of its network come: {error}"
         ) from error
-    wanted = {"params": state.params, "batch_stats": state.batch_stats}
+    template = spec.state_template()
+    wanted = {"params": template.params, "batch_stats": template.batch_stats}
     given = {"params": found.variables["params"], "batch_stats": found.variables["batch_stats"]}
     differing = sorted(_shapes(wanted).items() ^ _shapes(given).items())
     if differing:
@@ -110,10 +110,7 @@ def start(spec: RunSpec) -> TrainState:
             f"config.init_from is {config.init_from!r}, {found.name}: there {path} is {there}, and under config.model="
             f"{config.model!r}, config.method={config.method!r} it is {here}"
         )
-    params, batch_stats = (jax.tree.map(jnp.asarray, given[part]) for part in ("params", "batch_stats"))
-    if spec.centered is not None:
-        params = center_params(params, spec.centered)
-    return state.with_variables(params, batch_stats)
+    return spec.first_state(*(jax.tree.map(jnp.asarray, given[part]) for part in ("params", "batch_stats")))
 
 
 def _shapes(variables: Any) -> dict[str, str]:

@@ -21,8 +21,9 @@ from mimicnorm_jax.training.config import FIELDS, TrainConfig
 from mimicnorm_jax.training.dataset import check_dataset, dataset_of
 from mimicnorm_jax.training.model import AXIS, head_of, init_variables, is_exact_in_parts, require_trainable
 from mimicnorm_jax.training.optimizer import make_optimizer, make_schedule, scalars
-from mimicnorm_jax.training.state import TrainState, create_state
+from mimicnorm_jax.training.state import TrainState, first_state
 from mimicnorm_jax.training.step import StepConfig
+from mimicnorm_jax.utils.trees import path_names
 
 NETWORK_FIELDS = (
     "model",
@@ -93,15 +94,23 @@ class RunSpec:
         return step_config, schedule
 
     def init_state(self) -> TrainState:
-        """A fresh state from the config's seed, on the host's first device; centered where steps keep it centered."""
+        """`first_state` of a network from the config's seed, on the host's first device."""
+        variables = init_variables(self.model, jax.random.key(self.config.seed), self.dataset.image_shape)
+        return self.first_state(variables["params"], variables.get("batch_stats", {}))
+
+    def first_state(self, params: Any, batch_stats: Any) -> TrainState:
+        """The state before the run's first step, from given variables.
+
+        Args:
+          params: raw parameters; kernels are centered here where steps keep them centered.
+          batch_stats: running averages.
+        """
         config = self.config
+        if self.centered is not None:
+            params = center_params(params, self.centered)
         # The state of an optimizer does not depend on its schedule.
         tx = make_optimizer(config, optax.constant_schedule(0.0), centered=self.centered)
-        state = create_state(self.model, tx, self.dataset.image_shape, config.seed, config.ema_decay > 0)
-        if self.centered is not None:
-            params, ema_params = (center_params(tree, self.centered) for tree in (state.params, state.ema_params))
-            state = state.replace(params=params, ema_params=ema_params)
-        return state
+        return first_state(params, batch_stats, tx, config.ema_decay > 0)
 
     def state_template(self) -> TrainState:
         """Shapes and dtypes of the run's state, without computing any of it."""
@@ -163,6 +172,7 @@ def build_spec(
     spec = RunSpec(config, dataset, model)
     _check_microbatches(spec, config.batch_size // devices)
     _check_scalars(spec)
+    _check_averages(spec)
     return spec
 
 
@@ -252,6 +262,17 @@ def _check_scalars(spec: RunSpec) -> None:
         f"config.{field} is {getattr(config, field)}, but config.model={config.model!r} has no parameter of one number "
         f"under config.method={config.method!r}: leave it at {FIELDS[field].default}, or choose another method"
     )
+
+
+def _check_averages(spec: RunSpec) -> None:
+    if not spec.config.ema_decay:
+        return
+    for path, leaf in jax.tree.leaves_with_path(_shapes(spec)["params"]):
+        if jnp.promote_types(leaf.dtype, jnp.float32) != leaf.dtype:
+            raise ConfigError(
+                f"config.ema_decay is {spec.config.ema_decay}, but {'/'.join(path_names(path))} is {leaf.dtype}, in "
+                "which an average stands still by rounding: keep parameters in float32 (param_dtype), or leave it 0"
+            )
 
 
 def _shapes(spec: RunSpec) -> Any:

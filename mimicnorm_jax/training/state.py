@@ -38,27 +38,28 @@ class TrainState(struct.PyTreeNode):
         stats = self.batch_stats if self.ema_batch_stats is None else self.ema_batch_stats
         return {"params": params, "batch_stats": stats}
 
-    def with_variables(self, params: Any, batch_stats: Any) -> "TrainState":
-        """The state with other variables, in what is kept for evaluation too.
 
-        Args:
-          params: as the state's.
-          batch_stats: as the state's.
-        """
-        averages = {} if self.ema_params is None else _first_averages(params, batch_stats)
-        return self.replace(params=params, batch_stats=batch_stats, **averages)
+def first_state(params: Any, batch_stats: Any, tx: optax.GradientTransformation, ema: bool) -> TrainState:
+    """A state before its first step.
 
-
-def _first_averages(params: Any, batch_stats: Any) -> dict[str, Any]:
-    """What is kept for evaluation before any step; copies, as a step gives up every buffer of its state once."""
-    params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))
-    return {"ema_params": params, "ema_batch_stats": batch_stats if jax.tree.leaves(batch_stats) else None}
+    Args:
+      params: raw parameters, from which the optimizer's state is made.
+      batch_stats: running averages; empty for a network without.
+      tx: the optimizer.
+      ema: whether to keep an average of the parameters.
+    """
+    averages = {}
+    if ema:
+        # Copies, as a step gives up every buffer of its state once.
+        ema_params, ema_stats = jax.tree.map(jnp.copy, (params, batch_stats))
+        averages = {"ema_params": ema_params, "ema_batch_stats": ema_stats if jax.tree.leaves(ema_stats) else None}
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), **averages)
 
 
 def create_state(
     model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, ...], seed: int, ema: bool
 ) -> TrainState:
-    """A fresh state.
+    """`first_state` of a fresh network.
 
     Args:
       model: maps images to logits.
@@ -68,11 +69,4 @@ def create_state(
       ema: whether to keep an average of the parameters.
     """
     variables = init_variables(model, jax.random.key(seed), image_shape)
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=tx.init(params),
-        **(_first_averages(params, batch_stats) if ema else {}),
-    )
+    return first_state(variables["params"], variables.get("batch_stats", {}), tx, ema)

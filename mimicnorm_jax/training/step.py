@@ -91,7 +91,7 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
     loss_and_grad = LossAndGrad(config.model, config.label_smoothing, config.microbatches)
     found = loss_and_grad.gradient(state.params, state.batch_stats, images, batch.labels, dropout_key)
     # Running averages of unsynchronized BatchNorms differ between devices; the state does not.
-    grads, batch_stats = lax.pmean((found.grads, found.batch_stats), AXIS)
+    grads, batch_stats = lax.pmean(found.grads, AXIS), jax.tree.map(_agreed, found.batch_stats)
     updates, opt_state = config.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
@@ -103,6 +103,13 @@ def train_step(config: StepConfig, state: TrainState, batch: Batch) -> tuple[Tra
     before = state.replace(step=state.step + 1)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
     return state, metrics.replace(loss_sum=jnp.where(finite, metrics.loss_sum, jnp.nan))
+
+
+def _agreed(leaf: jax.Array) -> jax.Array:
+    """What the devices have of `batch_stats` on average; of what has none, such as a counter, the largest."""
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return lax.pmean(leaf, AXIS)
+    return lax.pmax(leaf.astype(jnp.int32), AXIS).astype(leaf.dtype) if leaf.dtype == bool else lax.pmax(leaf, AXIS)
 
 
 def train_steps(

@@ -11,6 +11,7 @@ from flax import linen as nn
 from mimicnorm_jax import CenteredConv, models
 from mimicnorm_jax.functional import gain
 from mimicnorm_jax.linen.scalars import ScaledReLU
+from mimicnorm_jax.methods import BatchNorm, DynamicTanh, Method, SkipInit
 from tests.diagnostics.networks import draw, filled
 
 
@@ -246,6 +247,10 @@ def test_create_names_near_misses_and_says_why_not():
         ({"name": "resnet18", "init": "published_batchnorm"}, "method='mimicnorm' has none .* use init='published'"),
         ({"name": "resnet18", "num_classes": 1}, "num_classes is 1"),
         ({"name": "resnet18", "width": 0.0}, "width is 0.0"),
+        (
+            {"name": "resnet8", "method": Method("own", "", norm=BatchNorm(), residual=SkipInit())},
+            "method='own' has BatchNorm behind every convolution, which divides away what SkipInit multiplies",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             models.create(**options)
@@ -254,6 +259,7 @@ def test_create_names_near_misses_and_says_why_not():
     with pytest.raises(ValueError, match=r"vgg11 shrinks images by 32 .* these have 8 x 8"):
         models.check_image("vgg11", (8, 8, 1))
     models.check_image("resnet8", (8, 8, 1))
+    models.create("resnet8", method=Method("own", "", norm=DynamicTanh(), residual=SkipInit()))  # keeps the scale
 
 
 @pytest.mark.parametrize("scale", [1.3, -0.7])

@@ -205,3 +205,57 @@ def test_a_tree_without_names_of_flax_is_refused_and_a_group_without_kernels_is_
         make().init(jnp.ones((3, 3)))
     # A selection of one's own is what it says.
     lawn(optax.sgd(0.1), 0, lambda path, leaf: path[-1] == "w").init(haiku)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda select: lawn(optax.adam(0.03), 2, select), lambda select: hyperball(optax.scale_by_adam(), 0.1, select)],
+)
+def test_a_stack_of_kernels_trains_as_its_kernels_by_themselves(make, x64):
+    """As those of `nn.scan`: each keeps a norm of its own; taken as one leaf they would share one."""
+    stack = np.random.default_rng(3).normal(size=(3, 4, 4)) * np.array([1.0, 2.0, 4.0])[:, None, None]
+    x = np.random.default_rng(4).normal(size=(6, 4))
+
+    def trained(loss, params, select):
+        tx = make(select)
+        state = tx.init(params)
+        for _ in range(6):
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    def loss(kernels):
+        y = x
+        for kernel in kernels:
+            y = jnp.tanh(y @ kernel)
+        return jnp.sum(jnp.cos(y))
+
+    alone = {str(i): {"kernel": jnp.asarray(kernel)} for i, kernel in enumerate(stack)}
+    expected = trained(lambda params: loss([params[str(i)]["kernel"] for i in range(3)]), alone, None)
+    stacked = {"kernel": jnp.asarray(stack)}
+    found = trained(lambda params: loss(params["kernel"]), stacked, lambda path, leaf: (0,))["kernel"]
+    for i in range(3):
+        # Of saturated units gradients are near Adam's epsilon, where it magnifies rounding.
+        np.testing.assert_allclose(found[i], expected[str(i)]["kernel"], rtol=1e-6)
+    shared = trained(lambda params: loss(params["kernel"]), stacked, None)["kernel"]
+    assert np.abs(np.linalg.norm(shared, axis=(1, 2)) / np.linalg.norm(stack, axis=(1, 2)) - 1).max() > 0.01
+
+
+def test_what_the_inner_optimizer_asks_for_comes_through_and_numbers_may_be_injected(x64):
+    plateau = lambda tx: optax.chain(tx, optax.contrib.reduce_on_plateau(factor=0.5, patience=1))  # noqa: E731
+    for tx, outside in (
+        (lawn(plateau(optax.sgd(0.1)), 9), plateau(optax.sgd(0.1))),
+        (optax.inject_hyperparams(lawn)(inner=plateau(optax.sgd(0.1)), free_steps=9), plateau(optax.sgd(0.1))),
+    ):
+        params, expected = PARAMS, PARAMS
+        state, other = tx.init(params), outside.init(expected)
+        for _ in range(5):  # a value that does not fall: the rate is halved
+            updates, state = tx.update(jax.grad(_loss)(params), state, params, value=1.0)
+            params = optax.apply_updates(params, updates)
+            updates, other = outside.update(jax.grad(_loss)(expected), other, expected, value=1.0)
+            expected = optax.apply_updates(expected, updates)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), params, expected)
+    rate = lambda step: 0.1 / (1 + step)  # noqa: E731
+    injected, _ = _steps(optax.inject_hyperparams(hyperball)(direction=optax.scale_by_adam(), learning_rate=rate), 4)
+    plain, _ = _steps(hyperball(optax.scale_by_adam(), rate), 4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), injected[-1], plain[-1])  # a float32 rate

@@ -93,3 +93,15 @@ def test_what_the_user_says_of_kernels_is_taken_unless_a_bias_contradicts():
     np.testing.assert_allclose(
         stacked["kernel"], leaves["conv"] - leaves["conv"].mean((1, 2), keepdims=True), atol=1e-6
     )
+
+
+def test_a_group_without_kernels_is_left_alone():
+    """Each group of `optax.partition` sees its leaves alone."""
+    params = {"conv": {"kernel": jnp.ones((3, 3, 8, 5)) * jnp.arange(1.0, 6.0)[None, None, None], "bias": jnp.ones(5)}}
+    groups = {"conv": {"kernel": "matrices", "bias": "vectors"}}
+    centering = keep_kernels_centered(select_conv_kernels(window=2))
+    tx = optax.partition(dict.fromkeys(("matrices", "vectors"), optax.chain(optax.sgd(0.1), centering)), groups)
+    updates, _ = tx.update(params, tx.init(params), params)
+    after = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(after["conv"]["kernel"], 0, atol=2e-6)  # float32 means of numbers up to 5
+    np.testing.assert_allclose(after["conv"]["bias"], 0.9)

@@ -140,7 +140,7 @@ def test_a_non_finite_loss_stops_with_a_message_and_a_report(tmp_path):
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(fields, error, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(spec, "create_state", lambda *a: pytest.fail("compiled something"))
+    monkeypatch.setattr(spec, "first_state", lambda *a: pytest.fail("compiled something"))
     with pytest.raises(error, match=message):
         loop.run(small_config(**fields), tmp_path / "new")
     if "2000" not in message:

@@ -10,6 +10,7 @@ import pytest
 
 from mimicnorm_jax.data import datasets
 from mimicnorm_jax.errors import ConfigError
+from mimicnorm_jax.optim import FixedNormState
 from mimicnorm_jax.training import build_spec, config, loop, restore, workdir
 from mimicnorm_jax.training.resilience import CheckpointMetadata, Checkpoints
 from mimicnorm_jax.training.spec import make_model
@@ -95,3 +96,32 @@ def test_a_folder_without_a_run_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ConfigError, match=r"config.init_from is .*nowhere', which holds no run with a checkpoint"):
         loop.run(fields, tmp_path / "run")
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("centering", ["in_call", "after_step"])
+def test_the_norms_that_a_run_keeps_are_those_of_the_kernels_that_it_starts_from(first, centering):
+    """Also where it centers them first; a small step then turns them."""
+    _, trained = first
+    folder = first[0]
+    fields = {"constraint": "hyperball", "weight_decay": 0.0, "momentum": 0.0, "warmup_epochs": 0.0}
+    if centering == "after_step":
+        spec = build_spec(config.validate(config.base(model="resnet8", centering=centering, **fields)))
+        state = spec.init_state()
+    else:
+        spec = build_spec(_config(model="reactnet8", init_from=str(folder), learning_rate=1e-4, **fields))
+        state = restore.start(spec)
+        jax.tree.map(np.testing.assert_array_equal, state.params, trained.params)
+    kept = [leaf.norms for leaf in jax.tree.leaves(state.opt_state, is_leaf=_keeps) if _keeps(leaf)]
+    assert len(kept) == 1
+
+    def compare(path, norm, leaf):
+        if norm > 0:
+            # A sum of up to some 10,000 squares in float32.
+            np.testing.assert_allclose(norm, np.linalg.norm(np.asarray(leaf, np.float64)), rtol=1e-5)
+        return bool(norm > 0)
+
+    assert sum(jax.tree.leaves(jax.tree.map_with_path(compare, kept[0], state.params))) > 5
+
+
+def _keeps(node):
+    return isinstance(node, FixedNormState)
