@@ -18,6 +18,7 @@ Runs what results/sharpness.jsonl does not hold yet, whole seeds one after anoth
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ from mimicnorm_jax.data import require_prepared
 from mimicnorm_jax.diagnostics import curvature
 from mimicnorm_jax.errors import DataError
 
+CHANCE = 0.999 * math.log(10)
+"""A thousandth below the cross entropy of ten classes that are told apart by nothing."""
 GAMMAS = (0.1, 0.3, 1.0, 3.0, 10.0)
 BOUNDS = ("bound", "last_bound")
 """Theory's bounds on the curvature: of all layers, and of the last one, where the two are not the same thing."""
@@ -81,11 +84,14 @@ def missing(form: str, done: set[Any], seeds: list[int], data_dir: str) -> Itera
 def stable_rate(record: Record) -> float:
     """The largest rate up to which training ended below the loss that it began with; 0 if there is none.
 
+    A cross entropy has to be below that of chance too, which networks begin above.
     Where that is the largest of all, it is a lower bound.
     """
-    stable = 0.0
+    stable, bound = 0.0, record["initial_loss"]
+    if record["net"] != "stack":
+        bound = min(bound, CHANCE)
     for rate, loss in zip(record["rates"], record["losses"], strict=True):
-        if loss is None or loss >= record["initial_loss"]:
+        if loss is None or loss >= bound:
             break
         stable = rate
     return stable
@@ -106,6 +112,11 @@ def _spread(records: list[Record], of: Callable[[Record], float]) -> str:
     return _results.mean_and_deviation([of(record) for record in records], ".3g", ".2g")
 
 
+def _or_more(records: list[Record]) -> str:
+    """Where the largest rate of all is stable, by one seed at least, what is larger was not tried."""
+    return " or more" if any(stable_rate(record) == record["rates"][-1] for record in records) else ""
+
+
 def map_table(records: list[Record]) -> str:
     """Rows of the map: curvature, predicted and observed rates, mean and deviation over seeds."""
     rows = []
@@ -117,8 +128,8 @@ def map_table(records: list[Record]) -> str:
                 _spread(found, lambda r: r["eigenvalue"]),
                 _spread(found, predicted),
                 *bound,
-                _spread(found, stable_rate),
-                _spread(found, lambda r: stable_rate(r) / predicted(r)),
+                _spread(found, stable_rate) + _or_more(found),
+                _spread(found, lambda r: stable_rate(r) / predicted(r)) + _or_more(found),
                 _spread(found, lambda r: best_rate(r) / predicted(r)),
             )
         )
@@ -173,8 +184,8 @@ width {full.width:,}, and resnet8 as it is. lambda_max is
 that of the Gauss-Newton matrix at initialization on {CURVED} training images as one batch, derivatives going through
 the statistics as in training; eta* = 2 (1 + mu) / lambda_max. By theory: eta* of `theory.fisher_bound` with the digits'
 moments, of all layers, for statistics held fixed, and of the last layer alone, which is what is left with derivatives
-through the statistics. Stable: the mean loss over the last epoch is below the loss at the start, at
-that rate and all lower ones.
+through the statistics. Stable: the mean loss over the last epoch is below the loss at the start, and a cross entropy
+below that of chance, at that rate and all lower ones.
 
 {map_table(records)}
 {_figures(records)}

@@ -26,7 +26,8 @@ _SETTING = (
     "All of CIFAR-100's 50,000 training images, the paper's augmentation, batch 128; learning rate 0.05 (the paper's "
     "0.1 at batch 256, in proportion) unless said, one epoch of warm-up, divided by ten at 0.53, 0.73 and 0.9 of the "
     "run. Methods with one seed share the random numbers of their kernels and the order of images, so differences are "
-    "taken by seed; brackets are 95 % intervals of their mean by Student's t. `best` is the best test epoch, which the "
+    "taken by seed; brackets are 95 % intervals of their mean by Student's t, and what stands behind ± is the standard "
+    "deviation over seeds. `best` is the best test epoch, which the "
     "paper reports and which is chosen on the test images; all else is of the final epoch. A run that did not survive "
     f"counts as chance ({comparison.CHANCE:g} %) and is not in the figures. Calibration error: {BINS} bins of equal "
     "width of the most probable class's probability; confidence - accuracy: over all test images, the last BatchNorm "
@@ -106,7 +107,8 @@ def conclusion(study: Study, records: Sequence[Record]) -> str:
     apart = {net: difference(runs, "mimicnorm") for net, runs in homes.items()}
     text = [
         f"After {_epochs(homes[net])} epochs of CIFAR-100 a {NETS.get(net, net)} ends with MimicNorm "
-        f"{_against(pairs, 'BatchNorm')}: final test accuracies {' and '.join(accuracies(homes[net], pairs))} %."
+        f"{_against(pairs, 'BatchNorm')}: final test accuracies {' and '.join(accuracies(homes[net], pairs))} % "
+        "(± standard deviation over seeds)."
         for net, pairs in apart.items()
         if pairs is not None
     ]
@@ -119,7 +121,7 @@ def conclusion(study: Study, records: Sequence[Record]) -> str:
     text.append(
         "These are small networks on one data set, in a fifth of the paper's epochs or less, at the paper's learning "
         "rate and not each method's best: they say nothing of larger networks or longer runs, and the intervals are "
-        "about seeds alone, each by itself."
+        "about seeds alone, each by itself; one of two seeds says little more than that both agree."
     )
     return " ".join(text)
 

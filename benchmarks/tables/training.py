@@ -24,7 +24,9 @@ def _quickstart(results: Path) -> str:
         f"{len(runs)}",
         f"{runs[0]['machine']['cores']} CPU cores",
     )
-    return table(["wall time, compilation included", "peak memory", "test accuracy", "seeds", "on"], [row])
+    return table(
+        ["wall time, compilation included", "peak memory", "test accuracy, ± standard deviation", "seeds", "on"], [row]
+    )
 
 
 def faults(results: Path) -> list[tuple[str, str]]:

@@ -141,7 +141,7 @@ class TrainConfig:
         0.0, "of an average of the parameters that evaluation uses, with BatchNorm statistics of its own; 0: none"
     )
     min_crop_area: float = _fraction(
-        0.0, "smallest share of a streamed image's area that a random cut has, see data.Cut; 0: the middle"
+        0.0, "smallest share of a streamed image's area that a random cut has, see data.streaming.Cut; 0: the middle"
     )
     crop_padding: int = _at_least(0, 0, "pixels around an image before a random crop")
     flip: bool = _any(False, "mirror images with probability 1/2")

@@ -82,7 +82,7 @@ Planned by the compiler, for one device; nothing was run. In brackets: ratio to 
 and the dataset, which waits on the device unless it is streamed; ! does not fit. GFLOP: of convolutions and products,
 what is done again included. GB moved: what kernels read and write. Bound: a step cannot take less time, by its
 operations or bytes; it is no prediction. Fused: forward convolutions that apply an activation / add a residual in their
-kernel / all (CUDA)."""
+kernel / all (CUDA). Largest batch: of those that are no larger than the training images."""
 
 
 def references(rows: Sequence[Row]) -> dict[str, TrainingPlan]:
@@ -114,7 +114,7 @@ def decoding(rows: Sequence[Row], rate: float) -> str:
       rows: of streamed runs.
       rate: images a second that a core decodes.
     """
-    lines = [f"streamed images, of which a core of this machine decodes {rate:,.0f} a second (500 x 375 JPEG):"]
+    lines = [f"streamed images, of which a core of this machine decodes {rate:,.0f} a second (500 x 375 JPEG)"]
     for row in rows:
         if isinstance(row.plan, TrainingPlan) and (seconds := row.plan.step.bound_seconds):
             needed = row.plan.batch_size / seconds
