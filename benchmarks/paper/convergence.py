@@ -134,13 +134,15 @@ def _others(study: Study, records: Sequence[Record], runs: Runs) -> dict[str, li
     compared |= {arm.method: found for arm, found in study.runs(records) if arm.against and len(arm.seeds) > 1}
     remarks = HALVES | ({none[0]: f"the better of two initializations by test accuracy, {none[1]}"} if none else {})
     above, below, open_ = "above it (95 % interval without 0)", "below it", "not told from it by these seeds"
-    groups: dict[str, list[tuple[float, str]]] = {above: [], below: [], open_: []}
+    alone = "by one seed alone"
+    groups: dict[str, list[tuple[float, str]]] = {above: [], below: [], open_: [], alone: []}
     for method, found in compared.items():
         if method not in ("mimicnorm", "batchnorm") and (gain := paired(found, _of(runs, "mimicnorm"), final)):
-            low, high = gain.interval or (0.0, 0.0)
             remark = f" ({remarks[method]})" if method in remarks else ""
             said = f"`{method}`{remark} {gain.mean:+.2f}" + (f" ({gain.no_interval})" if gain.no_interval else "")
-            groups[above if low > 0 else below if high < 0 else open_].append((gain.mean, said))
+            low, high = gain.interval or (0.0, 0.0)
+            where = above if low > 0 else below if high < 0 else open_ if gain.interval else alone
+            groups[where].append((gain.mean, said))
     return {where: [said for _, said in sorted(found, reverse=True)] for where, found in groups.items()}
 
 

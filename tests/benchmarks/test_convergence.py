@@ -130,12 +130,13 @@ def test_a_page_says_what_may_be_concluded_from_what_there_is(tmp_path):
     below = "below it `none` (the better of two initializations by test accuracy, seed 0) -29.00"
     assert f"in the ResNet-8, in points: {below}." in page
     one = "`weightmean` (weight centering alone) +7.00 (seed 0 only)"
-    assert f"in points: {below}; not told from it by these seeds {one}." in _written(tmp_path, half)
+    assert f"in points: {below}; by one seed alone {one}." in _written(tmp_path, half)
     # Differences 7 and 7.5, whose interval is 4.07 to 10.43; 2 and -30; -8 alone.
     more = [_record(_first("weightmean"), 1, 0.675), surer, _record(_first(methods[1]), 1, 0.3), worse]
     above = "above it (95 % interval without 0) `weightmean` (weight centering alone) +7.25"
-    rest = "`nf` -8.00 (seed 0 only), `mimicnorm, logit_scale=2.0` -14.00"
-    assert f"in points: {above}; {below}; not told from it by these seeds {rest}." in _written(tmp_path, *more)
+    open_, alone = "`mimicnorm, logit_scale=2.0` -14.00", "`nf` -8.00 (seed 0 only)"
+    rest = f"not told from it by these seeds {open_}; by one seed alone {alone}"
+    assert f"in points: {above}; {below}; {rest}." in _written(tmp_path, *more)
     squeezed = [_record(_first(method, "squeezenet"), 0, 0.7) for method in ("batchnorm", "mimicnorm")]
     assert "After 20 epochs of CIFAR-100 a SqueezeNet ends with MimicNorm 0.00 points above" in _written(
         tmp_path, *squeezed
