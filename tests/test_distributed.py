@@ -26,7 +26,7 @@ from mimicnorm_jax import distributed, models
 from mimicnorm_jax.data.augment import Augmentation
 from mimicnorm_jax.data.pipeline import Selection, gather_batch
 from mimicnorm_jax.training.parallel import DataParallel
-from mimicnorm_jax.training.state import create_state
+from tests.training.runs import create_state
 from mimicnorm_jax.training.step import AXIS, StepConfig
 
 port, processes, process, out, *cases = sys.argv[1:]

@@ -107,8 +107,7 @@ def conclusion(study: Study, records: Sequence[Record]) -> str:
     apart = {net: difference(runs, "mimicnorm") for net, runs in homes.items()}
     text = [
         f"After {_epochs(homes[net])} epochs of CIFAR-100 a {NETS.get(net, net)} ends with MimicNorm "
-        f"{_against(pairs, 'BatchNorm')}: final test accuracies {' and '.join(accuracies(homes[net], pairs))} % "
-        "(± standard deviation over seeds)."
+        f"{_against(pairs, 'BatchNorm')}: final test accuracies {' and '.join(accuracies(homes[net], pairs))} %."
         for net, pairs in apart.items()
         if pairs is not None
     ]
@@ -119,6 +118,7 @@ def conclusion(study: Study, records: Sequence[Record]) -> str:
     if said := "; ".join(f"{where} {', '.join(methods)}" for where, methods in found.items() if methods):
         text.append(f"Others minus MimicNorm in the {NETS.get(net, net).partition(' (')[0]}, in points: {said}.")
     text.append(
+        "Behind ± stands the standard deviation over seeds. "
         "These are small networks on one data set, in a fifth of the paper's epochs or less, at the paper's learning "
         "rate and not each method's best: they say nothing of larger networks or longer runs, and the intervals are "
         "about seeds alone, each by itself; one of two seeds says little more than that both agree."

@@ -47,34 +47,36 @@ class FixedNormState(NamedTuple):
     inner: optax.OptState
 
 
-def _dot(a: jax.Array, b: jax.Array, kept: jax.Array) -> jax.Array:
+def _dot(a: jax.Array, b: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inner product, in at least float32: one number, or a stack's in a shape that is 1 along its kernels."""
     dtype = jnp.promote_types(a.dtype, jnp.float32)
     product = a.astype(dtype) * b.astype(dtype)
-    if not kept.ndim:
+    if not shape:
         return jnp.sum(product)
-    return jnp.sum(product, [axis for axis, side in enumerate(kept.shape) if side == 1], keepdims=True)
+    return jnp.sum(product, [axis for axis, side in enumerate(shape) if side == 1], keepdims=True)
 
 
-def _norm(leaf: jax.Array, kept: jax.Array) -> jax.Array:
-    """The Frobenius norm, in at least float32, of the shape of the norm that is kept."""
-    return jnp.sqrt(_dot(leaf, leaf, kept))
+def _norm(leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The Frobenius norm, in the shape of `_dot`."""
+    return jnp.sqrt(_dot(leaf, leaf, shape))
 
 
-def _first_norm(leaf: jax.Array, stack: bool | tuple[int, ...]) -> jax.Array:
-    axes = () if isinstance(stack, bool) else tuple(axis % leaf.ndim for axis in stack)
-    shape = tuple(side if axis in axes else 1 for axis, side in enumerate(leaf.shape)) if axes else ()
-    return _norm(leaf, jnp.zeros(shape))
+def _kept_shape(leaf: jax.Array, stack: bool | tuple[int, ...]) -> tuple[int, ...]:
+    if not isinstance(stack, tuple):
+        return ()
+    axes = [axis % leaf.ndim for axis in stack]
+    return tuple(side if axis in axes else 1 for axis, side in enumerate(leaf.shape))
 
 
-def _tangent(vector: jax.Array, leaf: jax.Array, kept: jax.Array) -> jax.Array:
+def _tangent(vector: jax.Array, leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """A vector without its part along a leaf; zero leaves have none."""
-    square = _dot(leaf, leaf, kept)
-    part = _dot(vector, leaf, kept) / jnp.where(square == 0, 1, square)
+    square = _dot(leaf, leaf, shape)
+    part = _dot(vector, leaf, shape) / jnp.where(square == 0, 1, square)
     return (vector - part * leaf).astype(vector.dtype)
 
 
 def _scaled(vector: jax.Array, to: jax.Array) -> jax.Array:
-    length = _norm(vector, to)
+    length = _norm(vector, to.shape)
     return (vector * (to / jnp.where(length == 0, 1, length))).astype(vector.dtype)
 
 
@@ -104,8 +106,10 @@ def _norms(select: SelectNorm, params: optax.Params) -> Any:
     _refuse_other_names(select, params)
 
     def first(path: Any, leaf: jax.Array) -> jax.Array:
-        chosen = select(leaf_names(path), leaf)
-        return _first_norm(leaf, chosen) if chosen else jnp.zeros((), jnp.promote_types(leaf.dtype, jnp.float32))
+        stack = select(leaf_names(path), leaf)
+        if not stack:
+            return jnp.zeros((), jnp.promote_types(leaf.dtype, jnp.float32))
+        return _norm(leaf, _kept_shape(leaf, stack))
 
     return jax.tree_util.tree_map_with_path(first, params)
 
@@ -145,7 +149,7 @@ def lawn(
       ValueError: for a negative number of free steps.
     """
     # `optax.inject_hyperparams` gives numbers as arrays.
-    if isinstance(free_steps, int) and free_steps < 0:
+    if not isinstance(free_steps, jax.Array) and free_steps < 0:
         raise ValueError(f"free_steps is {free_steps}: a phase has at least 0 steps")
     select, inner = select or select_all_kernels, optax.with_extra_args_support(inner)
 
@@ -160,14 +164,14 @@ def lawn(
         # Until the phase ends the norms follow the leaves.
         norms = _map(
             select,
-            lambda kept, leaf: jnp.where(state.num_steps > free_steps, kept, _norm(leaf, kept)),
+            lambda kept, leaf: jnp.where(state.num_steps > free_steps, kept, _norm(leaf, kept.shape)),
             lambda kept, leaf: kept,
             state.norms,
             params,
         )
 
         def projected(vector: jax.Array, kept: jax.Array, leaf: jax.Array) -> jax.Array:
-            return jnp.where(frozen & (kept > 0), _tangent(vector, leaf, kept), vector)
+            return jnp.where(frozen & (kept > 0), _tangent(vector, leaf, kept.shape), vector)
 
         def back(step: jax.Array, kept: jax.Array, leaf: jax.Array) -> jax.Array:
             return jnp.where(frozen & (kept > 0), _scaled(leaf + step, kept) - leaf, step)

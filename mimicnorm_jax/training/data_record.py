@@ -89,31 +89,37 @@ def recorded(config: TrainConfig, folder: Path, found: DatasetSpec) -> TrainConf
     Raises:
       WorkdirError: as `read` and `DataRecord.require_same_classes`.
     """
-    if (record := read(folder)) is None:
+    return _filled(config, folder, read(folder), found)
+
+
+def _filled(config: TrainConfig, folder: Path, record: DataRecord | None, found: DatasetSpec) -> TrainConfig:
+    if record is None:
         return config
     record.require_same_classes(folder, found)
     return replace(config, mean=record.mean, std=record.std)
 
 
-def known(config: TrainConfig, folder: Path) -> DatasetSpec:
-    """The data set of a run as the run's folder describes it, whatever lies in its place now.
+def known(config: TrainConfig, folder: Path) -> tuple[TrainConfig, DatasetSpec]:
+    """The config as `recorded` fills it, and the data set as the run's folder describes it, whatever is in its place.
 
     Args:
       config: of the run.
       folder: of the run.
 
     Returns:
-      The data set; of a run that did not record it, as it is now.
+      Both; of a run that did not record its data set, this as it is now.
 
     Raises:
       DataError: if the run did not record it and it is gone.
-      WorkdirError: as `read`.
+      WorkdirError: as `recorded`.
     """
     record = read(folder)
     if record is None or not record.complete or config.dataset.partition(":")[0] not in datasets.KINDS:
-        return dataset_of(config)
-    counts = (record.num_classes, record.num_train, record.num_test)
-    return DatasetSpec(config.dataset, record.image_shape, *counts, open=_only_described, classes=record.classes)
+        found = dataset_of(config)
+    else:
+        counts = (record.num_classes, record.num_train, record.num_test)
+        found = DatasetSpec(config.dataset, record.image_shape, *counts, open=_only_described, classes=record.classes)
+    return _filled(config, folder, record, found), found
 
 
 def _only_described(spec: DatasetSpec, data_dir: str) -> tuple[ImageSource, ImageSource]:

@@ -105,7 +105,8 @@ def _run(spec: RunSpec, folder: Path, make_hook: MakeHook | None) -> dict[str, A
                 _require_same_images(trainer, metadata, folder)
                 if record is not None:
                     record.require_same_classes(folder, spec.dataset)
-                data_record.write(folder, trainer.dataset)  # an earlier version's run recorded less
+                if record is None or not record.complete:  # of an earlier version
+                    data_record.write(folder, trainer.dataset)
             resuming = f"resuming after step {state.step}, epoch {metadata.epoch}"
             log_line("this run is complete" if complete else resuming)
         state, metadata = _broadcast(*found)

@@ -54,15 +54,15 @@ def read_checkpoint(folder: Path, which: str, data_dir: str = "", model: Any = N
     if not (folder / "checkpoints").is_dir():
         raise WorkdirError(f"{folder} holds no checkpoint")
     # A checkpoint is that of its network, whatever devices share a batch here; no data is read for it.
-    spec = build_spec(config, num_devices=1, model=model, dataset=data_record.known(config, folder))
+    config, dataset = data_record.known(config, folder)
+    spec = build_spec(config, num_devices=1, model=model, dataset=dataset)
     checkpoints = CheckpointReader(folder / "checkpoints")
     step = checkpoints.latest if which == "latest" else checkpoints.best
     if step is None:
         raise WorkdirError(f"{folder} holds no complete checkpoint")
     state, metadata = checkpoints.restore(step, spec.state_template())
-    config = data_record.recorded(config, folder, spec.dataset)
     name = f"{config.model} under {config.method}, {which} checkpoint (epoch {metadata.epoch}) of {folder}"
-    return Restored(config, spec.dataset, state.eval_variables, name)
+    return Restored(config, dataset, state.eval_variables, name)
 
 
 def require_start(config: TrainConfig) -> None:

@@ -5,10 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from flax import struct
-
-from mimicnorm_jax.training.model import init_variables
 
 
 class TrainState(struct.PyTreeNode):
@@ -54,19 +51,3 @@ def first_state(params: Any, batch_stats: Any, tx: optax.GradientTransformation,
         ema_params, ema_stats = jax.tree.map(jnp.copy, (params, batch_stats))
         averages = {"ema_params": ema_params, "ema_batch_stats": ema_stats if jax.tree.leaves(ema_stats) else None}
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, tx.init(params), **averages)
-
-
-def create_state(
-    model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, ...], seed: int, ema: bool
-) -> TrainState:
-    """`first_state` of a fresh network.
-
-    Args:
-      model: maps images to logits.
-      tx: the optimizer.
-      image_shape: `(H, W, C)`.
-      seed: of the parameters.
-      ema: whether to keep an average of the parameters.
-    """
-    variables = init_variables(model, jax.random.key(seed), image_shape)
-    return first_state(variables["params"], variables.get("batch_stats", {}), tx, ema)

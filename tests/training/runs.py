@@ -2,10 +2,13 @@
 
 import contextlib
 
+import jax
 import pytest
 
 from mimicnorm_jax.training import config, spec
+from mimicnorm_jax.training.model import init_variables
 from mimicnorm_jax.training.resilience import Checkpoints
+from mimicnorm_jax.training.state import first_state
 
 
 def small_config(**fields):
@@ -19,6 +22,12 @@ def small_config(**fields):
         "ema_decay": 0.9,
     }
     return config.validate(config.base(**defaults | fields))
+
+
+def create_state(model, tx, image_shape, seed, ema):
+    """A state before its first step, without a config."""
+    variables = init_variables(model, jax.random.key(seed), image_shape)
+    return first_state(variables["params"], variables.get("batch_stats", {}), tx, ema)
 
 
 def restored(folder, fields):

@@ -18,9 +18,9 @@ from mimicnorm_jax.models import LastBatchNormHead, LayerFactory
 from mimicnorm_jax.models.head import LAST_BN
 from mimicnorm_jax.training import AXIS, StepConfig, train_step
 from mimicnorm_jax.training.gradients import LossAndGrad
-from mimicnorm_jax.training.state import create_state
 from tests.conftest import also
 from tests.diagnostics.networks import filled
+from tests.training.runs import create_state
 
 pytestmark = pytest.mark.usefixtures("short")
 SHAPE = (8, 8, 1)

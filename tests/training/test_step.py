@@ -15,8 +15,8 @@ from mimicnorm_jax.data import Augmentation
 from mimicnorm_jax.data.pipeline import Selection, gather_batch
 from mimicnorm_jax.linen import Dropout
 from mimicnorm_jax.training import AXIS, StepConfig, TrainState, parallel
-from mimicnorm_jax.training.state import create_state
 from tests.conftest import also
+from tests.training.runs import create_state
 
 pytestmark = pytest.mark.usefixtures("short")
 SHAPE = (8, 8, 1)

@@ -15,8 +15,8 @@ from mimicnorm_jax.errors import DamagedCheckpointError, WorkdirError
 from mimicnorm_jax.optim import hyperball, lawn
 from mimicnorm_jax.training import TrainState
 from mimicnorm_jax.training.resilience import CheckpointMetadata, CheckpointReader, Checkpoints
-from mimicnorm_jax.training.state import create_state
 from tests.conftest import also
+from tests.training.runs import create_state
 
 # Orbax leaves coroutines behind where it reads, and where a file that it reads is missing.
 pytestmark = [
