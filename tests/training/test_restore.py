@@ -100,9 +100,8 @@ def test_a_folder_without_a_run_is_refused_before_anything_is_written(tmp_path):
 
 @pytest.mark.parametrize("centering", ["in_call", "after_step"])
 def test_the_norms_that_a_run_keeps_are_those_of_the_kernels_that_it_starts_from(first, centering):
-    """Also where it centers them first; a small step then turns them."""
-    _, trained = first
-    folder = first[0]
+    """Also where it centers them first."""
+    folder, trained = first
     fields = {"constraint": "hyperball", "weight_decay": 0.0, "momentum": 0.0, "warmup_epochs": 0.0}
     if centering == "after_step":
         spec = build_spec(config.validate(config.base(model="resnet8", centering=centering, **fields)))
